@@ -1,0 +1,429 @@
+/*
+ * ssed: broadcasts Server-Sent Events to many subscribers, and lets none of
+ * them miss an event unknowingly.
+ *
+ *  socket --read--> exchange.in --http_parse()--> struct request --route()--+
+ *                    bounded       pure, slices                             |
+ *     +---------------------------+------------------------------+---------+
+ *     |                           |                              |
+ *  GET a page               POST: encode once              GET: subscribe
+ *  memory or sendfile       ring_append()                  topic_seek(id)
+ *                           copies once                     = cursor
+ *
+ *  ring: [ oldest ....frames....frames....frames.... newest ]   ordinals
+ *                 ^ cursor A    ^ cursor B             ^ cursor C: caught up
+ *                 +-- ring_gather() -> iovecs -> writev; ring_advance()
+ *
+ * An event is encoded once, when it is published, into the bytes that go on
+ * the wire (a frame), and copied once, into the ring. A subscriber is a
+ * socket and a cursor. Live delivery, replay and catching up after a full
+ * socket are one act: send from the cursor to the end. Nobody has a queue of
+ * his own. A publisher never waits for a slow subscriber: one whose next
+ * frame has been evicted is overrun, and is cut; he comes back with his
+ * Last-Event-ID and is told of the gap.
+ *
+ * Reading order: this file, ring.c (what is kept), http.c (what bytes mean),
+ * sse.c (what happens). ring.c and http.c know nothing of each other.
+ */
+#ifndef SSE_H
+#define SSE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+
+/* Bytes that belong to somebody else; not NUL-terminated. */
+struct slice {
+    const char *data;
+    size_t length;
+};
+
+/* A slice of a string literal. */
+#define SLICE(literal) ((struct slice){ (literal), sizeof(literal) - 1 })
+
+/* ------------------------------------------------------------------ ring.c
+ *
+ * The history: frames in a byte ring, and an index with an entry for each.
+ *
+ * The bytes. A frame lies in the ring with its chunk envelope (RFC 9112,
+ * section 7.1) around it, so that adjacent frames are one contiguous range
+ * for an HTTP/1.1 subscriber:
+ *
+ *   "0000004e\r\n"  "id: 7\ndata: ...\n\n"  "\r\n"
+ *    FRAME_HEAD      the event stream's own   FRAME_TAIL
+ *
+ * A frame may begin near the end of the memory and go on at its start; that
+ * is the only wrap, and only ring.c knows of it.
+ *
+ * The index. Frames are numbered from 1 on as they are appended: the
+ * ordinal, which only grows. [oldest, next) are held. Ids grow with the
+ * ordinals, but may have gaps. Each frame belongs to one topic and names the
+ * topic's frame before and after it, so a topic is a chain through the ring.
+ *
+ * Eviction. The ring is bounded by count and by bytes at once; appending
+ * evicts from the old end until the new frame fits. Nothing protects a frame
+ * from eviction. A reader notices by his cursor: topic_overrun().
+ *
+ * Splicing. A frame with a splice point goes to a subscriber that catches up
+ * with the ring's splice text inserted there. This makes a catch_up_message
+ * out of a message with the stored bytes untouched and nothing copied.
+ */
+enum {
+    FRAME_HEAD = 10, /* a chunk size of constant width and its CR LF */
+    FRAME_TAIL = 2,  /* the CR LF after the chunk's data */
+};
+
+/* Ids stay exact in a JavaScript number. */
+#define ID_MAX ((UINT64_C(1) << 53) - 1)
+
+struct topic;
+
+/* An entry of the index. */
+struct frame {
+    uint64_t id;
+    uint64_t previous; /* ordinal of the topic's frame before, 0: evicted */
+    uint64_t next;     /* ordinal of the topic's frame after, 0: none yet */
+    uint64_t number;   /* counts the topic's frames, from 1 on */
+    size_t offset;     /* where it begins in the memory */
+    struct topic *topic;
+    uint32_t length;      /* bytes, the envelope included */
+    uint32_t splice;      /* where the splice text goes in, 0: nowhere */
+    char spliced_size[8]; /* the chunk size of the spliced form */
+};
+
+struct ring {
+    struct frame *frames; /* owned; frame with ordinal o at o & mask */
+    char *memory;         /* owned */
+    size_t size;          /* of the memory */
+    size_t used;          /* sum of the held frames' lengths */
+    size_t offset;        /* where the next frame begins */
+    uint64_t mask;
+    uint64_t limit;           /* frames held at most */
+    uint64_t oldest;          /* ordinal; == next when nothing is held */
+    uint64_t next;            /* ordinal of the next frame */
+    uint64_t newest_id;       /* of the newest frame ever, or where ids began */
+    struct slice splice_text; /* not owned */
+};
+
+/*
+ * A topic. The first part is ring.c's: the chain through the ring. It lasts
+ * while a frame of it is held or somebody subscribes. The rest is sse.c's:
+ * who subscribes, and how far the delivery of what is new has come.
+ */
+struct topic {
+    uint64_t oldest;  /* ordinal of its oldest held frame, 0: none held */
+    uint64_t newest;  /* ordinal of its newest held frame, 0: none held */
+    uint64_t evicted; /* ordinal of its newest evicted frame, 0: none */
+    uint64_t mark;    /* a position below this id may have lost something */
+    uint64_t count;   /* frames it ever had: the newest one's number */
+
+    uint32_t *subscribers; /* owned: file descriptors, in no order */
+    uint32_t subscriber_count;
+    uint32_t subscriber_room;
+    uint32_t unvisited;   /* those at [0, unvisited) in this pass */
+    uint64_t pass_end;    /* newest frame when the pass began */
+    uint64_t undelivered; /* oldest frame not yet offered to all, 0: none */
+    struct topic *next_in_pass; /* in the queue of topics with new frames */
+};
+
+/*
+ * A reader's place among a topic's frames. Everything up to and including
+ * the ordinal `last` is behind it, and `sent` bytes of the frame after that,
+ * counted in the form that this reader gets.
+ */
+struct cursor {
+    uint64_t last;
+    uint32_t sent;
+    uint32_t events; /* frames passed: what has been sent whole */
+};
+
+/* What a reader gets of a frame. */
+enum form {
+    FORM_PLAIN = 0,   /* the event stream's bytes alone: HTTP/1.0 */
+    FORM_CHUNKED = 1, /* with the chunk envelope */
+    FORM_SPLICED = 2, /* with the splice text, where there is a place */
+};
+
+/*
+ * Allocates a ring for at most `limit` frames and `size` bytes, whose first
+ * event comes after the id `newest_id`. `splice_text` must outlive it.
+ * Returns 0, or -1 with errno (ENOMEM). ring_release() frees it.
+ */
+int ring_init(struct ring *ring, uint64_t limit, size_t size,
+              uint64_t newest_id, struct slice splice_text);
+void ring_release(struct ring *ring);
+
+/* A topic of which nothing is held and nobody subscribes to; no allocation. */
+void topic_init(struct topic *topic, const struct ring *ring);
+
+/*
+ * The oldest ordinal that would still be held if a frame of `length` bytes
+ * were appended: what is below is evicted by it. `length` <= ring->size.
+ */
+uint64_t ring_oldest_after(const struct ring *ring, size_t length);
+
+/*
+ * Appends a whole frame, envelope included, copying its bytes, and evicts
+ * what has to go. `id` is greater than ring->newest_id; `splice` is the place
+ * of the splice text in `bytes`, or 0. bytes.length <= ring->size. Returns
+ * the frame's ordinal. Cannot fail.
+ */
+uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
+                     struct slice bytes, uint32_t splice);
+
+/* The entry of a held frame. */
+const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal);
+
+/* The ordinal of the newest held frame whose id is <= `id`; oldest - 1 if
+ * there is none. Logarithmic. */
+uint64_t ring_find(const struct ring *ring, uint64_t id);
+
+/*
+ * Places for a cursor's `last`, so that what follows is: nothing but what
+ * comes from now on; what is newer than `id`; the newest `count` frames;
+ * all that is held. Time is at most in proportion to the frames that follow.
+ */
+uint64_t topic_end(const struct topic *topic);
+uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
+                    uint64_t id);
+uint64_t topic_back(const struct ring *ring, const struct topic *topic,
+                    uint64_t count);
+uint64_t topic_start(const struct topic *topic);
+
+/* The ordinal of the topic's frame after `last` (a place as above, or an
+ * ordinal of this topic), 0 if there is none yet. */
+uint64_t topic_after(const struct ring *ring, const struct topic *topic,
+                     uint64_t last);
+
+/* How many of the topic's held frames come after `last`. */
+uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
+                           uint64_t last);
+
+/* Whether a frame that the cursor has not passed is gone. */
+bool topic_overrun(const struct topic *topic, const struct cursor *cursor);
+
+/*
+ * Fills at most `room` iovecs with at most about `budget` bytes (a frame
+ * more, at the most) of what follows the cursor, up to and including the
+ * ordinal `until`; adjacent bytes are joined. Returns how many iovecs. They
+ * point into the ring and hold until the next append. The cursor must not be
+ * overrun. ring_advance() then moves the cursor by the bytes that were
+ * taken; it returns those that go beyond `until`. Both take `form`, a set of
+ * enum form, which must be the same from one frame's begin to its end.
+ */
+int ring_gather(const struct ring *ring, const struct topic *topic,
+                const struct cursor *cursor, uint64_t until, unsigned form,
+                struct iovec *iov, int room, size_t budget);
+size_t ring_advance(const struct ring *ring, const struct topic *topic,
+                    struct cursor *cursor, uint64_t until, unsigned form,
+                    size_t bytes);
+
+/* ------------------------------------------------------------------ http.c
+ *
+ * HTTP/1.1 (RFC 9110, RFC 9112): what bytes mean, and how answers are
+ * spelled. Nothing here does I/O, but for the opening of a file.
+ *
+ * Lines end in CR LF and in nothing else: a bare CR or LF in a head or
+ * around a chunk is a 400, so that no two readers can see two different
+ * requests in the same bytes (RFC 9112, section 2.2, leaves the choice).
+ * What could be delimited in two ways is refused: Content-Length beside
+ * Transfer-Encoding, more than one of either, line folding, blanks before a
+ * colon.
+ */
+enum {
+    REQUEST_LINE_MAX = 8192,  /* over it: 414; RFC 9112 asks for >= 8000 */
+    HEAD_MAX = 16384,         /* request line and fields; over it: 431 */
+    FIELD_COUNT_MAX = 100,    /* over it: 431 */
+    CHUNK_LINE_MAX = 256,     /* size and extensions; over it: 400 */
+    TRAILER_MAX = 4096,       /* over it: 400 */
+    RESPONSE_HEAD_MAX = 1024, /* every head fits, but for a long --cors */
+};
+
+enum method {
+    METHOD_OTHER, /* a token, but no method that is known here */
+    METHOD_DELETE,
+    METHOD_GET,
+    METHOD_HEAD,
+    METHOD_OPTIONS,
+    METHOD_POST,
+};
+
+/* A parsed request head. The slices point into the parsed bytes. */
+struct request {
+    /* how far an incomplete head has been looked at; zero for a new one */
+    size_t scanned; /* bytes known to hold whole lines */
+    size_t start;   /* where the request line begins: after CR LFs */
+    unsigned lines; /* whole lines among them */
+    unsigned hosts; /* Host fields seen */
+
+    enum method method;
+    int minor;          /* HTTP/1.minor: 0 or 1 */
+    struct slice path;  /* percent-decoded, begins with a slash, or is "*" */
+    struct slice query; /* after the "?", as it came */
+    struct slice authorization;
+    struct slice content_type;
+    struct slice host;
+    struct slice if_modified_since;
+    struct slice if_none_match;
+    struct slice if_range;
+    struct slice last_event_id;
+    struct slice origin;
+    struct slice range;
+    int64_t content_length; /* -1: not given */
+    bool chunked;
+    bool close;           /* the connection ends with this exchange */
+    bool expect_continue; /* RFC 9110, section 10.1.1 */
+    bool forwarded;       /* passed a proxy: Forwarded, X-Forwarded-*, Via */
+    const char *error;    /* why the parser refused it: one line, no end */
+};
+
+/*
+ * Parses a request head from the bytes that have arrived so far. Returns how
+ * many bytes the head takes, 0 when it is not complete (call again with more,
+ * with the same *request, the old bytes first and unchanged), or minus the
+ * status to answer with, request->error then says why. Decodes the path in
+ * place. *request is zeroed by the caller for a new request.
+ */
+ssize_t http_parse(char *data, size_t length, struct request *request);
+
+/* Whether there is a body to read before the next request. */
+bool http_has_body(const struct request *request);
+
+/*
+ * The value of a query's parameter: percent-decoded ("+" is a blank; a broken
+ * escape stays as it is) into `value` of `size` bytes, cut where it is
+ * longer. The first one counts. False if there is none of that name.
+ */
+bool http_query(struct slice query, const char *name, char *value, size_t size,
+                struct slice *result);
+
+/* Whether a Host (or its like) is "localhost" or an IP address, with or
+ * without a port: a name that no DNS server can have made up. */
+bool http_host_is_local(struct slice host);
+
+/* Whether an Origin (RFC 6454, section 6.1) is that of `host`. */
+bool http_origin_is_host(struct slice origin, struct slice host);
+
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty
+ * if it is none. */
+struct slice http_bearer(struct slice authorization);
+
+/* Whether a Content-Type is that media type, whatever its parameters. */
+bool http_media_type_is(struct slice content_type, const char *media_type);
+
+/* Compares with a string, ASCII letters of either case alike. */
+bool slice_equals(struct slice slice, const char *text);
+
+/* The value of decimal digits and nothing else: no sign, no leading zero.
+ * False if it is anything else or over `maximum`. */
+bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number);
+
+/* How many bytes the UTF-8 sequence (RFC 3629) at the start of a text that is
+ * not empty has; 0 if there is none. */
+size_t utf8_sequence(struct slice text);
+
+/* The body of a request, as its bytes arrive. */
+struct body {
+    enum {
+        BODY_DATA, /* `left` bytes of the body or of the chunk */
+        BODY_DATA_END_CR,
+        BODY_DATA_END_LF,
+        BODY_SIZE,      /* before the first digit of a chunk size */
+        BODY_SIZE_MORE, /* after it */
+        BODY_EXTENSION,
+        BODY_SIZE_LF,
+        BODY_TRAILER, /* at the begin of a line after the last chunk */
+        BODY_TRAILER_LINE,
+        BODY_TRAILER_LF,
+        BODY_END_LF,
+        BODY_DONE,
+    } state;
+    bool chunked;
+    uint32_t overhead; /* bytes of this chunk's line, or of the trailer */
+    uint64_t left;
+};
+
+/* Begins with the body that the request's head announces. */
+void http_body_init(struct body *body, const struct request *request);
+
+/*
+ * Takes bytes of the body from `data` and sets *piece to the next run of
+ * them that is content (part of `data`; may be empty). Returns how many bytes
+ * were taken, or -400. Call it until body->state is BODY_DONE or the data is
+ * used up.
+ */
+ssize_t http_body_read(struct body *body, struct slice data,
+                       struct slice *piece);
+
+/* A response head to be written; what is zero is left out. */
+struct response {
+    int status;
+    bool close;
+    bool stream;    /* an event stream, with its fields; no Content-Length */
+    bool chunked;   /* the stream's framing */
+    bool preflight; /* the answer to an OPTIONS of a resource with CORS */
+    bool authenticate;
+    bool ranges;           /* bytes ranges are served */
+    bool no_length;        /* no Content-Length: 204, 304 */
+    uint64_t length;       /* of the content: Content-Length */
+    const char *date;      /* now, see http_date() */
+    const char *type;      /* Content-Type */
+    const char *allow;     /* methods */
+    const char *cors;      /* Access-Control-Allow-Origin */
+    const char *etag;      /* with its quotes */
+    time_t modified;       /* Last-Modified */
+    unsigned retry_after;  /* seconds */
+    struct slice location; /* Location: this path, a slash after it */
+    uint64_t range_first;  /* Content-Range, at 206 and 416 */
+    uint64_t range_last;
+    uint64_t range_total;
+};
+
+/* Writes a response head, its empty line included. Returns its length, or 0
+ * if `size` was too small. */
+size_t http_head(char *buffer, size_t size, const struct response *response);
+
+/* A status's reason phrase. */
+const char *http_reason(int status);
+
+/* An HTTP date (RFC 9110, section 5.6.7), into HTTP_DATE_SIZE bytes. */
+enum {
+    HTTP_DATE_SIZE = 30
+};
+void http_date(char *buffer, time_t when);
+
+/* A file to be sent, from memory or from a descriptor. */
+struct file {
+    const char *data; /* bundled: its bytes; not owned */
+    int fd;           /* from a folder: open, the caller's to close; or -1 */
+    uint64_t length;
+    const char *type;
+    time_t modified;
+    char etag[64]; /* strong: changes whenever the bytes may have */
+};
+
+/*
+ * Finds the file for a path: compiled in when `root` is -1, else below that
+ * directory, which nothing can lead out of (openat2(2), RESOLVE_BENEATH). A
+ * path that ends in a slash means the index.html there. Returns 0, or minus
+ * the status to answer with: 301 for a folder named without its slash, 404,
+ * 503 when descriptors or memory have run out.
+ */
+int http_file_open(struct file *file, int root, struct slice path);
+
+/* Makes the bundled files' validators; once, before the first is opened. */
+void http_bundle_init(time_t modified);
+
+/*
+ * Decides what a GET of `file` is answered with (RFC 9110, sections 13 and
+ * 14): sets the response's status (200, 206, 304, 416), its validators,
+ * Content-Type, length and range. *first is where to begin sending; nothing
+ * is sent at 304 and 416.
+ */
+void http_file_response(const struct file *file, const struct request *request,
+                        struct response *response, uint64_t *first);
+
+#endif
