@@ -31,6 +31,12 @@ bool slice_equals(struct slice slice, const char *text)
            strncasecmp(slice.data, text, slice.length) == 0;
 }
 
+bool slice_is(struct slice slice, const char *text)
+{
+    return strlen(text) == slice.length &&
+           memcmp(slice.data, text, slice.length) == 0;
+}
+
 static bool slice_begins(struct slice slice, const char *text)
 {
     size_t length = strlen(text);
@@ -144,8 +150,7 @@ static int parse_method(struct request *request, struct slice name)
     if (!is_token(name))
         return (int)refuse(request, 400, "the method is not a token");
     for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
-        if (strlen(methods[i].name) == name.length &&
-            memcmp(methods[i].name, name.data, name.length) == 0) {
+        if (slice_is(name, methods[i].name)) {
             request->method = methods[i].method;
             return 0;
         }
@@ -517,8 +522,7 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
         struct slice key = slice_split(&pair, '=');
         size_t length = 0;
 
-        if (key.length != strlen(name) ||
-            memcmp(key.data, name, key.length) != 0)
+        if (!slice_is(key, name))
             continue;
         while (pair.length && length < size) {
             int byte = percent_decoded(pair);
@@ -1061,8 +1065,7 @@ static bool etag_matches(struct slice list, const char *etag)
 
         if (one.length > 2 && memcmp(one.data, "W/", 2) == 0)
             one = slice_from(one, 2);
-        if (one.length == strlen(etag) &&
-            memcmp(one.data, etag, one.length) == 0)
+        if (slice_is(one, etag))
             return true;
     }
     return false;
@@ -1106,8 +1109,7 @@ static bool range_applies(const struct file *file,
     if (!condition.data)
         return true;
     if (condition.length && condition.data[0] == '"')
-        return condition.length == strlen(file->etag) &&
-               memcmp(condition.data, file->etag, condition.length) == 0;
+        return slice_is(condition, file->etag);
     return parse_date(condition, &when) && when == file->modified;
 }
 

@@ -126,6 +126,7 @@ struct topic {
     uint32_t unvisited;   /* those at [0, unvisited) in this pass */
     uint64_t pass_end;    /* newest frame when the pass began */
     uint64_t undelivered; /* oldest frame not yet offered to all, 0: none */
+    bool in_pass;         /* in that queue */
     struct topic *next_in_pass; /* in the queue of topics with new frames */
 };
 
@@ -314,7 +315,10 @@ struct slice http_bearer(struct slice authorization);
 /* Whether a Content-Type is that media type, whatever its parameters. */
 bool http_media_type_is(struct slice content_type, const char *media_type);
 
-/* Compares with a string, ASCII letters of either case alike. */
+/* Whether the bytes are those of `text`. */
+bool slice_is(struct slice slice, const char *text);
+
+/* The same, ASCII letters of either case alike. */
 bool slice_equals(struct slice slice, const char *text);
 
 /* The value of decimal digits and nothing else: no sign, no leading zero.

@@ -1,0 +1,155 @@
+# make help lists the targets.
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+
+# From outside: CC, CFLAGS, LDFLAGS, PREFIX, DESTDIR. What the program needs
+# is kept apart from them.
+CC ?= cc
+CFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+BUILD ?= .build/release
+SSED ?= ssed
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1)
+WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
+	-Wstrict-prototypes -Wmissing-prototypes
+NEEDED := -std=c11 -D_GNU_SOURCE -I. -DVERSION='"$(VERSION)"' $(WARNINGS)
+# _FORTIFY_SOURCE needs optimization, and some compilers set it themselves
+HARDENING ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
+	-fPIE
+HARDENING_LINK ?= -pie -Wl,-z,relro,-z,now
+COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
+LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
+
+CORE := sse ring http
+UNIT_TESTS := test_ring test_http
+BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c
+OBJECTS := $(CORE:%=$(BUILD)/%.o)
+TEST_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/test/%.o) \
+	$(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/test/black-box/hold.o
+PAGES := $(wildcard static/*)
+SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
+	bench/*.c)
+
+all: $(SSED) ## build ./ssed
+
+$(SSED): $(OBJECTS)
+	$(LINK) -o $@ $^
+
+# The version is compiled into one object, which is made again when it changes.
+$(BUILD)/sse.o: $(BUILD)/version
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' > $@
+
+$(BUILD)/http.o: $(PAGES)
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(COMPILE) -c -o $@ $<
+
+run: all ## build it and start it on http://127.0.0.1:3000/
+	./$(SSED)
+
+debug: ## build .build/debug/ssed without optimization
+	$(MAKE) all BUILD=.build/debug SSED=.build/debug/ssed CFLAGS='-O0 -g3' \
+		HARDENING= HARDENING_LINK=
+
+# ------------------------------------------------------------------ tests
+
+deps: ## install what the tests need (Criterion), with apt
+	@if [ -e /usr/include/criterion/criterion.h ]; then \
+		echo 'deps: Criterion is here'; \
+	else \
+		echo 'deps: installing libcriterion-dev with apt-get'; \
+		$(AS_ROOT) apt-get update -q && \
+		$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qy libcriterion-dev; \
+	fi
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
+
+TESTS = $(UNIT_TESTS:%=$(BUILD)/test/%) $(BUILD)/test/black_box
+
+$(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
+$(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
+$(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o)
+$(TESTS):
+	$(LINK) -o $@ $^ -lcriterion
+
+$(BUILD)/test/hold: $(BUILD)/test/black-box/hold.o
+	$(LINK) -o $@ $^
+
+test: $(SSED) $(TESTS) ## run every test
+	@for test in $(TESTS); do \
+		echo "$$test"; \
+		SSED=./$(SSED) $$test $(TEST_OPTIONS) || failed=1; \
+	done; test -z "$$failed"
+
+asan: ## build with ASan and UBSan and run every test on it
+	ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TEST_SLOWNESS=3 \
+	$(MAKE) test BUILD=.build/asan SSED=.build/asan/ssed HARDENING= \
+		HARDENING_LINK= CFLAGS='-O1 -g -fno-omit-frame-pointer \
+		-fsanitize=address,undefined -fno-sanitize-recover=all'
+
+valgrind: $(SSED) $(BUILD)/test/black_box ## run the server under valgrind
+	SSED=./$(SSED) SSED_UNDER='valgrind -q --leak-check=full \
+		--show-leak-kinds=all --error-exitcode=99' TEST_SLOWNESS=10 \
+		$(BUILD)/test/black_box --jobs 2
+
+hold: $(SSED) $(BUILD)/test/hold ## 10,000 subscribers, each event to each
+	test/hold.sh ./$(SSED) $(BUILD)/test/hold
+
+# ------------------------------------------------------------------ checks
+
+LINT := -std=c11 -D_GNU_SOURCE -I. -DVERSION='"check"'
+
+check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
+	@$(MAKE) --no-print-directory check-deps
+	$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
+	$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
+	clang-format --dry-run -Werror $(SOURCES)
+	clang-tidy --quiet --warnings-as-errors='*' \
+		$(wildcard *.c test/*.c test/*/*.c bench/*.c) -- $(LINT)
+	cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr \
+		--enable=warning,performance,portability \
+		--suppress=missingIncludeSystem -D_GNU_SOURCE -DVERSION='"check"' \
+		$(wildcard *.c)
+
+check-compiler: CFLAGS += -Werror
+check-compiler: $(OBJECTS) $(TEST_OBJECTS)
+
+check-deps: deps
+	@missing=; for tool in clang clang-tidy clang-format cppcheck; do \
+		command -v $$tool >/dev/null || missing="$$missing $$tool"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		echo "check: installing$$missing with apt-get"; \
+		$(AS_ROOT) apt-get update -q && \
+		$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qy $$missing; \
+	fi
+
+format: ## bring the sources into form
+	clang-format -i $(SOURCES)
+
+# ----------------------------------------------------------------- install
+
+install: all ## install to $(DESTDIR)$(PREFIX)/bin
+	install -D -m 755 $(SSED) $(DESTDIR)$(PREFIX)/bin/ssed
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/ssed
+
+clean: ## remove what was built
+	rm -rf .build ssed
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+
+-include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
+
+.PHONY: all run debug deps test asan valgrind hold check check-compiler \
+	check-deps format install uninstall clean help FORCE
+.SECONDARY:
