@@ -526,11 +526,12 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
             continue;
         while (pair.length && length < size) {
             int byte = percent_decoded(pair);
+            char as_it_is = *pair.data;
 
-            value[length++] = byte >= 0           ? (char)byte
-                              : *pair.data == '+' ? ' '
-                                                  : *pair.data;
-            pair = slice_from(pair, byte >= 0 ? 3 : 1);
+            if (as_it_is == '+')
+                as_it_is = ' ';
+            value[length++] = byte < 0 ? as_it_is : (char)byte;
+            pair = slice_from(pair, byte < 0 ? 1 : 3);
         }
         *result = (struct slice){ value, length };
         return true;
@@ -834,19 +835,24 @@ static void put_stream(struct head *head, const struct response *response)
         put_field(head, "Transfer-Encoding", "chunked");
 }
 
-static void put_content(struct head *head, const struct response *response)
+static void put_modified(struct head *head, time_t modified)
 {
     char date[HTTP_DATE_SIZE];
 
+    if (modified == 0)
+        return;
+    http_date(date, modified);
+    put_field(head, "Last-Modified", date);
+}
+
+static void put_content(struct head *head, const struct response *response)
+{
     put_field(head, "Content-Type", response->type);
     if (!response->no_length)
         put_line(head, "Content-Length: %llu\r\n",
                  (unsigned long long)response->length);
     put_field(head, "ETag", response->etag);
-    if (response->modified) {
-        http_date(date, response->modified);
-        put_field(head, "Last-Modified", date);
-    }
+    put_modified(head, response->modified);
     if (response->ranges)
         put_field(head, "Accept-Ranges", "bytes");
     if (response->status == 206)
@@ -1047,7 +1053,8 @@ int http_file_open(struct file *file, int root, struct slice path)
         (path.length > 1 && path.data[1] == '/'))
         return -404;
     memcpy(name, path.data, path.length);
-    strcpy(name + path.length, folder ? "index.html" : "");
+    snprintf(name + path.length, sizeof(name) - path.length, "%s",
+             folder ? "index.html" : "");
     status =
         root < 0 ? open_bundled(file, name) : open_in_root(file, root, name);
     if (status == 0)

@@ -371,7 +371,7 @@ static bool log_allowed(uint64_t now)
         return false;
     }
     logger.tokens--;
-    if (logger.suppressed && logger.tokens >= LOG_BURST / 4) {
+    if (logger.suppressed && logger.tokens >= LOG_BURST / 4.0) {
         uint64_t suppressed = logger.suppressed;
 
         logger.suppressed = 0;
@@ -1505,37 +1505,43 @@ static void find_requested(const struct request *request, struct start *start)
                    &start->requested);
 }
 
-/* False if `last` is not a number. */
+/* What comes after the id that was asked for, or all that is held and a
+ * gap, if the history cannot go on from there. */
+static void find_requested_start(const struct ring *ring,
+                                 const struct topic *topic, struct start *start)
+{
+    uint64_t id;
+
+    start->gap = !slice_number(start->requested, ring->newest_id, &id) ||
+                 id < topic->mark;
+    if (start->gap)
+        return;
+    start->last = topic_seek(ring, topic, id);
+    start->position = id;
+}
+
+/* False if `last=` is not a number. */
 static bool find_start(const struct server *server, const struct topic *topic,
                        const struct request *request, struct start *start)
 {
     const struct ring *ring = &server->ring;
     char digits[24];
     struct slice last = SLICE("");
-    uint64_t id, count, after;
+    uint64_t count, after;
 
     find_requested(request, start);
     http_query(request->query, "last", digits, sizeof(digits), &last);
-    if (slice_equals(start->requested, "earliest")) {
-        start->last = topic_start(topic);
-    } else if (start->requested.length) {
-        start->gap = !slice_number(start->requested, ring->newest_id, &id) ||
-                     id < topic->mark;
+    if (last.length && !slice_number(last, ID_MAX, &count))
+        return false;
+    start->last = topic_start(topic);
+    if (start->requested.length == 0)
         start->last =
-            start->gap ? topic_start(topic) : topic_seek(ring, topic, id);
-    } else if (last.length) {
-        if (!slice_number(last, ID_MAX, &count))
-            return false;
-        start->last = topic_back(ring, topic, count);
-    } else {
-        start->last = topic_end(topic);
-    }
-    start->replay = topic_count_after(ring, topic, start->last);
+            last.length ? topic_back(ring, topic, count) : topic_end(topic);
     after = topic_after(ring, topic, start->last);
     start->position = after ? ring_frame(ring, after)->id - 1 : ring->newest_id;
-    if (start->requested.length && !start->gap &&
-        !slice_equals(start->requested, "earliest"))
-        start->position = id;
+    if (start->requested.length && !slice_is(start->requested, "earliest"))
+        find_requested_start(ring, topic, start);
+    start->replay = topic_count_after(ring, topic, start->last);
     return true;
 }
 
@@ -2226,9 +2232,8 @@ static void send_answers(struct server *server, struct conn *conn)
 static void stream_event(struct server *server, struct conn *conn,
                          uint32_t events)
 {
-    if (events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP))
-        conn_close(server, conn, "closed");
-    else if ((events & EPOLLIN) && !conn_discard(server, conn))
+    if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
+        ((events & EPOLLIN) && !conn_discard(server, conn)))
         conn_close(server, conn, "closed");
     else if ((events & EPOLLOUT) && conn->queue != QUEUE_READY)
         stream_send(server, conn, SLICE(""));
@@ -2451,20 +2456,20 @@ static void reload_token(struct server *server)
     char token[TOKEN_MAX], path[512];
     size_t length;
     const char *file = server->options.token_file;
+    bool read = file && read_token(file, token, &length);
 
     if (!file)
         return;
-    if (!read_token(file, token, &length)) {
-        log_event(
-            LEVEL_ERROR, "token_not_reloaded",
-            "file=%s error=%s the old one holds",
-            log_quote(path, sizeof(path), (struct slice){ file, strlen(file) }),
-            strerrorname_np(errno));
+    log_quote(path, sizeof(path), (struct slice){ file, strlen(file) });
+    if (!read) {
+        log_event(LEVEL_ERROR, "token_not_reloaded",
+                  "file=%s error=%s kept=\"the one before\"", path,
+                  strerrorname_np(errno));
         return;
     }
     memcpy(server->token, token, length);
     server->token_length = length;
-    log_event(LEVEL_INFO, "token_reloaded", " ");
+    log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
 }
 
 static void read_signals(struct server *server)
@@ -2622,7 +2627,7 @@ static const struct spec specs[] = {
     { "heartbeat", "SEC", "after so much silence; 0: never (15)", KIND_SECONDS,
       0, PLACE(heartbeat), 0, 86400 },
     { "retry", "MS", "how long a client waits to reconnect (3000)", KIND_MS, 0,
-      PLACE(retry), 0, 86400 * 1000 },
+      PLACE(retry), 0, UINT64_C(86400) * 1000 },
     { "cors", "ORIGIN",
       "the one origin whose pages may read and publish "
       "(all may read)",
@@ -2644,7 +2649,7 @@ static const struct spec specs[] = {
     { "drain", "SEC", "to send off subscribers at the end (5)", KIND_SECONDS, 0,
       PLACE(drain), 0, 86400 },
     { "drain-spread", "MS", "over which they come back (3000)", KIND_MS, 0,
-      PLACE(drain_spread), 0, 86400 * 1000 },
+      PLACE(drain_spread), 0, UINT64_C(86400) * 1000 },
     { "drain-delay", "SEC", "/healthz says 503 so long before (0)",
       KIND_SECONDS, 0, PLACE(drain_delay), 0, 86400 },
     { "log-level", "LEVEL", "error, warn, info, debug (info)", KIND_LEVEL, 0, 0,
@@ -3015,7 +3020,7 @@ static void listen_unix(struct server *server, const char *name)
     if (!*path || strlen(path) >= sizeof(address.sun_path))
         die(EXIT_USAGE, "--listen: '%s' needs a path of 1 to %zu bytes", name,
             sizeof(address.sun_path) - 1);
-    strcpy(address.sun_path, path);
+    memcpy(address.sun_path, path, strlen(path));
     remove_stale_socket(&address);
     listen_on(server, name, (struct sockaddr *)&address, sizeof(address));
     listener->unix_path = path;
@@ -3025,17 +3030,40 @@ static void listen_unix(struct server *server, const char *name)
 /* What the socket is bound to: with port 0 the kernel chose one. */
 static void name_listener(struct listener *listener)
 {
-    struct sockaddr_storage address;
+    struct sockaddr_storage address = { 0 };
     socklen_t length = sizeof(address);
     char host[64] = "", port[8] = "";
     bool v6;
 
-    getsockname(listener->fd, (struct sockaddr *)&address, &length);
-    getnameinfo((struct sockaddr *)&address, length, host, sizeof(host), port,
-                sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV);
+    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0 ||
+        getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
+                    port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        die(EXIT_RUN_TIME, "--listen: cannot tell the address: %s",
+            strerror(errno));
     v6 = address.ss_family == AF_INET6;
     snprintf(listener->address, sizeof(listener->address), "%s%s%s:%s",
              v6 ? "[" : "", host, v6 ? "]" : "", port);
+}
+
+/* Cuts "ADDR:PORT", "[V6]:PORT" or "PORT" in two; false if it is none. */
+static bool split_address(const char *name, char host[64], const char **port)
+{
+    const char *colon = strrchr(name, ':');
+    struct slice address = { name, colon ? (size_t)(colon - name) : 0 };
+    uint64_t number;
+
+    *port = colon ? colon + 1 : name;
+    if (address.length > 2 && name[0] == '[' && name[address.length - 1] == ']')
+        address = (struct slice){ name + 1, address.length - 2 };
+    else if (colon && memchr(name, ':', address.length))
+        return false; /* IPv6 without brackets */
+    if (!colon || slice_is(address, "localhost"))
+        address = SLICE("127.0.0.1");
+    if (address.length == 0 || address.length >= 64)
+        return false;
+    memcpy(host, address.data, address.length);
+    host[address.length] = '\0';
+    return slice_number((struct slice){ *port, strlen(*port) }, 65535, &number);
 }
 
 static void listen_tcp(struct server *server, const char *name)
@@ -3043,21 +3071,10 @@ static void listen_tcp(struct server *server, const char *name)
     struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
                               .ai_socktype = SOCK_STREAM };
     struct addrinfo *found;
-    char host[64] = "127.0.0.1";
-    const char *colon = strrchr(name, ':');
-    const char *port = colon ? colon + 1 : name;
-    size_t length = colon ? (size_t)(colon - name) : 0;
-    bool bracketed = length > 2 && name[0] == '[' && name[length - 1] == ']';
-    bool naked_v6 = !bracketed && colon && memchr(name, ':', length);
+    const char *port;
+    char host[64];
 
-    if (colon && length < sizeof(host))
-        snprintf(host, sizeof(host), "%.*s", (int)length - 2 * bracketed,
-                 name + bracketed);
-    if (strcmp(host, "localhost") == 0)
-        strcpy(host, "127.0.0.1");
-    if (length >= sizeof(host) || naked_v6 || (colon && length == 0) ||
-        strspn(port, "0123456789") != strlen(port) || !*port ||
-        strlen(port) > 5 || atoi(port) > 65535 ||
+    if (!split_address(name, host, &port) ||
         getaddrinfo(host, port, &hints, &found) != 0)
         die(EXIT_USAGE,
             "--listen: '%s' is not ADDR:PORT such as 127.0.0.1:3000 or "
@@ -3148,6 +3165,7 @@ int main(int argc, char **argv)
         },
     };
     const char *token_file;
+    uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
     logger.level = server.options.log_level;
@@ -3164,7 +3182,9 @@ int main(int argc, char **argv)
     announce(&server);
     while (server.phase != PHASE_STOP)
         turn(&server);
+    newest_id = server.ring.newest_id;
     release(&server);
-    log_event(LEVEL_INFO, "stopped", " ");
+    log_event(LEVEL_INFO, "stopped", "newest_id=%llu",
+              (unsigned long long)newest_id);
     return 0;
 }
