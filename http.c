@@ -85,7 +85,7 @@ bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number)
     for (size_t i = 0; i < slice.length; i++) {
         unsigned digit = (unsigned char)slice.data[i] - '0';
 
-        if (digit > 9 || value > maximum / 10 || value * 10 > maximum - digit)
+        if (digit > 9 || digit > maximum || value > (maximum - digit) / 10)
             return false;
         value = value * 10 + digit;
     }
@@ -526,12 +526,12 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
             continue;
         while (pair.length && length < size) {
             int byte = percent_decoded(pair);
-            char as_it_is = *pair.data;
+            size_t taken = byte < 0 ? 1 : 3;
 
-            if (as_it_is == '+')
-                as_it_is = ' ';
-            value[length++] = byte < 0 ? as_it_is : (char)byte;
-            pair = slice_from(pair, byte < 0 ? 1 : 3);
+            if (byte < 0)
+                byte = *pair.data == '+' ? ' ' : (unsigned char)*pair.data;
+            value[length++] = (char)byte;
+            pair = slice_from(pair, taken);
         }
         *result = (struct slice){ value, length };
         return true;

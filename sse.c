@@ -751,11 +751,14 @@ static bool conn_open(struct server *server, int fd,
     struct epoll_event event = { .events = INPUT, .data.u32 = (uint32_t)fd };
     struct conn *conn;
 
-    if ((uint32_t)fd >= server->conn_limit ||
-        epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+        int error = errno;
+
         close(fd);
+        errno = error;
         return false;
     }
+    assert((uint32_t)fd < server->conn_limit); /* it is RLIMIT_NOFILE */
     conn = conn_at(server, (uint32_t)fd);
     *conn = (struct conn){ .interest = INPUT };
     set_peer(conn, peer);
@@ -765,30 +768,41 @@ static bool conn_open(struct server *server, int fd,
     return true;
 }
 
+static bool is_full(const struct server *server)
+{
+    return server->connections >= server->options.max_connections + SURPLUS;
+}
+
+/* Stops accepting for a while: new connections wait in the kernel. */
+static void accept_failed(struct server *server, const char *reason)
+{
+    if (server->now >= server->accept_again + 1000)
+        log_event(LEVEL_WARN, "accept_paused", "reason=%s connections=%u",
+                  reason, server->connections);
+    accept_pause(server, true);
+}
+
 static void accept_all(struct server *server, int listener)
 {
     for (int i = 0; i < ACCEPTS_MAX; i++) {
         struct sockaddr_storage peer = { 0 };
         socklen_t length = sizeof(peer);
-        int fd = -1;
-        bool full =
-            server->connections >= server->options.max_connections + SURPLUS;
+        int fd;
 
-        if (!full)
-            fd = accept4(listener, (struct sockaddr *)&peer, &length,
-                         SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd >= 0 && conn_open(server, fd, &peer))
-            continue;
-        if (!full && fd < 0 && errno == EAGAIN)
+        if (is_full(server)) {
+            accept_failed(server, "max-connections");
             return;
-        if (!full && fd < 0 && (errno == EINTR || errno == ECONNABORTED))
+        }
+        fd = accept4(listener, (struct sockaddr *)&peer, &length,
+                     SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && errno == EAGAIN)
+            return;
+        if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
             continue;
-        log_client(server, LEVEL_WARN, "accept_paused",
-                   "reason=%s connections=%u",
-                   full ? "max-connections" : strerrorname_np(errno),
-                   server->connections);
-        accept_pause(server, true);
-        return;
+        if (fd < 0 || !conn_open(server, fd, &peer)) {
+            accept_failed(server, strerrorname_np(errno));
+            return;
+        }
     }
 }
 
@@ -2177,7 +2191,7 @@ static void answers_sent(struct server *server, struct conn *conn)
     }
     if (conn->state == CONN_RESPOND)
         conn_set_state(server, conn, CONN_REQUEST);
-    if (exchange->in_end == 0)
+    if (exchange->in_start == exchange->in_end)
         conn_idle(server, conn);
     else
         read_requests(server, conn);
@@ -2571,9 +2585,8 @@ static void turn(struct server *server)
         send_answers(server, queue_pop(server, QUEUE_ANSWERS));
     deliver(server);
     reap(server);
-    if (!server->accepting && server->now >= server->accept_again &&
-        server->phase < PHASE_DRAIN)
-        accept_pause(server, false);
+    if (!server->accepting && server->now >= server->accept_again)
+        accept_pause(server, is_full(server));
     check_phase(server);
 }
 
