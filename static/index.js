@@ -7,7 +7,7 @@ const TEXTS = {
     lead: "Disconnect, wait, connect again: what you missed is sent first, then it is live. Kill the server and start it again: the page comes back by itself.",
     clockLink: "Smallest example",
     language: "中文",
-    state: "State",
+    cards: "State",
     connection: "Connection",
     messages: "Messages",
     caughtUp: "Caught up",
@@ -23,10 +23,14 @@ const TEXTS = {
     lastId: "Last event id:",
     publishLabel: "Publish a message to everybody who is connected",
     publish: "Publish",
-    publishFailed: "The server cannot be reached.",
+    published: "published with id {id}, sent to {subscribers} connected",
+    publishFailed: "the server cannot be reached",
+    publishStatus: "the server answered {status}",
+    newest: "↓ Newest",
+    noId: "none",
     idle: "Not connected",
     connected: "Connected",
-    error: "Connection error",
+    error: "Error",
     closed: "Disconnected",
     reconnecting: "Reconnecting…",
     catchingUp: "Catching up…",
@@ -38,6 +42,7 @@ const TEXTS = {
     catchUpStart: "catching up on {count} missed messages",
     catchUpEnd: "caught up on {count} messages",
     lost: "connection lost, reconnecting",
+    unreachable: "the server cannot be reached, trying again",
     left: "disconnected",
     unreadable: "the server sent something that is not JSON",
   },
@@ -46,7 +51,7 @@ const TEXTS = {
     lead: "断开连接，等一会儿再连接：错过的消息先补发，然后继续实时接收。重启服务器，页面会自动恢复。",
     clockLink: "最小示例",
     language: "English",
-    state: "状态",
+    cards: "状态",
     connection: "连接状态",
     messages: "消息数",
     caughtUp: "续传消息",
@@ -62,7 +67,11 @@ const TEXTS = {
     lastId: "最后事件 ID：",
     publishLabel: "向所有在线的人发布一条消息",
     publish: "发布",
-    publishFailed: "无法连接服务器。",
+    published: "已发布，事件 ID {id}，在线 {subscribers} 个连接",
+    publishFailed: "无法连接服务器",
+    publishStatus: "服务器返回 {status}",
+    newest: "↓ 最新消息",
+    noId: "无",
     idle: "未连接",
     connected: "已连接",
     error: "连接错误",
@@ -77,6 +86,7 @@ const TEXTS = {
     catchUpStart: "开始同步 {count} 条错过的消息",
     catchUpEnd: "消息同步完成，共 {count} 条",
     lost: "连接断开，正在重连",
+    unreachable: "无法连接服务器，正在重试",
     left: "已断开连接",
     unreadable: "服务器发来的内容不是 JSON",
   },
@@ -108,76 +118,116 @@ function store(key, value) {
   }
 }
 
-let language =
-  stored(LANGUAGE) || (/^zh/i.test(navigator.language) ? "zh" : "en");
-let texts = TEXTS[language] || TEXTS.en;
+function firstLanguage() {
+  const kept = stored(LANGUAGE);
+
+  if (Object.hasOwn(TEXTS, kept)) return kept;
+  return /^zh/i.test(navigator.language) ? "zh" : "en";
+}
+
+let language = firstLanguage();
+let texts = TEXTS[language];
 let source = null;
 let state = "idle";
 let lastId = stored(LAST_ID);
+let savedId = lastId;
 let messageCount = 0;
 let caughtUpCount = 0;
 let connectedSince = 0;
 let retryTimer = 0;
 let retryDelay = RETRY_MIN;
+let outageTold = false;
+let publishing = false;
 
-// What is to be shown at the next frame: at a thousand messages a second the
-// page is laid out once a frame, and a hidden page keeps the newest only.
-let pending = [];
+// The newest entries of the log, of which the last `unshown` are not on the
+// page yet: at a thousand messages a second it is laid out once a frame, and a
+// hidden page, which gets no frames, must not pile them up. Entries are kept
+// without words so that a change of language reaches the old ones too.
+let entries = [];
+let unshown = 0;
+let following = true;
 let frame = 0;
 
-function fill(text, values) {
-  return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+function fill(text, values = {}) {
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "?");
+}
+
+// Only what this page itself has moved is written: a tab that was left
+// disconnected must not put its old position over that of a newer tab.
+function savePosition() {
+  if (lastId === savedId) return;
+  savedId = lastId;
+  store(LAST_ID, lastId);
 }
 
 function changed() {
   if (!frame) frame = requestAnimationFrame(render);
 }
 
-function show(look, text, details = {}) {
-  pending.push({ look, text, id: details.id || "", time: details.time });
-  if (pending.length > LOG_LIMIT) pending.shift();
+function show(record) {
+  entries.push({ time: Date.now(), ...record });
+  if (entries.length > LOG_LIMIT) entries.shift();
+  unshown = Math.min(unshown + 1, LOG_LIMIT);
   changed();
 }
 
-function showSystem(text, warning) {
-  const look = warning ? "system warning" : "system";
-  show(look, `${texts.systemMark} ${text}`);
+function showSystem(key, values, warning) {
+  show({ look: warning ? "system warning" : "system", key, values });
 }
 
-function clockTime(date) {
-  return date.toTimeString().slice(0, 8);
+function showMessage(look, data, id) {
+  const time = Date.parse(data.timestamp) || Date.now();
+
+  show({ look, text: data.message ?? "", id, time });
 }
 
-function entry({ look, text, id, time }) {
-  const item = document.createElement("li");
+function wording({ look, key, values, text }) {
+  if (key) return `${texts.systemMark} ${fill(texts[key], values)}`;
+  return look === "caught-up" ? `${texts.caughtUpMark} ${text}` : text;
+}
+
+function item(record) {
+  const row = document.createElement("div");
   const when = document.createElement("time");
   const body = document.createElement("span");
   const number = document.createElement("span");
-  const date = time ? new Date(time) : new Date();
+  const date = new Date(record.time);
 
-  item.className = look;
-  if (id) item.dataset.id = id;
-  when.textContent = clockTime(date);
+  row.className = record.look;
+  when.textContent = date.toTimeString().slice(0, 8);
   when.dateTime = date.toISOString();
   body.className = "text";
-  body.textContent = text;
+  body.textContent = wording(record);
   number.className = "id";
-  number.textContent = id;
-  item.append(when, body, number);
-  return item;
+  number.textContent = record.id ?? "";
+  row.append(when, body, number);
+  return row;
+}
+
+function toNewest() {
+  const log = element("messages");
+
+  following = true;
+  element("newest-btn").hidden = true;
+  log.scrollTop = log.scrollHeight;
 }
 
 function renderLog() {
   const log = element("messages");
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-  const items = pending.map(entry);
 
-  pending = [];
-  if (!items.length) return;
-  log.append(...items);
+  if (!unshown) return;
+  log.append(...entries.slice(-unshown).map(item));
+  unshown = 0;
   while (log.childElementCount > LOG_LIMIT) log.firstElementChild.remove();
   // whoever has scrolled back to read is left where he is
-  if (atEnd) log.scrollTop = log.scrollHeight;
+  if (following) toNewest();
+}
+
+function scrolled() {
+  const log = element("messages");
+
+  following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  element("newest-btn").hidden = following;
 }
 
 function renderTime() {
@@ -191,20 +241,30 @@ function renderTime() {
     .join(":");
 }
 
-function render() {
-  const status = element("connection-status");
+// A button that does nothing now is not `disabled`: that would take the focus
+// away from whoever has just pressed it by key.
+function enable(id, enabled) {
+  element(id).setAttribute("aria-disabled", String(!enabled));
+}
 
+function render() {
   frame = 0;
-  if (status.textContent !== texts[state]) status.textContent = texts[state];
-  status.dataset.state = state;
   element("message-count").textContent = messageCount;
   element("catchup-count").textContent = caughtUpCount;
-  element("last-event-id").textContent = lastId || "–";
-  element("connect-btn").disabled = Boolean(source || retryTimer);
-  element("disconnect-btn").disabled = !source && !retryTimer;
+  element("last-event-id").textContent = lastId || texts.noId;
+  enable("connect-btn", !trying());
+  enable("disconnect-btn", trying());
   renderTime();
   renderLog();
-  store(LAST_ID, lastId);
+  savePosition();
+}
+
+// Not left to the next frame: a short catch-up begins and ends within one.
+function renderState() {
+  const status = element("connection-status");
+
+  if (status.textContent !== texts[state]) status.textContent = texts[state];
+  status.dataset.state = state;
 }
 
 function renderTexts() {
@@ -215,6 +275,11 @@ function renderTexts() {
     node.setAttribute("aria-label", texts[node.dataset.label]);
   element("language-btn").textContent = texts.language;
   element("language-btn").lang = language === "zh" ? "en" : "zh-CN";
+  element("publish-result").textContent = "";
+  document.title = `ssed · ${texts.title}`;
+  element("messages").replaceChildren();
+  unshown = entries.length;
+  renderState();
   changed();
 }
 
@@ -222,54 +287,58 @@ function setState(next) {
   state = next;
   if (next === "connected" && !connectedSince) connectedSince = Date.now();
   if (next !== "connected" && next !== "catchingUp") connectedSince = 0;
+  renderState();
   changed();
+}
+
+// Connected, or on the way there.
+function trying() {
+  return Boolean(source || retryTimer);
 }
 
 // What each type of event does. A type that is not here is passed over.
 const HANDLERS = {
   connected() {
     retryDelay = RETRY_MIN;
+    outageTold = false;
     setState("connected");
-    showSystem(texts.welcome);
+    showSystem("welcome");
   },
-  gap(data) {
-    showSystem(fill(data.oldest ? texts.gap : texts.gapEmpty, data), true);
+  gap({ requested, oldest }) {
+    showSystem(oldest ? "gap" : "gapEmpty", { requested, oldest }, true);
   },
-  catch_up_start(data) {
+  catch_up_start({ count }) {
     setState("catchingUp");
-    showSystem(fill(texts.catchUpStart, data));
+    showSystem("catchUpStart", { count });
   },
   catch_up_message(data, id) {
     messageCount++;
     caughtUpCount++;
-    show("caught-up", `${texts.caughtUpMark} ${data.message}`, {
-      id,
-      time: data.timestamp,
-    });
+    showMessage("caught-up", data, id);
   },
-  catch_up_end(data) {
+  catch_up_end({ syncCount }) {
     setState("connected");
-    showSystem(fill(texts.catchUpEnd, { count: data.syncCount }));
+    showSystem("catchUpEnd", { count: syncCount });
   },
   message(data, id) {
     messageCount++;
-    show("live", data.message, { id, time: data.timestamp });
+    showMessage("live", data, id);
   },
 };
 
 function receive(event) {
-  let data;
+  let data, type;
 
   if (event.lastEventId) lastId = event.lastEventId;
   changed();
   try {
     data = JSON.parse(event.data);
+    ({ type } = data);
   } catch {
-    showSystem(texts.unreadable, true);
+    showSystem("unreadable", {}, true);
     return;
   }
-  if (Object.hasOwn(HANDLERS, data.type))
-    HANDLERS[data.type](data, event.lastEventId);
+  if (Object.hasOwn(HANDLERS, type)) HANDLERS[type](data, event.lastEventId);
 }
 
 // The browser reconnects by itself, except where it got an answer that is no
@@ -277,50 +346,58 @@ function receive(event) {
 function failed() {
   const gaveUp = source.readyState === EventSource.CLOSED;
 
-  if (state === "connected" || state === "catchingUp") showSystem(texts.lost);
+  if (!outageTold) showSystem(connectedSince ? "lost" : "unreachable");
+  outageTold = true;
   setState(gaveUp ? "error" : "reconnecting");
   if (!gaveUp) return;
   source = null;
-  retryTimer = setTimeout(connect, retryDelay * (0.5 + Math.random()));
+  // at random, so that the readers of a server that was away come back spread
+  retryTimer = setTimeout(openStream, retryDelay * (0.5 + Math.random() / 2));
   retryDelay = Math.min(retryDelay * 2, RETRY_MAX);
 }
 
-function stop() {
+function closeStream() {
   if (source) source.close();
   source = null;
   clearTimeout(retryTimer);
   retryTimer = 0;
 }
 
-function connect() {
+function openStream() {
   const query = lastId ? `?lastEventId=${encodeURIComponent(lastId)}` : "";
-  const first = state === "idle" || state === "closed";
 
-  stop();
-  if (!first) setState("reconnecting");
+  closeStream();
+  if (state !== "idle") setState("reconnecting");
   source = new EventSource(`/events${query}`);
   source.onmessage = receive;
   source.onerror = failed;
   changed();
 }
 
-function disconnect() {
-  stop();
-  setState("closed");
-  showSystem(texts.left);
+function reconnect() {
+  retryDelay = RETRY_MIN;
+  outageTold = false;
+  openStream();
 }
 
-function reconnect() {
-  stop();
-  setState("reconnecting");
-  connect();
+function connect() {
+  if (!trying()) reconnect();
+}
+
+function disconnect() {
+  if (!trying()) return;
+  closeStream();
+  setState("closed");
+  showSystem("left");
 }
 
 function clearLog() {
-  pending = [];
+  entries = [];
+  unshown = 0;
   messageCount = 0;
   caughtUpCount = 0;
   element("messages").replaceChildren();
+  toNewest();
   changed();
 }
 
@@ -328,27 +405,51 @@ function clearHistory() {
   if (!confirm(texts.clearHistoryAsk)) return;
   lastId = "";
   clearLog();
-  showSystem(texts.historyCleared);
+  showSystem("historyCleared");
+}
+
+function showResult(text, bad) {
+  const result = element("publish-result");
+
+  result.className = bad ? "bad" : "";
+  result.textContent = `${texts.systemMark} ${text}`;
+}
+
+// ssed says in one line of plain text what is wrong; a proxy sends a page.
+async function refusal(response) {
+  const plain = /^text\/plain/.test(response.headers.get("Content-Type"));
+  const reason = plain ? (await response.text()).trim() : "";
+
+  return reason || fill(texts.publishStatus, { status: response.status });
+}
+
+async function post(text) {
+  const response = await fetch("/events", {
+    method: "POST",
+    headers: { "Content-Type": "text/plain; charset=utf-8" },
+    body: text,
+  });
+
+  if (!response.ok) {
+    showResult(await refusal(response), true);
+    return;
+  }
+  showResult(fill(texts.published, await response.json()));
+  // what was typed while it was on its way stays
+  const field = element("publish-text");
+  if (field.value === text) field.value = "";
 }
 
 async function publish(event) {
-  const text = element("publish-text");
-  const result = element("publish-result");
-
   event.preventDefault();
-  result.textContent = "";
+  if (publishing) return;
+  publishing = true;
   try {
-    const response = await fetch("/events", {
-      method: "POST",
-      headers: { "Content-Type": "text/plain; charset=utf-8" },
-      body: text.value,
-    });
-
-    if (response.ok) text.value = "";
-    else result.textContent = (await response.text()).trim();
+    await post(element("publish-text").value);
   } catch {
-    result.textContent = texts.publishFailed;
+    showResult(texts.publishFailed, true);
   }
+  publishing = false;
 }
 
 function switchLanguage() {
@@ -365,10 +466,26 @@ element("clear-messages-btn").onclick = clearLog;
 element("clear-history-btn").onclick = clearHistory;
 element("language-btn").onclick = switchLanguage;
 element("publish-form").onsubmit = publish;
-// no frame is drawn while a page is hidden or goes: keep the position
-addEventListener("pagehide", () => store(LAST_ID, lastId));
-addEventListener("visibilitychange", () => store(LAST_ID, lastId));
-setInterval(renderTime, 500);
+element("newest-btn").onclick = () => {
+  // the button goes, and the focus with it otherwise
+  element("messages").focus({ preventScroll: true });
+  toNewest();
+};
+element("messages").onscroll = scrolled;
+// A page that is hidden or goes gets no frames: its position is kept without.
+addEventListener("pagehide", savePosition);
+addEventListener("visibilitychange", savePosition);
+setInterval(() => {
+  renderTime();
+  savePosition();
+}, 500);
+// A page that comes back from the browser's cache has a dead connection.
+addEventListener("pageshow", (event) => {
+  if (event.persisted && trying()) reconnect();
+});
+addEventListener("online", () => {
+  if (retryTimer) reconnect();
+});
 
 renderTexts();
-connect();
+openStream();
