@@ -52,7 +52,7 @@ enum {
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX + 1024,
     IOV_ROOM = 256,      /* iovecs to a writev: bounds the time to fill it */
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
-    SLICE_SENDS = 128,   /* sends between two looks at epoll */
+    SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
     EVENTS_MAX = 256,     /* of one epoll_wait */
     ACCEPTS_MAX = 64,     /* of one listener in one turn */

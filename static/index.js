@@ -403,7 +403,9 @@ function clearLog() {
 
 function clearHistory() {
   if (!confirm(texts.clearHistoryAsk)) return;
-  lastId = "";
+  lastId = savedId = "";
+  // at once, and also what another tab has kept meanwhile
+  store(LAST_ID, "");
   clearLog();
   showSystem("historyCleared");
 }
