@@ -1,0 +1,526 @@
+/*
+ * ring.c: wrap, eviction by count and by bytes, gaps between ids, places at
+ * every boundary, topics' chains, gathering in every form and from every byte
+ * on, and a model: 100,000 random operations against a naive array.
+ */
+#include "sse.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    IOV_MAX_HERE = 64,
+    EVERYTHING = 1 << 20
+};
+
+#define SPLICE "<spliced>"
+
+static void begin(struct ring *ring, uint64_t limit, size_t size,
+                  uint64_t newest_id, struct topic *topic)
+{
+    cr_assert(ring_init(ring, limit, size, newest_id, SLICE(SPLICE)) == 0);
+    topic_init(topic, ring);
+}
+
+/* A frame whose content is `length` bytes that depend on its id, written
+ * into `bytes`; the splice text goes in before its last byte. */
+static struct slice make_frame(char *bytes, uint64_t id, size_t length,
+                               uint32_t *splice)
+{
+    int head = sprintf(bytes, "%08zx\r\n", length);
+
+    cr_assert(head == FRAME_HEAD);
+    for (size_t i = 0; i < length; i++)
+        bytes[head + (int)i] = (char)('a' + (id * 7 + i) % 26);
+    memcpy(bytes + head + length, "\r\n", FRAME_TAIL);
+    *splice = (uint32_t)(FRAME_HEAD + length - 1);
+    return (struct slice){ bytes, FRAME_HEAD + length + FRAME_TAIL };
+}
+
+/* What a reader gets of that frame in a form; appended to `out`. */
+static size_t expect_frame(char *out, uint64_t id, size_t length, bool spliced,
+                           unsigned form)
+{
+    char bytes[600];
+    uint32_t splice;
+    size_t at = 0, content = length;
+
+    make_frame(bytes, id, length, &splice);
+    if (spliced && (form & FORM_SPLICED))
+        content += strlen(SPLICE);
+    if (form & FORM_CHUNKED)
+        at += (size_t)sprintf(out, "%08zx\r\n", content);
+    memcpy(out + at, bytes + FRAME_HEAD, length - 1);
+    at += length - 1;
+    if (content > length)
+        at += (size_t)sprintf(out + at, "%s", SPLICE);
+    out[at++] = bytes[splice];
+    if (form & FORM_CHUNKED)
+        at += (size_t)sprintf(out + at, "\r\n");
+    return at;
+}
+
+static uint64_t append(struct ring *ring, struct topic *topic, uint64_t id,
+                       size_t length, bool spliced)
+{
+    char bytes[600];
+    uint32_t splice;
+    struct slice frame = make_frame(bytes, id, length, &splice);
+
+    return ring_append(ring, topic, id, frame, spliced ? splice : 0);
+}
+
+/* Gathers what follows the cursor; returns the bytes and moves nothing. */
+static size_t gather(const struct ring *ring, const struct topic *topic,
+                     const struct cursor *cursor, uint64_t until, unsigned form,
+                     char *out, int room, size_t budget)
+{
+    struct iovec iov[IOV_MAX_HERE];
+    int count =
+        ring_gather(ring, topic, cursor, until, form, iov, room, budget);
+    size_t length = 0;
+
+    cr_assert(count <= room);
+    for (int i = 0; i < count; i++) {
+        cr_assert(iov[i].iov_len > 0);
+        memcpy(out + length, iov[i].iov_base, iov[i].iov_len);
+        length += iov[i].iov_len;
+    }
+    return length;
+}
+
+Test(ring, refuses_what_memory_cannot_hold)
+{
+    struct ring ring;
+
+    cr_assert(ring_init(&ring, 1, SIZE_MAX / 2, 0, SLICE("")) == -1);
+}
+
+Test(ring, holds_nothing_at_first)
+{
+    struct ring ring;
+    struct topic topic;
+    struct cursor cursor = { 0 };
+    char out[16];
+
+    begin(&ring, 4, 100, 41, &topic);
+    cr_assert(ring.oldest == ring.next && ring.newest_id == 41);
+    cr_assert(topic.mark == 41);
+    cr_assert(ring_find(&ring, 100) == ring.oldest - 1);
+    cr_assert(topic_start(&topic) == 0 && topic_end(&topic) == 0);
+    cr_assert(topic_seek(&ring, &topic, 41) == 0);
+    cr_assert(topic_back(&ring, &topic, 3) == 0);
+    cr_assert(topic_after(&ring, &topic, 0) == 0);
+    cr_assert(topic_count_after(&ring, &topic, 0) == 0);
+    cr_assert(!topic_overrun(&topic, &cursor));
+    cr_assert(gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED, out, 4,
+                     100) == 0);
+    ring_release(&ring);
+}
+
+Test(ring, evicts_by_count)
+{
+    struct ring ring;
+    struct topic topic;
+
+    begin(&ring, 3, 10000, 0, &topic);
+    for (uint64_t id = 1; id <= 10; id++) {
+        cr_assert(append(&ring, &topic, id, 5, false) == id);
+        cr_assert(ring.next - ring.oldest == (id < 3 ? id : 3));
+    }
+    cr_assert(ring.oldest == 8 && topic.oldest == 8 && topic.newest == 10);
+    cr_assert(topic.evicted == 7 && topic.mark == 7 && topic.count == 10);
+    ring_release(&ring);
+}
+
+Test(ring, evicts_by_bytes)
+{
+    struct ring ring;
+    struct topic topic;
+
+    begin(&ring, 100, 100, 0, &topic);
+    for (uint64_t id = 1; id <= 3; id++)
+        append(&ring, &topic, id, 8, false); /* 20 bytes each */
+    cr_assert(ring.used == 60 && ring.oldest == 1);
+    append(&ring, &topic, 4, 28, false); /* 40: fits just */
+    cr_assert(ring.used == 100 && ring.oldest == 1);
+    cr_assert(ring_oldest_after(&ring, 1) == 2);
+    cr_assert(ring_oldest_after(&ring, 21) == 3);
+    append(&ring, &topic, 5, 9, false); /* 21: two have to go */
+    cr_assert(ring.used == 81 && ring.oldest == 3);
+    append(&ring, &topic, 6, 88, false); /* all of it */
+    cr_assert(ring.used == 100 && ring.oldest == 6 && topic.oldest == 6);
+    ring_release(&ring);
+}
+
+/* Frames of every length begin at every offset of a small memory. */
+Test(ring, wraps_anywhere)
+{
+    char expected[700], out[700];
+
+    for (size_t length = 1; length <= 25; length++) {
+        struct ring ring;
+        struct topic topic;
+
+        begin(&ring, 1, 37, 0, &topic);
+        for (uint64_t id = 1; id <= 74; id++) {
+            struct cursor cursor = { .last = topic_end(&topic) };
+            size_t size =
+                expect_frame(expected, id, length, false, FORM_CHUNKED);
+
+            append(&ring, &topic, id, length, false);
+            cr_assert(gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED,
+                             out, 2, EVERYTHING) == size);
+            cr_assert(memcmp(out, expected, size) == 0);
+        }
+        ring_release(&ring);
+    }
+}
+
+/* Ids 10, 20, ... 100 of which 60 and older are evicted. */
+Test(ring, finds_ids_with_gaps)
+{
+    struct ring ring;
+    struct topic topic;
+
+    begin(&ring, 4, 10000, 0, &topic);
+    for (uint64_t i = 1; i <= 10; i++)
+        append(&ring, &topic, i * 10, 5, false);
+    for (uint64_t id = 0; id <= 120; id++) {
+        uint64_t expected = id < 70 ? 6 : id > 100 ? 10 : id / 10;
+
+        cr_assert(ring_find(&ring, id) == expected, "%d", (int)id);
+        cr_assert(topic_seek(&ring, &topic, id) == expected);
+        cr_assert(topic_count_after(&ring, &topic, expected) == 10 - expected);
+        cr_assert(topic_after(&ring, &topic, expected) ==
+                  (expected < 10 ? expected + 1 : 0));
+    }
+    cr_assert(topic_start(&topic) == 6 && topic_end(&topic) == 10);
+    for (uint64_t count = 0; count < 7; count++)
+        cr_assert(topic_back(&ring, &topic, count) ==
+                  (count < 4 ? 10 - count : 6));
+    ring_release(&ring);
+}
+
+Test(ring, chains_topics)
+{
+    struct ring ring;
+    struct topic busy, quiet;
+    struct cursor cursor = { 0 };
+
+    begin(&ring, 6, 10000, 0, &busy);
+    topic_init(&quiet, &ring);
+    append(&ring, &quiet, 1, 5, false);
+    for (uint64_t id = 2; id <= 4; id++)
+        append(&ring, &busy, id, 5, false);
+    append(&ring, &quiet, 5, 5, false);
+    append(&ring, &busy, 6, 5, false);
+    cr_assert(topic_after(&ring, &quiet, 0) == 1);
+    cr_assert(topic_after(&ring, &quiet, 1) == 5);
+    cr_assert(topic_seek(&ring, &quiet, 4) == 1, "4 is another topic's");
+    cr_assert(topic_seek(&ring, &busy, 5) == 4);
+    cr_assert(topic_count_after(&ring, &quiet, 0) == 2);
+    cr_assert(!topic_overrun(&quiet, &cursor));
+    append(&ring, &busy, 7, 5, false); /* evicts 1 */
+    cr_assert(topic_overrun(&quiet, &cursor));
+    cr_assert(quiet.oldest == 5 && quiet.mark == 1);
+    cr_assert(ring_frame(&ring, 5)->previous == 0);
+    cursor.last = topic_end(&quiet);
+    for (uint64_t id = 8; id <= 20; id++)
+        append(&ring, &busy, id, 5, false);
+    /* all of it is gone, and he who had all of it has lost nothing */
+    cr_assert(quiet.oldest == 0 && quiet.newest == 0 && quiet.mark == 5);
+    cr_assert(!topic_overrun(&quiet, &cursor));
+    cr_assert(topic_after(&ring, &quiet, cursor.last) == 0);
+    append(&ring, &quiet, 21, 5, false);
+    cr_assert(topic_after(&ring, &quiet, cursor.last) == 21);
+    cr_assert(ring_frame(&ring, 21)->number == 3);
+    ring_release(&ring);
+}
+
+/* Three frames, of which the second has no place for the splice text, in
+ * memory in which the third wraps. */
+static void begin_three(struct ring *ring, struct topic *topic)
+{
+    begin(ring, 8, 120, 0, topic);
+    append(ring, topic, 1, 40, false);
+    append(ring, topic, 2, 20, true);
+    append(ring, topic, 3, 5, false);
+    append(ring, topic, 4, 30, true); /* evicts the first; wraps */
+    cr_assert(ring->oldest == 2);
+    cr_assert(ring_frame(ring, 4)->offset + ring_frame(ring, 4)->length >
+              ring->size);
+}
+
+static size_t expect_three(char *out, unsigned form)
+{
+    size_t length = expect_frame(out, 2, 20, true, form);
+
+    length += expect_frame(out + length, 3, 5, false, form);
+    return length + expect_frame(out + length, 4, 30, true, form);
+}
+
+/* However many bytes are taken at a time, each comes once and in order. */
+Test(ring, gathers_in_every_form_from_every_byte)
+{
+    struct ring ring;
+    struct topic topic;
+    char expected[600], out[600];
+
+    begin_three(&ring, &topic);
+    for (unsigned form = 0; form < 4; form++) {
+        size_t total = expect_three(expected, form);
+
+        for (size_t step = 1; step <= total; step++) {
+            struct cursor cursor = { .last = topic_start(&topic) };
+            size_t at = 0;
+
+            while (at < total) {
+                size_t got = gather(&ring, &topic, &cursor, UINT64_MAX, form,
+                                    out, IOV_MAX_HERE, EVERYTHING);
+                size_t taken = step < got ? step : got;
+
+                cr_assert(got == total - at, "%u %zu %zu", form, step, at);
+                cr_assert(memcmp(out, expected + at, got) == 0);
+                cr_assert(ring_advance(&ring, &topic, &cursor, UINT64_MAX, form,
+                                       taken) == 0);
+                at += taken;
+            }
+            cr_assert(cursor.last == 4 && cursor.sent == 0);
+            cr_assert(cursor.events == 3);
+        }
+    }
+    ring_release(&ring);
+}
+
+Test(ring, joins_what_is_adjacent)
+{
+    struct ring ring;
+    struct topic topic;
+    struct cursor cursor = { 0 };
+    struct iovec iov[8];
+
+    begin(&ring, 100, 1000, 0, &topic);
+    for (uint64_t id = 1; id <= 10; id++)
+        append(&ring, &topic, id, 8, false);
+    cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED, iov,
+                          8, EVERYTHING) == 1);
+    cr_assert(iov[0].iov_len == 200);
+    cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, FORM_PLAIN, iov,
+                          8, EVERYTHING) == 8);
+    for (uint64_t id = 11; id <= 60; id++)
+        append(&ring, &topic, id, 8, false);
+    cursor.last = topic_start(&topic);
+    cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED, iov,
+                          8, EVERYTHING) == 2);
+    cr_assert(iov[0].iov_len + iov[1].iov_len == 1000);
+    ring_release(&ring);
+}
+
+/* Whatever stops it, what it has gathered is the begin of what follows. */
+Test(ring, stops_at_any_limit)
+{
+    struct ring ring;
+    struct topic topic;
+    char expected[600], out[600];
+
+    begin_three(&ring, &topic);
+    for (unsigned form = 0; form < 4; form++) {
+        struct cursor cursor = { .last = topic_start(&topic) };
+        size_t total = expect_three(expected, form), got;
+
+        for (int room = 1; room < 12; room++) {
+            got = gather(&ring, &topic, &cursor, UINT64_MAX, form, out, room,
+                         EVERYTHING);
+            cr_assert(got > 0 && got <= total);
+            cr_assert(memcmp(out, expected, got) == 0);
+        }
+        for (size_t budget = 1; budget < total; budget++) {
+            got = gather(&ring, &topic, &cursor, UINT64_MAX, form, out,
+                         IOV_MAX_HERE, budget);
+            cr_assert(got >= budget && got <= total);
+            cr_assert(memcmp(out, expected, got) == 0);
+        }
+        got = gather(&ring, &topic, &cursor, 3, form, out, IOV_MAX_HERE,
+                     EVERYTHING);
+        cr_assert(got == total - expect_frame(out, 4, 30, true, form));
+        cr_assert(ring_advance(&ring, &topic, &cursor, 3, form, got + 17) ==
+                  17);
+        cr_assert(cursor.last == 3);
+    }
+    ring_release(&ring);
+}
+
+/* ----------------------------------------------------------------- model
+ *
+ * The naive ring: all frames ever, and the ordinal of the oldest held.
+ */
+enum {
+    TOPICS = 3,
+    READERS = 4,
+    OPERATIONS = 100000,
+    LIMIT = 20,
+    SIZE = 1500
+};
+
+struct model_frame {
+    uint64_t id;
+    size_t length;
+    int topic;
+    bool spliced;
+};
+
+struct model_reader {
+    int topic;
+    unsigned form;
+    struct cursor cursor;
+    size_t sent; /* bytes of the frame after cursor.last */
+};
+
+static struct model_frame all[OPERATIONS + 1];
+static uint64_t count, oldest = 1;
+
+static void model_append(size_t length)
+{
+    size_t used = length + FRAME_HEAD + FRAME_TAIL;
+    uint64_t ordinal = count;
+
+    /* the newest ones that fit */
+    while (ordinal >= oldest && count - ordinal + 1 < LIMIT &&
+           used + all[ordinal].length + FRAME_HEAD + FRAME_TAIL <= SIZE) {
+        used += all[ordinal].length + FRAME_HEAD + FRAME_TAIL;
+        ordinal--;
+    }
+    oldest = ordinal + 1;
+}
+
+static uint64_t model_after(int topic, uint64_t last)
+{
+    uint64_t ordinal = last + 1 > oldest ? last + 1 : oldest;
+
+    while (ordinal <= count && all[ordinal].topic != topic)
+        ordinal++;
+    return ordinal <= count ? ordinal : 0;
+}
+
+static bool model_overrun(int topic, uint64_t last)
+{
+    for (uint64_t ordinal = last + 1; ordinal < oldest; ordinal++)
+        if (all[ordinal].topic == topic)
+            return true;
+    return false;
+}
+
+static void random_append(struct ring *ring, struct topic *topics)
+{
+    struct model_frame frame = {
+        .id = ring->newest_id + 1 + (uint64_t)(random() % 3),
+        .length = 1 + (size_t)random() % 200,
+        .topic = (int)(random() % TOPICS),
+        .spliced = random() % 2,
+    };
+    uint64_t before = oldest, predicted;
+
+    model_append(frame.length);
+    all[++count] = frame;
+    predicted = ring_oldest_after(ring, frame.length + FRAME_HEAD + FRAME_TAIL);
+    cr_assert(predicted == oldest && predicted >= before);
+    cr_assert(append(ring, &topics[frame.topic], frame.id, frame.length,
+                     frame.spliced) == count);
+    cr_assert(ring->oldest == oldest && ring->next == count + 1);
+}
+
+static void check_places(const struct ring *ring, const struct topic *topic,
+                         int number)
+{
+    uint64_t id = ring->newest_id > 200
+                      ? ring->newest_id - (uint64_t)random() % 200
+                      : (uint64_t)random() % 10;
+    uint64_t place = topic_seek(ring, topic, id), expected = 0, held = 0;
+    uint64_t back = (uint64_t)random() % 10;
+
+    for (uint64_t ordinal = oldest; ordinal <= count; ordinal++) {
+        if (all[ordinal].topic != number)
+            continue;
+        expected = expected ? expected : all[ordinal].id > id ? ordinal : 0;
+        held++;
+    }
+    cr_assert(topic_after(ring, topic, place) == expected);
+    place = topic_back(ring, topic, back);
+    cr_assert(topic_count_after(ring, topic, place) ==
+              (back < held ? back : held));
+    cr_assert(topic_count_after(ring, topic, topic_start(topic)) == held);
+    cr_assert(topic_after(ring, topic, topic_end(topic)) == 0);
+}
+
+static void random_read(struct ring *ring, struct topic *topics,
+                        struct model_reader *reader)
+{
+    const struct topic *topic = &topics[reader->topic];
+    uint64_t next = model_after(reader->topic, reader->cursor.last);
+    char out[SIZE * 2], expected[800];
+    size_t got, taken, size;
+    int room = 1 + (int)(random() % 8);
+
+    if (model_overrun(reader->topic, reader->cursor.last)) {
+        cr_assert(topic_overrun(topic, &reader->cursor));
+        reader->cursor = (struct cursor){ .last = topic_start(topic) };
+        reader->sent = 0;
+        return;
+    }
+    cr_assert(!topic_overrun(topic, &reader->cursor));
+    got = gather(ring, topic, &reader->cursor, UINT64_MAX, reader->form, out,
+                 room, 1 + (size_t)random() % 500);
+    cr_assert((got > 0) == (next != 0));
+    taken = got ? 1 + (size_t)random() % got : 0;
+    cr_assert(ring_advance(ring, topic, &reader->cursor, UINT64_MAX,
+                           reader->form, taken) == 0);
+    for (size_t at = 0; at < taken; at += size) {
+        size_t length = expect_frame(expected, all[next].id, all[next].length,
+                                     all[next].spliced, reader->form);
+
+        size = length - reader->sent < taken - at ? length - reader->sent
+                                                  : taken - at;
+        cr_assert(memcmp(out + at, expected + reader->sent, size) == 0);
+        reader->sent += size;
+        if (reader->sent < length)
+            break;
+        reader->sent = 0;
+        next = model_after(reader->topic, next);
+    }
+    cr_assert(reader->cursor.sent == reader->sent);
+}
+
+Test(ring, agrees_with_a_naive_one)
+{
+    struct ring ring;
+    struct topic topics[TOPICS];
+    struct model_reader readers[READERS];
+
+    srandom(20261123);
+    begin(&ring, LIMIT, SIZE, 0, &topics[0]);
+    for (int i = 0; i < TOPICS; i++)
+        topic_init(&topics[i], &ring);
+    for (int i = 0; i < READERS; i++)
+        readers[i] =
+            (struct model_reader){ .topic = i % TOPICS, .form = (unsigned)i };
+    for (int i = 0; i < OPERATIONS; i++) {
+        int reader = (int)(random() % READERS),
+            topic = (int)(random() % TOPICS);
+
+        switch (random() % 4) {
+        case 0:
+            random_append(&ring, topics);
+            break;
+        case 1:
+            check_places(&ring, &topics[topic], topic);
+            break;
+        default:
+            random_read(&ring, topics, &readers[reader]);
+            break;
+        }
+    }
+    ring_release(&ring);
+}
