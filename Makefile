@@ -87,7 +87,7 @@ test: $(SSED) $(TESTS) ## run every test
 	done; test -z "$$failed"
 
 asan: ## build with ASan and UBSan and run every test on it
-	ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 \
+	ASAN_OPTIONS=detect_leaks=1:abort_on_error=1:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TEST_SLOWNESS=3 \
 	$(MAKE) test BUILD=.build/asan SSED=.build/asan/ssed HARDENING= \
 		HARDENING_LINK= CFLAGS='-O1 -g -fno-omit-frame-pointer \

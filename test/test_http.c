@@ -1,0 +1,761 @@
+/*
+ * http.c: the grammar of request heads, each limit, every split position,
+ * bodies, the small parsers, response heads, files. Whatever is parsed ends
+ * just before a page that cannot be read.
+ */
+#include "sse.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define HOST "Host: a\r\n"
+
+enum {
+    GUARDED = 32768
+};
+
+/* A copy whose last byte is the last before a page without access. */
+static char *guarded(const char *bytes, size_t length)
+{
+    static char *memory;
+    long page = sysconf(_SC_PAGESIZE);
+
+    if (!memory) {
+        memory = mmap(NULL, GUARDED + (size_t)page, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        cr_assert(memory != MAP_FAILED);
+        cr_assert(mprotect(memory + GUARDED, (size_t)page, PROT_NONE) == 0);
+    }
+    cr_assert(length <= GUARDED);
+    memcpy(memory + GUARDED - length, bytes, length);
+    return memory + GUARDED - length;
+}
+
+static ssize_t parse(const char *text, struct request *request)
+{
+    memset(request, 0, sizeof(*request));
+    return http_parse(guarded(text, strlen(text)), strlen(text), request);
+}
+
+/* ----------------------------------------------------------------- heads */
+
+struct head {
+    const char *name;
+    const char *text;
+    int status; /* 0: it is taken, all of it */
+};
+
+static const struct head heads[] = {
+    { "plain", "GET / HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "1.0 without Host", "GET / HTTP/1.0\r\n\r\n", 0 },
+    { "1.9 is 1.1", "GET / HTTP/1.9\r\n" HOST "\r\n", 0 },
+    { "empty Host", "GET / HTTP/1.1\r\nHost:\r\n\r\n", 0 },
+    { "field name in any case", "GET / HTTP/1.1\r\nhOsT: a\r\n\r\n", 0 },
+    { "blanks around a value", "GET / HTTP/1.1\r\nHost: \t a \t\r\n\r\n", 0 },
+    { "odd field name", "GET / HTTP/1.1\r\n" HOST "!#$%&'*+-.^_`|~: 1\r\n\r\n",
+      0 },
+    { "bytes over 127 in a value", "GET / HTTP/1.1\r\n" HOST "A: \xE4\r\n\r\n",
+      0 },
+    { "tab in a value", "GET / HTTP/1.1\r\n" HOST "A: b\tc\r\n\r\n", 0 },
+    { "empty lines first", "\r\n\r\nGET / HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "all that a path may hold",
+      "GET /a-._~!$&'()*+,;=:@%20 HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "asterisk", "OPTIONS * HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "absolute", "GET http://b:80/c HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "absolute without path", "GET https://b HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "absolute with query", "GET http://b?c HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "three dots", "GET /... HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "zeros before a length",
+      "POST / HTTP/1.1\r\n" HOST "Content-Length: 007\r\n\r\n", 0 },
+    { "unknown expectation in 1.0 too", "GET / HTTP/1.0\r\nExpect: x\r\n\r\n",
+      417 },
+    { "bare LF", "GET / HTTP/1.1\nHost: a\r\n\r\n", 400 },
+    { "bare LF in the last line", "GET / HTTP/1.1\r\n" HOST "\n", 400 },
+    { "bare CR in a value", "GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", 400 },
+    { "bare CR before CR LF", "GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", 400 },
+    { "NUL in a value", "GET / HTTP/1.1\r\nHost: a\x01\r\n\r\n", 400 },
+    { "no Host", "GET / HTTP/1.1\r\n\r\n", 400 },
+    { "absolute without Host", "GET http://b/ HTTP/1.1\r\n\r\n", 400 },
+    { "two Hosts", "GET / HTTP/1.1\r\n" HOST HOST "\r\n", 400 },
+    { "Host with a path", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400 },
+    { "Host with a name", "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", 400 },
+    { "two Hosts in one", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400 },
+    { "folded line", "GET / HTTP/1.1\r\n" HOST "A: b\r\n\tc\r\n\r\n", 400 },
+    { "folded first field", "GET / HTTP/1.1\r\n " HOST "\r\n", 400 },
+    { "blank before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400 },
+    { "no name", "GET / HTTP/1.1\r\n" HOST ": a\r\n\r\n", 400 },
+    { "no colon", "GET / HTTP/1.1\r\n" HOST "a\r\n\r\n", 400 },
+    { "no target", "GET HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "two blanks", "GET  / HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "blank at the end", "GET / HTTP/1.1 \r\n" HOST "\r\n", 400 },
+    { "blank first", " GET / HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "tab for blank", "GET\t/ HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "no version", "GET /\r\n" HOST "\r\n", 400 },
+    { "small letters", "GET / http/1.1\r\n" HOST "\r\n", 400 },
+    { "two digits", "GET / HTTP/1.10\r\n" HOST "\r\n", 400 },
+    { "0.9", "GET / HTTP/0.9\r\n" HOST "\r\n", 505 },
+    { "2.0", "GET / HTTP/2.0\r\n" HOST "\r\n", 505 },
+    { "no method", "G(T / HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "unknown method", "BREW / HTTP/1.1\r\n" HOST "\r\n", 501 },
+    { "fragment", "GET /a#b HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "byte over 127 in a path", "GET /\xE4 HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "relative", "GET a HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "asterisk for GET", "GET * HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "other scheme", "GET ftp://b/ HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "absolute without host", "GET http:///a HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "absolute with a name", "GET http://a@b/ HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "escape cut short", "GET /a%4 HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "escape without hex", "GET /%zz HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "encoded slash", "GET /a%2fb HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "encoded NUL", "GET /a%00 HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "one dot", "GET /./a HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "two dots at the end", "GET /a/.. HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "encoded dots", "GET /%2E%2e/a HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "length and coding",
+      "POST / HTTP/1.1\r\n" HOST
+      "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+      400 },
+    { "coding and length",
+      "POST / HTTP/1.1\r\n" HOST
+      "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+      400 },
+    { "equal lengths",
+      "POST / HTTP/1.1\r\n" HOST
+      "Content-Length: 1\r\nContent-Length: 1\r\n\r\n",
+      400 },
+    { "length with a sign",
+      "POST / HTTP/1.1\r\n" HOST "Content-Length: +1\r\n\r\n", 400 },
+    { "length in hex", "POST / HTTP/1.1\r\n" HOST "Content-Length: 0x1\r\n\r\n",
+      400 },
+    { "no length", "POST / HTTP/1.1\r\n" HOST "Content-Length:\r\n\r\n", 400 },
+    { "length over all",
+      "POST / HTTP/1.1\r\n" HOST "Content-Length: 9223372036854775808\r\n\r\n",
+      400 },
+    { "two codings",
+      "POST / HTTP/1.1\r\n" HOST
+      "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+      400 },
+    { "chunked twice",
+      "POST / HTTP/1.1\r\n" HOST "Transfer-Encoding: chunked, chunked\r\n\r\n",
+      501 },
+    { "other coding",
+      "POST / HTTP/1.1\r\n" HOST "Transfer-Encoding: gzip\r\n\r\n", 501 },
+    { "coding in 1.0", "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+      400 },
+};
+
+Test(head, each_rule_of_the_grammar)
+{
+    for (size_t i = 0; i < COUNT(heads); i++) {
+        struct request request;
+        ssize_t taken = parse(heads[i].text, &request);
+        ssize_t expected =
+            heads[i].status ? -heads[i].status : (ssize_t)strlen(heads[i].text);
+
+        cr_assert(taken == expected, "%s: %zd (%s)", heads[i].name, taken,
+                  request.error ? request.error : "taken");
+        cr_assert((request.error != NULL) == (taken < 0), "%s", heads[i].name);
+    }
+}
+
+/* Nothing in a request depends on how its bytes arrive. The target is copied
+ * before each call: a parse may decode it in place once it is complete. */
+static void parse_in_two(const char *text, size_t split,
+                         struct request *request, ssize_t *taken)
+{
+    size_t length = strlen(text);
+    char *bytes = guarded(text, length);
+
+    memset(request, 0, sizeof(*request));
+    *taken = http_parse(bytes, split, request);
+    if (*taken == 0)
+        *taken = http_parse(bytes, length, request);
+}
+
+Test(head, every_split_gives_the_same)
+{
+    for (size_t i = 0; i < COUNT(heads); i++) {
+        struct request whole, split;
+        ssize_t expected = parse(heads[i].text, &whole), taken;
+        char path[64];
+
+        snprintf(path, sizeof(path), "%.*s", (int)whole.path.length,
+                 whole.path.data ? whole.path.data : "");
+        for (size_t at = 0; at < strlen(heads[i].text); at++) {
+            parse_in_two(heads[i].text, at, &split, &taken);
+            cr_assert(taken == expected, "%s at %zu: %zd", heads[i].name, at,
+                      taken);
+            cr_assert(
+                split.method == whole.method && split.minor == whole.minor &&
+                split.close == whole.close && split.chunked == whole.chunked &&
+                split.content_length == whole.content_length);
+            if (taken > 0)
+                cr_assert(slice_is(split.path, path), "%s at %zu",
+                          heads[i].name, at);
+        }
+    }
+}
+
+Test(head, byte_by_byte_and_others_behind_it)
+{
+    static const char text[] =
+        "GET /%61?b=c HTTP/1.1\r\n" HOST "Last-Event-ID: 7\r\n\r\nGET /next";
+    size_t end = strlen(text) - strlen("GET /next");
+    char *bytes = guarded(text, strlen(text));
+    struct request request = { 0 };
+
+    for (size_t length = 0; length < end; length++)
+        cr_assert(http_parse(bytes, length, &request) == 0);
+    cr_assert(http_parse(bytes, strlen(text), &request) == (ssize_t)end);
+    cr_assert(slice_is(request.path, "/a"));
+    cr_assert(slice_is(request.query, "b=c"));
+    cr_assert(slice_is(request.last_event_id, "7"));
+}
+
+Test(head, what_its_fields_say)
+{
+    struct request request;
+
+    cr_assert(parse("POST http://B.example:8080/a%20b?c=%20 HTTP/1.1\r\n"
+                    "Host: other\r\nAuthorization: Bearer t\r\n"
+                    "Content-Type: text/plain\r\nOrigin: http://o\r\n"
+                    "If-None-Match: \"x\"\r\nIf-Modified-Since: d\r\n"
+                    "If-Range: r\r\nRange: bytes=0-1\r\n"
+                    "Content-Length: 12\r\nExpect: 100-Continue\r\n"
+                    "Connection: keep-alive, Close\r\nVia: 1.1 p\r\n\r\n",
+                    &request) > 0);
+    cr_assert(request.method == METHOD_POST && request.minor == 1);
+    cr_assert(slice_is(request.path, "/a b"));
+    cr_assert(slice_is(request.query, "c=%20"));
+    cr_assert(slice_is(request.host, "B.example:8080"));
+    cr_assert(slice_is(request.authorization, "Bearer t"));
+    cr_assert(slice_is(request.content_type, "text/plain"));
+    cr_assert(slice_is(request.origin, "http://o"));
+    cr_assert(slice_is(request.if_none_match, "\"x\""));
+    cr_assert(slice_is(request.if_modified_since, "d"));
+    cr_assert(slice_is(request.if_range, "r"));
+    cr_assert(slice_is(request.range, "bytes=0-1"));
+    cr_assert(request.content_length == 12 && !request.chunked);
+    cr_assert(request.expect_continue && request.close && request.forwarded);
+    cr_assert(http_has_body(&request));
+    cr_assert(parse("GET / HTTP/1.1\r\n" HOST "\r\n", &request) > 0);
+    cr_assert(request.content_length == -1 && !request.close);
+    cr_assert(!request.forwarded && !request.expect_continue);
+    cr_assert(!request.last_event_id.data && !http_has_body(&request));
+    cr_assert(
+        parse("GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n", &request) > 0);
+    cr_assert(request.close && !request.expect_continue);
+    cr_assert(request.minor == 0);
+}
+
+/* A head with a request line and fields of these lengths, line ends
+ * included; the last field fills it up to `total`. */
+static ssize_t parse_long(size_t line, unsigned field_count, size_t total)
+{
+    char *text = malloc(GUARDED);
+    struct request request = { 0 };
+    size_t at = (size_t)sprintf(text, "GET /");
+    ssize_t taken;
+
+    memset(text + at, 'a', line - at - strlen(" HTTP/1.1\r\n"));
+    at = line - strlen(" HTTP/1.1\r\n");
+    at += (size_t)sprintf(text + at, " HTTP/1.1\r\n" HOST);
+    for (unsigned i = 2; i < field_count; i++)
+        at += (size_t)sprintf(text + at, "A:\r\n");
+    if (field_count > 1) {
+        size_t value = total > at + 6 ? total - at - 6 : 0;
+
+        at += (size_t)sprintf(text + at, "B:");
+        memset(text + at, 'b', value);
+        at += value;
+        at += (size_t)sprintf(text + at, "\r\n");
+    }
+    at += (size_t)sprintf(text + at, "\r\n");
+    taken = http_parse(guarded(text, at), at, &request);
+    free(text);
+    return taken > 0 ? (ssize_t)at - taken : taken;
+}
+
+Test(head, each_limit_to_the_byte)
+{
+    cr_assert(parse_long(REQUEST_LINE_MAX, 1, 0) == 0);
+    cr_assert(parse_long(REQUEST_LINE_MAX + 1, 1, 0) == -414);
+    cr_assert(parse_long(20, FIELD_COUNT_MAX, 0) == 0);
+    cr_assert(parse_long(20, FIELD_COUNT_MAX + 1, 0) == -431);
+    cr_assert(parse_long(20, 2, HEAD_MAX) == 0);
+    cr_assert(parse_long(20, 2, HEAD_MAX + 1) == -431);
+}
+
+Test(head, an_endless_one_is_refused_at_the_limit)
+{
+    char *text = malloc(HEAD_MAX);
+    struct request request = { 0 };
+
+    memset(text, 'a', HEAD_MAX);
+    cr_assert(http_parse(text, REQUEST_LINE_MAX - 1, &request) == 0);
+    cr_assert(http_parse(text, REQUEST_LINE_MAX, &request) == -414);
+    request = (struct request){ 0 };
+    memcpy(text, "GET / HTTP/1.1\r\n", 16);
+    cr_assert(http_parse(text, HEAD_MAX - 1, &request) == 0);
+    cr_assert(http_parse(text, HEAD_MAX, &request) == -431);
+    request = (struct request){ 0 };
+    for (int i = 0; i < HEAD_MAX; i++)
+        text[i] = i % 2 ? '\n' : '\r';
+    cr_assert(http_parse(text, HEAD_MAX, &request) < 0);
+    free(text);
+}
+
+/* ---------------------------------------------------------------- bodies */
+
+struct body_case {
+    const char *name;
+    const char *bytes;
+    const char *content; /* NULL: it is malformed */
+    size_t rest;         /* bytes that do not belong to it */
+};
+
+static const struct body_case bodies[] = {
+    { "nothing", "0\r\n\r\n", "", 0 },
+    { "two chunks", "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", "abcde", 0 },
+    { "another request behind", "1\r\na\r\n0\r\n\r\nGET", "a", 3 },
+    { "hex", "a\r\n0123456789\r\n0\r\n\r\n", "0123456789", 0 },
+    { "HEX and zeros", "000A\r\n0123456789\r\n000\r\n\r\n", "0123456789", 0 },
+    { "extensions", "1;a=\"b\";c\r\nx\r\n0;d\r\n\r\n", "x", 0 },
+    { "blank before an extension", "1 ;a\r\nx\r\n0\r\n\r\n", "x", 0 },
+    { "trailers", "1\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n", "x", 0 },
+    { "line ends in the content", "4\r\n\r\n\r\n\r\n0\r\n\r\n", "\r\n\r\n", 0 },
+    { "no size", "\r\n", NULL, 0 },
+    { "no hex", "g\r\n", NULL, 0 },
+    { "a sign", "-1\r\n", NULL, 0 },
+    { "0x", "0x1\r\n", NULL, 0 },
+    { "bare LF after the size", "1\nx\r\n0\r\n\r\n", NULL, 0 },
+    { "bare LF after an extension", "1;a\nx\r\n0\r\n\r\n", NULL, 0 },
+    { "CR and no LF", "1\rx", NULL, 0 },
+    { "content too long", "1\r\nxy\r\n0\r\n\r\n", NULL, 0 },
+    { "bare LF after the content", "1\r\nx\n0\r\n\r\n", NULL, 0 },
+    { "size over 64 bits", "10000000000000000\r\n", NULL, 0 },
+    { "bare LF in the trailer", "0\r\nA: b\n\r\n", NULL, 0 },
+    { "CR and no LF at the end", "0\r\n\rx", NULL, 0 },
+};
+
+/* Reads a body of which `split` bytes come first. Returns how many bytes were
+ * taken, or -400. */
+static ssize_t read_body(struct body *body, const char *bytes, size_t split,
+                         char *content)
+{
+    size_t length = strlen(bytes), at = 0, out = 0;
+
+    for (size_t end = split; at < length; end = length) {
+        while (at < end && body->state != BODY_DONE) {
+            struct slice piece, data = { bytes + at, end - at };
+            ssize_t taken = http_body_read(body, data, &piece);
+
+            if (taken < 0)
+                return taken;
+            memcpy(content + out, piece.data, piece.length);
+            out += piece.length;
+            at += (size_t)taken;
+        }
+        if (end == length)
+            break;
+    }
+    content[out] = '\0';
+    return (ssize_t)at;
+}
+
+Test(body, chunks_at_every_split)
+{
+    struct request request = { .chunked = true, .content_length = -1 };
+    char content[64];
+
+    for (size_t i = 0; i < COUNT(bodies); i++) {
+        const struct body_case *body_case = &bodies[i];
+        size_t length = strlen(body_case->bytes);
+
+        for (size_t split = 0; split <= length; split++) {
+            struct body body;
+            ssize_t taken;
+
+            http_body_init(&body, &request);
+            taken = read_body(&body, guarded(body_case->bytes, length + 1),
+                              split, content);
+            if (!body_case->content) {
+                cr_assert(taken == -400, "%s at %zu", body_case->name, split);
+                continue;
+            }
+            cr_assert(taken == (ssize_t)(length - body_case->rest),
+                      "%s at %zu: %zd", body_case->name, split, taken);
+            cr_assert(body.state == BODY_DONE, "%s", body_case->name);
+            cr_assert_str_eq(content, body_case->content, "%s",
+                             body_case->name);
+        }
+    }
+}
+
+Test(body, of_a_length)
+{
+    struct request request = { .content_length = 5 };
+    char content[64];
+
+    for (size_t split = 0; split <= 8; split++) {
+        struct body body;
+
+        http_body_init(&body, &request);
+        cr_assert(read_body(&body, "abcdefgh", split, content) == 5);
+        cr_assert(body.state == BODY_DONE);
+        cr_assert_str_eq(content, "abcde");
+    }
+    request.content_length = 0;
+    for (int i = 0; i < 2; i++, request.content_length = -1) {
+        struct body body;
+
+        http_body_init(&body, &request);
+        cr_assert(body.state == BODY_DONE);
+    }
+}
+
+/* Bytes that are no content are bounded, however they are spread. */
+static ssize_t read_overhead(const char *begin, char filler, size_t count)
+{
+    struct request request = { .chunked = true, .content_length = -1 };
+    struct body body;
+    char content[64];
+    ssize_t taken;
+
+    http_body_init(&body, &request);
+    taken = read_body(&body, begin, 0, content);
+    for (size_t i = 0; i < count && taken >= 0; i++) {
+        struct slice piece;
+
+        taken = http_body_read(&body, (struct slice){ &filler, 1 }, &piece);
+    }
+    return taken;
+}
+
+Test(body, limits_what_is_no_content)
+{
+    cr_assert(read_overhead("1;", 'a', CHUNK_LINE_MAX - 2) > 0);
+    cr_assert(read_overhead("1;", 'a', CHUNK_LINE_MAX - 1) == -400);
+    cr_assert(read_overhead("0", '0', CHUNK_LINE_MAX) == -400);
+    cr_assert(read_overhead("0\r\n", 'a', TRAILER_MAX) > 0);
+    cr_assert(read_overhead("0\r\n", 'a', TRAILER_MAX + 1) == -400);
+}
+
+/* --------------------------------------------------------- small parsers */
+
+static struct slice slice_of(const char *text)
+{
+    return (struct slice){ text, strlen(text) };
+}
+
+Test(text, numbers)
+{
+    uint64_t number = 0;
+
+    cr_assert(slice_number(slice_of("0"), 9, &number) && number == 0);
+    cr_assert(slice_number(slice_of("9007199254740991"), ID_MAX, &number));
+    cr_assert(number == ID_MAX);
+    cr_assert(
+        slice_number(slice_of("18446744073709551615"), UINT64_MAX, &number));
+    cr_assert(number == UINT64_MAX);
+    cr_assert(!slice_number(slice_of("9007199254740992"), ID_MAX, &number));
+    cr_assert(
+        !slice_number(slice_of("18446744073709551616"), UINT64_MAX, &number));
+    cr_assert(!slice_number(slice_of("3"), 2, &number));
+    cr_assert(!slice_number(slice_of("1"), 0, &number));
+    cr_assert(!slice_number(slice_of(""), 9, &number));
+    cr_assert(!slice_number(slice_of("01"), 9, &number));
+    cr_assert(!slice_number(slice_of("00"), 9, &number));
+    cr_assert(!slice_number(slice_of("+1"), 9, &number));
+    cr_assert(!slice_number(slice_of("-1"), 9, &number));
+    cr_assert(!slice_number(slice_of(" 1"), 9, &number));
+    cr_assert(!slice_number(slice_of("1 "), 9, &number));
+    cr_assert(!slice_number(slice_of("1a"), 99, &number));
+}
+
+/* RFC 3629, section 4, spelled out byte by byte. */
+static size_t naive_utf8(const unsigned char *s, size_t length)
+{
+    uint32_t code;
+    size_t size = s[0] < 0x80             ? 1
+                  : (s[0] & 0xE0) == 0xC0 ? 2
+                  : (s[0] & 0xF0) == 0xE0 ? 3
+                  : (s[0] & 0xF8) == 0xF0 ? 4
+                                          : 0;
+    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+
+    if (size == 0 || size > length)
+        return 0;
+    code = size == 1 ? s[0] : s[0] & (0x7FU >> size);
+    for (size_t i = 1; i < size; i++) {
+        if ((s[i] & 0xC0) != 0x80)
+            return 0;
+        code = code << 6 | (s[i] & 0x3F);
+    }
+    return code < least[size] || code > 0x10FFFF ||
+                   (code >= 0xD800 && code < 0xE000)
+               ? 0
+               : size;
+}
+
+Test(text, utf8_as_the_rfc_has_it)
+{
+    static const unsigned char tails[] = { 0x00, 0x7F, 0x80, 0x8F, 0x90,
+                                           0x9F, 0xA0, 0xBF, 0xC0, 0xFF };
+
+    for (unsigned first = 0; first < 256; first++)
+        for (unsigned second = 0; second < 256; second++)
+            for (size_t tail = 0; tail < COUNT(tails) * COUNT(tails); tail++)
+                for (size_t length = 1; length <= 4; length++) {
+                    unsigned char s[4] = { (unsigned char)first,
+                                           (unsigned char)second,
+                                           tails[tail / COUNT(tails)],
+                                           tails[tail % COUNT(tails)] };
+                    struct slice text = { (char *)s, length };
+
+                    if (utf8_sequence(text) != naive_utf8(s, length))
+                        cr_assert_fail("%02x %02x %02x %02x: %zu", s[0], s[1],
+                                       s[2], s[3], length);
+                }
+}
+
+Test(text, query_parameters)
+{
+    struct slice query = slice_of("a=1&b=%41%zz+&c&d=&a=2&=e&bb=3&f=%4");
+    struct slice value = { NULL, 0 };
+    char buffer[8];
+
+    cr_assert(http_query(query, "a", buffer, 8, &value));
+    cr_assert(slice_is(value, "1"));
+    cr_assert(http_query(query, "b", buffer, 8, &value));
+    cr_assert(slice_is(value, "A%zz "));
+    cr_assert(http_query(query, "b", buffer, 3, &value));
+    cr_assert(slice_is(value, "A%z"));
+    cr_assert(http_query(query, "c", buffer, 8, &value));
+    cr_assert(slice_is(value, ""));
+    cr_assert(http_query(query, "d", buffer, 8, &value));
+    cr_assert(slice_is(value, ""));
+    cr_assert(http_query(query, "f", buffer, 8, &value));
+    cr_assert(slice_is(value, "%4"));
+    cr_assert(!http_query(query, "e", buffer, 8, &value));
+    cr_assert(!http_query(slice_of(""), "a", buffer, 8, &value));
+}
+
+Test(text, hosts_that_are_local)
+{
+    static const char *const local[] = { "localhost", "LOCALHOST:3000",
+                                         "127.0.0.1", "10.1.2.3:80",
+                                         "[::1]",     "[2001:db8::1]:3000" };
+    static const char *const others[] = {
+        "",
+        "example.com",
+        "localhost.example.com",
+        "127.0.0.1.example.com",
+        "[::1",
+        "::1",
+        "[example]",
+        "1.2.3",
+        "localhost:x",
+        "127.0.0.1:3000:1",
+    };
+
+    for (size_t i = 0; i < COUNT(local); i++)
+        cr_assert(http_host_is_local(slice_of(local[i])), "%s", local[i]);
+    for (size_t i = 0; i < COUNT(others); i++)
+        cr_assert(!http_host_is_local(slice_of(others[i])), "%s", others[i]);
+}
+
+Test(text, origins_of_a_host)
+{
+    static const struct {
+        const char *origin, *host;
+        bool same;
+    } cases[] = {
+        { "http://a", "a", true },
+        { "http://A.example", "a.EXAMPLE", true },
+        { "https://a", "a", true },
+        { "http://a", "a:80", true },
+        { "https://a", "a:443", true },
+        { "http://a:3000", "a:3000", true },
+        { "http://[::1]:3000", "[::1]:3000", true },
+        { "http://a", "a:443", false },
+        { "http://a:3000", "a", false },
+        { "http://a", "b", false },
+        { "http://a.b", "a", false },
+        { "null", "null", false },
+        { "ftp://a", "a", false },
+        { "http://", "", false },
+        { "", "a", false },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++)
+        cr_assert(http_origin_is_host(slice_of(cases[i].origin),
+                                      slice_of(cases[i].host)) == cases[i].same,
+                  "%s %s", cases[i].origin, cases[i].host);
+}
+
+Test(text, credentials_and_media_types)
+{
+    cr_assert(slice_is(http_bearer(slice_of("Bearer a.b")), "a.b"));
+    cr_assert(slice_is(http_bearer(slice_of("bEARER  a ")), "a"));
+    cr_assert(slice_is(http_bearer(slice_of("Bearer")), ""));
+    cr_assert(slice_is(http_bearer(slice_of("Basic a")), ""));
+    cr_assert(http_media_type_is(slice_of("text/Event-Stream; charset=utf-8"),
+                                 "text/event-stream"));
+    cr_assert(http_media_type_is(slice_of("text/event-stream ;x"),
+                                 "text/event-stream"));
+    cr_assert(!http_media_type_is(slice_of("text/event-streams"),
+                                  "text/event-stream"));
+    cr_assert(!http_media_type_is(slice_of(""), "text/event-stream"));
+}
+
+/* -------------------------------------------------------- response heads */
+
+Test(answer, an_ordinary_head)
+{
+    char head[512];
+    struct response response = { .status = 405,
+                                 .date = "D",
+                                 .type = "text/plain",
+                                 .length = 7,
+                                 .allow = "GET",
+                                 .close = true };
+    size_t length = http_head(head, sizeof(head), &response);
+
+    cr_assert_str_eq(head, "HTTP/1.1 405 Method Not Allowed\r\nDate: D\r\n"
+                           "Content-Type: text/plain\r\nContent-Length: 7\r\n"
+                           "Connection: close\r\nAllow: GET\r\n"
+                           "X-Content-Type-Options: nosniff\r\n\r\n");
+    cr_assert(length == strlen(head));
+    for (size_t size = 0; size <= length; size++)
+        cr_assert(http_head(guarded(head, size), size, &response) == 0);
+}
+
+Test(answer, a_location_cannot_end_its_line)
+{
+    char head[512];
+    struct response response = { .status = 301,
+                                 .location = SLICE("/a b\r\nX: \xE4/") };
+
+    cr_assert(http_head(head, sizeof(head), &response));
+    cr_assert(strstr(head, "\r\nLocation: /a%20b%0D%0AX%3A%20%E4//\r\n"), "%s",
+              head);
+}
+
+Test(answer, every_status_has_its_phrase)
+{
+    static const int statuses[] = { 200, 201, 204, 206, 301, 304, 400, 401,
+                                    403, 404, 405, 408, 409, 413, 414, 415,
+                                    416, 417, 431, 501, 503, 505 };
+
+    for (size_t i = 0; i < COUNT(statuses); i++)
+        cr_assert(strcmp(http_reason(statuses[i]), "Unknown") != 0, "%d",
+                  statuses[i]);
+}
+
+Test(answer, dates)
+{
+    char date[HTTP_DATE_SIZE];
+
+    http_date(date, 784111777);
+    cr_assert_str_eq(date, "Sun, 06 Nov 1994 08:49:37 GMT");
+}
+
+/* ----------------------------------------------------------------- files */
+
+Test(file, the_bundled_ones)
+{
+    static const char *const paths[] = { "/", "/index.html", "/index.js",
+                                         "/style.css", "/clock.html" };
+    struct file file, again;
+
+    http_bundle_init(1000);
+    for (size_t i = 0; i < COUNT(paths); i++) {
+        cr_assert(http_file_open(&file, -1, slice_of(paths[i])) == 0);
+        cr_assert(file.data && file.fd == -1 && file.length > 100);
+        cr_assert(file.modified == 1000 && file.etag[0] == '"');
+    }
+    cr_assert(http_file_open(&again, -1, slice_of("/index.html")) == 0);
+    cr_assert(strcmp(file.etag, again.etag) != 0);
+    cr_assert(http_file_open(&file, -1, slice_of("/nothing")) == -404);
+    cr_assert(http_file_open(&file, -1, slice_of("")) == -404);
+    cr_assert(http_file_open(&file, -1, slice_of("//index.html")) == -404);
+}
+
+/* Answers to a GET of a file with ten bytes, modified at 784111777. */
+struct answer {
+    const char *fields;
+    int status;
+    uint64_t first, length;
+};
+
+static void check_answer(const struct answer *answer)
+{
+    struct file file = {
+        .length = 10, .modified = 784111777, .etag = "\"e\"", .type = "t"
+    };
+    struct response response = { 0 };
+    struct request request;
+    char text[512];
+    uint64_t first;
+
+    snprintf(text, sizeof(text), "GET / HTTP/1.1\r\n" HOST "%s\r\n",
+             answer->fields);
+    cr_assert(parse(text, &request) > 0);
+    http_file_response(&file, &request, &response, &first);
+    cr_assert(response.status == answer->status, "%s: %d", answer->fields,
+              response.status);
+    cr_assert(first == answer->first || response.status == 416, "%s",
+              answer->fields);
+    if (response.status == 200 || response.status == 206)
+        cr_assert(response.length == answer->length, "%s: %d", answer->fields,
+                  (int)response.length);
+}
+
+Test(file, conditions_and_ranges)
+{
+    static const struct answer answers[] = {
+        { "", 200, 0, 10 },
+        { "If-None-Match: \"e\"\r\n", 304, 0, 0 },
+        { "If-None-Match: *\r\n", 304, 0, 0 },
+        { "If-None-Match: \"a\" , W/\"e\"\r\n", 304, 0, 0 },
+        { "If-None-Match: \"ee\"\r\n", 200, 0, 10 },
+        { "If-None-Match: e\r\n", 200, 0, 10 },
+        { "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n", 304, 0, 0 },
+        { "If-Modified-Since: Sun, 06 Nov 1994 08:49:36 GMT\r\n", 200, 0, 10 },
+        { "If-Modified-Since: yesterday\r\n", 200, 0, 10 },
+        { "If-None-Match: \"a\"\r\n"
+          "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+          200, 0, 10 },
+        { "Range: bytes=0-0\r\n", 206, 0, 1 },
+        { "Range: bytes=9-9\r\n", 206, 9, 1 },
+        { "Range: bytes=2-\r\n", 206, 2, 8 },
+        { "Range: bytes=-3\r\n", 206, 7, 3 },
+        { "Range: bytes=-30\r\n", 206, 0, 10 },
+        { "Range: bytes=5-18446744073709551615\r\n", 200, 0, 10 },
+        { "Range: bytes=5-9223372036854775807\r\n", 206, 5, 5 },
+        { "Range: BYTES=007-008\r\n", 206, 7, 2 },
+        { "Range: bytes=10-\r\n", 416, 0, 0 },
+        { "Range: bytes=-0\r\n", 416, 0, 0 },
+        { "Range: bytes=5-4\r\n", 200, 0, 10 },
+        { "Range: bytes=\r\n", 200, 0, 10 },
+        { "Range: bytes=-\r\n", 200, 0, 10 },
+        { "Range: bytes=1\r\n", 200, 0, 10 },
+        { "Range: bytes=1-2,3-4\r\n", 200, 0, 10 },
+        { "Range: bytes=0-1\r\nIf-Range: \"e\"\r\n", 206, 0, 2 },
+        { "Range: bytes=0-1\r\nIf-Range: \"f\"\r\n", 200, 0, 10 },
+        { "Range: bytes=0-1\r\nIf-Range: W/\"e\"\r\n", 200, 0, 10 },
+        { "Range: bytes=0-1\r\nIf-Range: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+          206, 0, 2 },
+        { "Range: bytes=0-1\r\nIf-Range: Sun, 06 Nov 1994 08:49:38 GMT\r\n",
+          200, 0, 10 },
+    };
+
+    for (size_t i = 0; i < COUNT(answers); i++)
+        check_answer(&answers[i]);
+}
