@@ -682,7 +682,9 @@ static const char *unescape(const char *at, char *out, size_t *length)
         *length = put_utf8(out, strtoul(digits, NULL, 16));
         return at + 6;
     }
-    *out = letter ? values[letter - letters] : at[1];
+    *out = at[1];
+    if (letter)
+        *out = values[letter - letters];
     *length = 1;
     return at + 2;
 }

@@ -55,7 +55,7 @@ static struct {
 static double probes[PROBES_MAX];
 static int probe_count;
 
-static void fail(const char *what)
+static _Noreturn void fail(const char *what)
 {
     fprintf(stderr, "hold: %s: %s\n", what, strerror(errno));
     exit(2);

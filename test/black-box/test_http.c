@@ -214,7 +214,7 @@ Test(http, a_thousand_requests_in_a_row)
 
     server_start(&server, NULL);
     for (int i = 0; i < ROUNDS; i++)
-        memcpy(all + (size_t)i * strlen(request), request, strlen(request));
+        strcpy(all + (size_t)i * strlen(request), request);
     client_connect(&client, &server);
     client_send(&client, all);
     for (int i = 0; i < ROUNDS; i++) {
