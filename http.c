@@ -1020,6 +1020,8 @@ static int open_in_root(struct file *file, int root, const char *path)
     struct stat status;
     int fd = open_beneath(root, path + 1);
 
+    if (fd < 0 && errno == ENOSYS)
+        return -501;
     if (fd < 0)
         return errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
                        errno == EAGAIN

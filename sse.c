@@ -2915,20 +2915,35 @@ static void init_history(struct server *server)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
 }
 
+static void init_root(struct server *server, const char *root)
+{
+    struct file file;
+    int status;
+
+    server->root = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (server->root < 0)
+        die(EXIT_RUN_TIME, "--root: cannot open the folder '%s': %s", root,
+            strerror(errno));
+    status = http_file_open(&file, server->root, SLICE("/"));
+    if (status == -501)
+        die(EXIT_RUN_TIME, "--root: needs openat2(2), which this kernel does "
+                           "not have: Linux 5.6 or later");
+    if (status == 0)
+        close(file.fd);
+    else
+        log_event(LEVEL_WARN, "no_index",
+                  "reason=\"--root has no index.html that can be read\"");
+}
+
 static void init_pages(struct server *server)
 {
-    const char *root = server->options.root;
     struct stat status;
     bool known = stat("/proc/self/exe", &status) == 0;
 
     http_bundle_init(known ? status.st_mtime : time(NULL));
     server->root = -1;
-    if (!root)
-        return;
-    server->root = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (server->root < 0)
-        die(EXIT_RUN_TIME, "--root: cannot open the folder '%s': %s", root,
-            strerror(errno));
+    if (server->options.root)
+        init_root(server, server->options.root);
 }
 
 static void init_events(struct server *server)

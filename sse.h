@@ -414,7 +414,8 @@ struct file {
  * directory, which nothing can lead out of (openat2(2), RESOLVE_BENEATH). A
  * path that ends in a slash means the index.html there. Returns 0, or minus
  * the status to answer with: 301 for a folder named without its slash, 404,
- * 503 when descriptors or memory have run out.
+ * 501 when the kernel has no openat2, 503 when descriptors or memory have run
+ * out.
  */
 int http_file_open(struct file *file, int root, struct slice path);
 

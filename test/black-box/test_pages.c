@@ -143,7 +143,7 @@ static void folder_remove(const struct folder *folder)
     cr_assert(system(command) == 0);
 }
 
-Test(pages, come_from_a_folder)
+Test(folder, has_its_pages_served)
 {
     struct server server;
     struct folder folder;
@@ -172,7 +172,7 @@ Test(pages, come_from_a_folder)
     server_stop(&server);
 }
 
-Test(pages, there_is_no_way_out)
+Test(folder, there_is_no_way_out)
 {
     static const struct {
         const char *path;
@@ -207,7 +207,7 @@ Test(pages, there_is_no_way_out)
     server_stop(&server);
 }
 
-Test(pages, ranges)
+Test(folder, ranges)
 {
     static const struct {
         const char *range;
@@ -257,7 +257,7 @@ Test(pages, ranges)
 
 /* Larger than all buffers between, on a client that reads late; with another
  * request behind it. */
-Test(pages, a_large_file_arrives_whole)
+Test(folder, a_large_file_arrives_whole)
 {
     enum {
         SIZE = 8 << 20
