@@ -80,11 +80,20 @@ $(TESTS):
 $(BUILD)/test/hold: $(BUILD)/test/black-box/hold.o
 	$(LINK) -o $@ $^
 
-test: $(SSED) $(TESTS) ## run every test
+SHORT_IO = $(abspath $(BUILD)/test/short_io.so)
+$(SHORT_IO): test/black-box/short_io.c
+	@mkdir -p $(@D)
+	$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
+
+test: $(SSED) $(TESTS) $(SHORT_IO) ## run every test
 	@for test in $(TESTS); do \
 		echo "$$test"; \
 		SSED=./$(SSED) $$test $(TEST_OPTIONS) || failed=1; \
-	done; test -z "$$failed"
+	done; \
+	echo "$(BUILD)/test/black_box, with short reads and writes"; \
+	SSED=./$(SSED) SSED_PRELOAD='$(SHORT_IO)' $(BUILD)/test/black_box \
+		$(TEST_OPTIONS) || failed=1; \
+	test -z "$$failed"
 
 asan: ## build with ASan and UBSan and run every test on it
 	ASAN_OPTIONS=detect_leaks=1:abort_on_error=1:allocator_may_return_null=1 \

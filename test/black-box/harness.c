@@ -78,6 +78,8 @@ static _Noreturn void run_child(const char *const options[], int out, int err,
     for (int i = 0; options[i]; i++)
         arguments[count++] = options[i];
     arguments[count] = NULL;
+    if (getenv("SSED_PRELOAD"))
+        setenv("LD_PRELOAD", getenv("SSED_PRELOAD"), 1);
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
     execvp(arguments[0], (char *const *)(uintptr_t)arguments);

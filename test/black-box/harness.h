@@ -4,8 +4,8 @@
  * deadline and fails the test when it has passed.
  *
  * Environment: SSED is the server's path (./ssed), SSED_UNDER a command that
- * it is run under (valgrind and its options), TEST_SLOWNESS a factor for all
- * deadlines.
+ * it is run under (valgrind and its options), SSED_PRELOAD a library that is
+ * loaded into it, TEST_SLOWNESS a factor for all deadlines.
  */
 #ifndef HARNESS_H
 #define HARNESS_H
