@@ -69,6 +69,11 @@ deps: ## install what the tests need (Criterion), with apt
 	@test -e /usr/include/criterion/criterion.h || \
 		{ $(call apt_install,libcriterion-dev); }
 
+# make -j deps test: first the one, then the other
+ifneq ($(filter deps,$(MAKECMDGOALS)),)
+$(TEST_OBJECTS): | deps
+endif
+
 TESTS = $(UNIT_TESTS:%=$(BUILD)/test/%) $(BUILD)/test/black_box
 
 $(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
@@ -95,8 +100,12 @@ test: $(SSED) $(TESTS) $(SHORT_IO) ## run every test
 		$(TEST_OPTIONS) || failed=1; \
 	test -z "$$failed"
 
+# A ring too large is a case; the library for short reads comes first.
+ASAN := detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:$\
+	verify_asan_link_order=0
+
 asan: ## build with ASan and UBSan and run every test on it
-	ASAN_OPTIONS=detect_leaks=1:abort_on_error=1:allocator_may_return_null=1 \
+	ASAN_OPTIONS=$(ASAN) \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TEST_SLOWNESS=3 \
 	$(MAKE) test BUILD=.build/asan SSED=.build/asan/ssed HARDENING= \
 		HARDENING_LINK= CFLAGS='-O1 -g -fno-omit-frame-pointer \
