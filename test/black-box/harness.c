@@ -68,6 +68,7 @@ static _Noreturn void run_child(const char *const options[], int out, int err,
 {
     const char *arguments[OPTIONS_MAX];
     const char *path = getenv("SSED");
+    const char *preload = getenv("SSED_PRELOAD");
     int count = add_words(arguments, 0, "SSED_UNDER");
 
     /* whatever happens to the test, its server ends with it */
@@ -78,8 +79,8 @@ static _Noreturn void run_child(const char *const options[], int out, int err,
     for (int i = 0; options[i]; i++)
         arguments[count++] = options[i];
     arguments[count] = NULL;
-    if (getenv("SSED_PRELOAD"))
-        setenv("LD_PRELOAD", getenv("SSED_PRELOAD"), 1);
+    if (preload)
+        setenv("LD_PRELOAD", preload, 1);
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
     execvp(arguments[0], (char *const *)(uintptr_t)arguments);
