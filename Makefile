@@ -111,6 +111,17 @@ asan: ## build with ASan and UBSan and run every test on it
 		HARDENING_LINK= CFLAGS='-O1 -g -fno-omit-frame-pointer \
 		-fsanitize=address,undefined -fno-sanitize-recover=all'
 
+FUZZ_SECONDS ?= 60
+
+fuzz: check-deps ## fuzz the request parser for FUZZ_SECONDS (60)
+	@mkdir -p .build/fuzz/corpus
+	clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=all -o .build/fuzz/fuzz_request \
+		test/fuzz/fuzz_request.c http.c
+	cd .build/fuzz && ./fuzz_request -max_total_time=$(FUZZ_SECONDS) \
+		-max_len=20000 -dict=../../test/fuzz/request.dict -verbosity=1 \
+		-print_final_stats=1 corpus
+
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
 # not the tests of --root: Debian's valgrind does not know openat2(2)
@@ -171,6 +182,6 @@ help: ## list the targets
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
 
-.PHONY: all run debug deps test asan valgrind hold check check-compiler \
+.PHONY: all run debug deps test asan fuzz valgrind hold check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:
