@@ -71,6 +71,7 @@ enum {
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
     WHEEL_SLOTS = 512,
     LOG_BURST = 200,        /* lines that the outside can cause at once */
+    LOG_REPORT = 1000,      /* ms between two lines about lines left out */
     LOG_RATE = 100,         /* and in a second */
     RETRY_LATER_MIN = 2000, /* ms, when there is no room for a subscriber */
     RETRY_LATER_MAX = 10000,
@@ -284,8 +285,9 @@ struct server {
 static struct {
     enum level level;
     double tokens;
-    uint64_t refilled; /* ms */
-    uint64_t suppressed;
+    uint64_t refilled;   /* ms */
+    uint64_t suppressed; /* lines, since that was reported */
+    uint64_t reported;   /* ms */
 } logger = { .level = LEVEL_INFO, .tokens = LOG_BURST };
 
 static const char *const level_names[] = { "error", "warn", "info", "debug" };
@@ -371,14 +373,20 @@ static bool log_allowed(uint64_t now)
         return false;
     }
     logger.tokens--;
-    if (logger.suppressed && logger.tokens >= LOG_BURST / 4.0) {
-        uint64_t suppressed = logger.suppressed;
-
-        logger.suppressed = 0;
-        log_event(LEVEL_WARN, "log_suppressed", "lines=%llu",
-                  (unsigned long long)suppressed);
-    }
     return true;
+}
+
+/* Says, once a second at most, how many lines have been left out. */
+static void log_report(uint64_t now)
+{
+    uint64_t suppressed = logger.suppressed;
+
+    if (!suppressed || now < logger.reported + LOG_REPORT)
+        return;
+    logger.suppressed = 0;
+    logger.reported = now;
+    log_event(LEVEL_WARN, "log_suppressed", "lines=%llu",
+              (unsigned long long)suppressed);
 }
 
 /* What the outside causes: limited. */
@@ -2533,6 +2541,8 @@ static int loop_timeout(const struct server *server)
         until = server->phase_end;
     if (!server->accepting && server->accept_again < until)
         until = server->accept_again;
+    if (logger.suppressed && logger.reported + LOG_REPORT < until)
+        until = logger.reported + LOG_REPORT;
     if (until == UINT64_MAX)
         return -1;
     if (until <= server->now)
@@ -2578,6 +2588,7 @@ static void turn(struct server *server)
     update_time(server);
     for (int i = 0; i < count; i++)
         dispatch(server, &events[i]);
+    log_report(server->now);
     expire_timers(server);
     publish_clock(server);
     retry_publishers(server);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #define HOST "Host: localhost\r\n"
@@ -304,6 +305,42 @@ Test(crowd, a_flood_of_connections_is_waited_out)
     client_response(&clients[FLOOD - 1], &response, false);
     cr_assert(response.status == 200);
     client_close(&clients[FLOOD - 1]);
+    server_stop(&server);
+}
+
+Test(crowd, goes_on_when_descriptors_run_out)
+{
+    enum {
+        MANY = 40
+    };
+    struct reader reader = { 0 };
+    struct client clients[MANY];
+    struct server server;
+    struct response response;
+    struct rlimit limit, few = { 20, 20 };
+
+    server_start(&server, "--first-id", "1");
+    reader_open(&reader, &server);
+    reader_take(&reader);
+    cr_assert(prlimit(server.pid, RLIMIT_NOFILE, NULL, &limit) == 0);
+    few.rlim_max = limit.rlim_max;
+    cr_assert(prlimit(server.pid, RLIMIT_NOFILE, &few, NULL) == 0);
+    for (int i = 0; i < MANY; i++)
+        client_connect(&clients[i], &server);
+    server_await_log(&server, "event=accept_paused reason=EMFILE");
+    client_send(&clients[0],
+                "POST /events HTTP/1.1\r\n" HOST "Content-Length: 1\r\n\r\nx");
+    client_response(&clients[0], &response, false);
+    cr_assert(response.status == 201);
+    reader_take(&reader);
+    cr_assert(reader.last == 1);
+    for (int i = 0; i < MANY - 1; i++)
+        client_close(&clients[i]);
+    client_send(&clients[MANY - 1], HEALTH);
+    client_response(&clients[MANY - 1], &response, false);
+    cr_assert(response.status == 200);
+    client_close(&clients[MANY - 1]);
+    reader_close(&reader);
     server_stop(&server);
 }
 

@@ -190,6 +190,38 @@ Test(log, tells_of_arrivals_and_departures)
     server_stop(&server);
 }
 
+static int count_of(const struct server *server, const char *text)
+{
+    char *log = server_log(server);
+    int count = 0;
+
+    for (const char *at = log; (at = strstr(at, text)); at++)
+        count++;
+    free(log);
+    return count;
+}
+
+Test(log, a_flood_is_cut_down_and_that_is_said)
+{
+    enum {
+        FLOOD = 2000
+    };
+    struct server server;
+    struct client client;
+    struct response response;
+
+    server_start(&server, "--access-log");
+    client_connect(&client, &server);
+    for (int i = 0; i < FLOOD; i++)
+        client_send(&client, HEALTH);
+    for (int i = 0; i < FLOOD; i++)
+        client_response(&client, &response, false);
+    cr_assert(count_of(&server, "event=request") < FLOOD / 2);
+    server_await_log(&server, "event=log_suppressed lines=");
+    client_close(&client);
+    server_stop(&server);
+}
+
 Test(log, can_be_turned_down)
 {
     char out[4096], err[4096];
