@@ -112,15 +112,15 @@ asan: ## build with ASan and UBSan and run every test on it
 		-fsanitize=address,undefined -fno-sanitize-recover=all'
 
 FUZZ_SECONDS ?= 60
+FUZZ = clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
+	-fno-sanitize-recover=all -o .build/fuzz/$(1) test/fuzz/$(1).c $(2) && \
+	.build/fuzz/$(1) -max_total_time=$(FUZZ_SECONDS) -max_len=20000 \
+	-artifact_prefix=.build/fuzz/ $(3) .build/fuzz/$(1)-corpus
 
-fuzz: check-deps ## fuzz the request parser for FUZZ_SECONDS (60)
-	@mkdir -p .build/fuzz/corpus
-	clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all -o .build/fuzz/fuzz_request \
-		test/fuzz/fuzz_request.c http.c
-	cd .build/fuzz && ./fuzz_request -max_total_time=$(FUZZ_SECONDS) \
-		-max_len=20000 -dict=../../test/fuzz/request.dict -verbosity=1 \
-		-print_final_stats=1 corpus
+fuzz: check-deps ## fuzz parser and ring for FUZZ_SECONDS (60) each
+	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus
+	$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
+	$(call FUZZ,fuzz_ring,ring.c)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 

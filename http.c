@@ -71,7 +71,7 @@ static struct slice slice_split(struct slice *rest, char separator)
         first.length = (size_t)(end - rest->data);
         *rest = slice_from(*rest, first.length + 1);
     } else {
-        *rest = slice_from(*rest, rest->length);
+        rest->length = 0;
     }
     return first;
 }
@@ -418,7 +418,8 @@ static int parse_field(struct request *request, struct slice line)
         return (int)refuse(request, 400, "a field name is not a token");
     value = slice_trimmed(value);
     for (size_t i = 0; i < value.length; i++)
-        if ((unsigned char)value.data[i] < ' ' && value.data[i] != '\t')
+        if (((unsigned char)value.data[i] < ' ' && value.data[i] != '\t') ||
+            value.data[i] == 0x7F)
             return (int)refuse(request, 400, "a control character in a field");
     for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
         if (slice_equals(name, fields[i].name))
@@ -461,21 +462,32 @@ static int parse_head(struct request *request, struct slice head)
     return status;
 }
 
+/* Which limit bytes up to `end` go beyond, whatever they are; 0: none. It is
+ * looked at first, so that the refusal does not depend on how they arrive. */
+static int check_limits(struct request *request, size_t end)
+{
+    if (request->lines == 0 && end - request->start > REQUEST_LINE_MAX)
+        return (int)refuse(request, 414, "the request line is too long");
+    if (end > HEAD_MAX)
+        return (int)refuse(request, 431, "the header fields are too long");
+    return 0;
+}
+
 /* Takes in one more line that ends before `end`. */
 static int scan_line(struct request *request, const char *data, size_t end)
 {
     size_t length = end - request->scanned;
+    int status = check_limits(request, end);
 
+    if (status < 0)
+        return status;
     if (length < 2 || data[end - 2] != '\r' ||
         memchr(data + request->scanned, '\r', length - 2))
         return (int)refuse(request, 400, "lines must end in CR LF");
-    if (length == 2 && request->lines == 0) {
+    if (length == 2 && request->lines == 0)
         request->start = end; /* RFC 9112, section 2.2: skipped */
-    } else if (request->lines == 0 && length > REQUEST_LINE_MAX) {
-        return (int)refuse(request, 414, "the request line is too long");
-    } else if (length > 2 && ++request->lines > FIELD_COUNT_MAX + 1) {
+    else if (length > 2 && ++request->lines > FIELD_COUNT_MAX + 1)
         return (int)refuse(request, 431, "too many header fields");
-    }
     request->scanned = end;
     return 0;
 }
@@ -490,16 +502,9 @@ ssize_t http_parse(char *data, size_t length, struct request *request)
         const char *lf =
             length > begin ? memchr(data + begin, '\n', length - begin) : NULL;
 
-        if (!lf && request->lines == 0 &&
-            length - request->start >= REQUEST_LINE_MAX)
-            return refuse(request, 414, "the request line is too long");
-        if (lf)
-            status = scan_line(request, data, (size_t)(lf - data) + 1);
-        if (status == 0 &&
-            (lf ? request->scanned > HEAD_MAX : length >= HEAD_MAX))
-            return refuse(request, 431, "the header fields are too long");
-        if (!lf)
-            return 0;
+        if (!lf) /* at the least one byte more will come */
+            return check_limits(request, length + 1);
+        status = scan_line(request, data, (size_t)(lf - data) + 1);
         complete = request->lines > 0 && request->scanned - begin == 2;
     }
     if (status == 0)
@@ -652,7 +657,7 @@ static bool size_byte(struct body *body, char byte)
         return false;
     if (byte == '\r')
         body->state = BODY_SIZE_LF;
-    else if (body->state == BODY_EXTENSION || strchr("; \t", byte))
+    else if (body->state == BODY_EXTENSION || byte == ';')
         body->state = BODY_EXTENSION;
     else
         return false;
@@ -805,7 +810,8 @@ static void put_location(struct head *head, struct slice path)
     for (size_t i = 0; i < path.length; i++) {
         unsigned char c = (unsigned char)path.data[i];
 
-        put_line(head, isalnum(c) || strchr("/-._~", c) ? "%c" : "%%%02X", c);
+        put_line(head,
+                 isalnum(c) || (c && strchr("/-._~", c)) ? "%c" : "%%%02X", c);
     }
     put_line(head, "/\r\n");
 }
@@ -1059,6 +1065,8 @@ int http_file_open(struct file *file, int root, struct slice path)
              folder ? "index.html" : "");
     status =
         root < 0 ? open_bundled(file, name) : open_in_root(file, root, name);
+    if (folder && status == -301)
+        status = -404; /* its index.html is a folder */
     if (status == 0)
         file->type = media_type((struct slice){ name, strlen(name) });
     return status;

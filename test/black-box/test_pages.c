@@ -129,6 +129,9 @@ static void folder_make(struct folder *folder)
     put_file(folder, "root/a b.txt", "0123456789");
     put_file(folder, "root/sub/index.html", "<p>sub");
     put_file(folder, "root/empty", "");
+    put_folder(folder, "root/bare");
+    put_folder(folder, "root/odd");
+    put_folder(folder, "root/odd/index.html");
     put_link(folder, "root/out", "../secret.txt");
     put_link(folder, "root/absolute", "/etc/passwd");
     put_link(folder, "root/up", "..");
@@ -190,6 +193,9 @@ Test(folder, there_is_no_way_out)
         { "/sub//index.html/", 404 },
         { "/index.html/", 404 },
         { "/a\\..\\secret.txt", 404 },
+        { "/bare", 301 },
+        { "/bare/", 404 },
+        { "/odd/", 404 },
     };
     struct server server;
     struct folder folder;
