@@ -1,15 +1,20 @@
 /*
  * http.c: the grammar of request heads, each limit, every split position,
- * bodies, the small parsers, response heads, files. Whatever is parsed ends
- * just before a page that cannot be read.
+ * bodies, the small parsers, response heads to the byte, files from memory
+ * and from a folder, conditions and ranges. Whatever is parsed ends just
+ * before a page that cannot be read.
  */
 #include "sse.h"
 
 #include <criterion/criterion.h>
+#include <ctype.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -78,7 +83,7 @@ static const struct head heads[] = {
     { "bare LF in the last line", "GET / HTTP/1.1\r\n" HOST "\n", 400 },
     { "bare CR in a value", "GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", 400 },
     { "bare CR before CR LF", "GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", 400 },
-    { "NUL in a value", "GET / HTTP/1.1\r\nHost: a\x01\r\n\r\n", 400 },
+    { "control byte in a value", "GET / HTTP/1.1\r\nHost: a\x01\r\n\r\n", 400 },
     { "DEL in a value", "GET / HTTP/1.1\r\nHost: a\r\nA: \x7F\r\n\r\n", 400 },
     { "no Host", "GET / HTTP/1.1\r\n\r\n", 400 },
     { "absolute without Host", "GET http://b/ HTTP/1.1\r\n\r\n", 400 },
@@ -103,6 +108,41 @@ static const struct head heads[] = {
     { "2.0", "GET / HTTP/2.0\r\n" HOST "\r\n", 505 },
     { "no method", "G(T / HTTP/1.1\r\n" HOST "\r\n", 400 },
     { "unknown method", "BREW / HTTP/1.1\r\n" HOST "\r\n", 501 },
+    { "method in small letters", "get / HTTP/1.1\r\n" HOST "\r\n", 501 },
+    { "empty method", "\r\n / HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "DEL in a path", "GET /\x7F HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "tab in a path", "GET /a\tb HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "DEL in a field name", "GET / HTTP/1.1\r\n" HOST "A\x7F: b\r\n\r\n",
+      400 },
+    { "byte over 127 in a field name",
+      "GET / HTTP/1.1\r\n" HOST "A\xE4: b\r\n\r\n", 400 },
+    { "blank within a field name",
+      "GET / HTTP/1.1\r\n" HOST "A b: c\r\n\r\n", 400 },
+    { "the greatest length",
+      "POST / HTTP/1.1\r\n" HOST "Content-Length: 9223372036854775807\r\n\r\n",
+      0 },
+    { "a list of lengths",
+      "POST / HTTP/1.1\r\n" HOST "Content-Length: 1, 1\r\n\r\n", 400 },
+    { "negative length",
+      "POST / HTTP/1.1\r\n" HOST "Content-Length: -1\r\n\r\n", 400 },
+    { "chunked in any case",
+      "POST / HTTP/1.1\r\n" HOST "Transfer-Encoding: Chunked\r\n\r\n", 0 },
+    { "no coding", "POST / HTTP/1.1\r\n" HOST "Transfer-Encoding:\r\n\r\n",
+      501 },
+    { "chunked but not last",
+      "POST / HTTP/1.1\r\n" HOST "Transfer-Encoding: chunked, gzip\r\n\r\n",
+      501 },
+    { "two Hosts in 1.0", "GET / HTTP/1.0\r\n" HOST HOST "\r\n", 400 },
+    { "asterisk for POST", "POST * HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "asterisk and more", "OPTIONS *a HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "authority", "CONNECT a:80 HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "encoded slash in a query", "GET /?a=%2F%00 HTTP/1.1\r\n" HOST "\r\n",
+      0 },
+    { "dots in a query", "GET /?/../ HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "two dots in a name", "GET /a..b HTTP/1.1\r\n" HOST "\r\n", 0 },
+    { "two dots first", "GET /.. HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "one dot at the end", "GET /a/. HTTP/1.1\r\n" HOST "\r\n", 400 },
+    { "percent at the end", "GET /a% HTTP/1.1\r\n" HOST "\r\n", 400 },
     { "fragment", "GET /a#b HTTP/1.1\r\n" HOST "\r\n", 400 },
     { "byte over 127 in a path", "GET /\xE4 HTTP/1.1\r\n" HOST "\r\n", 400 },
     { "relative", "GET a HTTP/1.1\r\n" HOST "\r\n", 400 },
@@ -164,41 +204,186 @@ Test(head, each_rule_of_the_grammar)
     }
 }
 
-/* Nothing in a request depends on how its bytes arrive. The target is copied
- * before each call: a parse may decode it in place once it is complete. */
-static void parse_in_two(const char *text, size_t split,
-                         struct request *request, ssize_t *taken)
+static bool same_slice(struct slice a, struct slice b)
+{
+    return a.data == b.data && a.length == b.length;
+}
+
+/* Whether two heads at one place in memory came out the same. */
+static bool same_request(const struct request *a, const struct request *b)
+{
+    return a->start == b->start && a->hosts == b->hosts &&
+           a->method == b->method && a->minor == b->minor &&
+           same_slice(a->path, b->path) && same_slice(a->query, b->query) &&
+           same_slice(a->authorization, b->authorization) &&
+           same_slice(a->content_type, b->content_type) &&
+           same_slice(a->host, b->host) &&
+           same_slice(a->if_modified_since, b->if_modified_since) &&
+           same_slice(a->if_none_match, b->if_none_match) &&
+           same_slice(a->if_range, b->if_range) &&
+           same_slice(a->last_event_id, b->last_event_id) &&
+           same_slice(a->origin, b->origin) && same_slice(a->range, b->range) &&
+           a->content_length == b->content_length &&
+           a->chunked == b->chunked && a->close == b->close &&
+           a->expect_continue == b->expect_continue &&
+           a->forwarded == b->forwarded && a->error == b->error;
+}
+
+/* Parses what has come after each `step` bytes, from `first` on, until it is
+ * decided: a parse that is complete has decoded the path in place. */
+static ssize_t parse_stepwise(const char *text, size_t first, size_t step,
+                              struct request *request)
 {
     size_t length = strlen(text);
     char *bytes = guarded(text, length);
+    ssize_t taken = 0;
 
     memset(request, 0, sizeof(*request));
-    *taken = http_parse(bytes, split, request);
-    if (*taken == 0)
-        *taken = http_parse(bytes, length, request);
+    for (size_t end = first; taken == 0; end += step) {
+        taken = http_parse(bytes, end < length ? end : length, request);
+        if (end >= length)
+            break;
+    }
+    return taken;
 }
 
+/* Nothing in a request depends on how its bytes arrive. */
 Test(head, every_split_gives_the_same)
 {
     for (size_t i = 0; i < COUNT(heads); i++) {
         struct request whole, split;
-        ssize_t expected = parse(heads[i].text, &whole), taken;
-        char path[64];
+        ssize_t expected = parse(heads[i].text, &whole);
+        size_t length = strlen(heads[i].text);
 
-        snprintf(path, sizeof(path), "%.*s", (int)whole.path.length,
-                 whole.path.data ? whole.path.data : "");
-        for (size_t at = 0; at < strlen(heads[i].text); at++) {
-            parse_in_two(heads[i].text, at, &split, &taken);
-            cr_assert(taken == expected, "%s at %zu: %zd", heads[i].name, at,
-                      taken);
-            cr_assert(
-                split.method == whole.method && split.minor == whole.minor &&
-                split.close == whole.close && split.chunked == whole.chunked &&
-                split.content_length == whole.content_length);
-            if (taken > 0)
-                cr_assert(slice_is(split.path, path), "%s at %zu",
-                          heads[i].name, at);
+        for (size_t at = 0; at < length; at++) {
+            cr_assert(parse_stepwise(heads[i].text, at, length, &split) ==
+                          expected,
+                      "%s at %zu", heads[i].name, at);
+            cr_assert(same_request(&whole, &split), "%s at %zu", heads[i].name,
+                      at);
         }
+        for (size_t step = 1; step < 4; step++) {
+            cr_assert(parse_stepwise(heads[i].text, 0, step, &split) ==
+                          expected,
+                      "%s by %zu", heads[i].name, step);
+            cr_assert(same_request(&whole, &split), "%s by %zu", heads[i].name,
+                      step);
+        }
+    }
+}
+
+/* What is not whole is neither taken nor refused, unless it is bad. */
+Test(head, every_begin_of_a_good_one_is_incomplete)
+{
+    for (size_t i = 0; i < COUNT(heads); i++) {
+        if (heads[i].status)
+            continue;
+        for (size_t end = 0; end < strlen(heads[i].text); end++) {
+            struct request request = { 0 };
+
+            cr_assert(http_parse(guarded(heads[i].text, end), end, &request) ==
+                          0,
+                      "%s at %zu", heads[i].name, end);
+            cr_assert(!request.error);
+        }
+    }
+}
+
+/* A long line with a fault in it is the same fault, however it arrives. */
+Test(head, a_refusal_depends_on_no_split)
+{
+    static char line[REQUEST_LINE_MAX + 1000];
+    struct request request;
+    ssize_t whole;
+
+    memset(line, 'a', sizeof(line) - 1);
+    memcpy(line, "GET /", 5);
+    line[100] = '\r';
+    memcpy(line + sizeof(line) - 3, "\r\n", 2);
+    whole = parse(line, &request);
+    for (size_t at = REQUEST_LINE_MAX - 1; at <= REQUEST_LINE_MAX + 1; at++)
+        cr_assert(parse_stepwise(line, at, sizeof(line), &request) == whole,
+                  "at %zu", at);
+}
+
+/* No byte of a head may be a control byte but its line ends and tabs. */
+Test(head, control_bytes_anywhere)
+{
+    static const char text[] = "POST /a?b HTTP/1.1\r\n" HOST "A: b c\r\n\r\n";
+    size_t length = strlen(text);
+
+    for (size_t at = 0; at < length; at++)
+        for (int byte = 0; byte < ' '; byte++) {
+            struct request request = { 0 };
+            char *bytes = guarded(text, length);
+            ssize_t taken;
+
+            if (byte == '\t' || byte == bytes[at])
+                continue;
+            bytes[at] = (char)byte;
+            taken = http_parse(bytes, length, &request);
+            cr_assert(taken == -400 || (taken == 0 && at == length - 1),
+                      "%d at %zu: %zd", byte, at, taken);
+        }
+}
+
+Test(head, every_method)
+{
+    static const struct {
+        const char *name;
+        enum method method;
+    } methods[] = {
+        { "DELETE", METHOD_DELETE }, { "GET", METHOD_GET },
+        { "HEAD", METHOD_HEAD },     { "OPTIONS", METHOD_OPTIONS },
+        { "POST", METHOD_POST },     { "PUT", METHOD_OTHER },
+        { "PATCH", METHOD_OTHER },   { "TRACE", METHOD_OTHER },
+    };
+
+    for (size_t i = 0; i < COUNT(methods); i++) {
+        struct request request;
+        char text[64];
+
+        snprintf(text, sizeof(text), "%s / HTTP/1.1\r\n" HOST "\r\n",
+                 methods[i].name);
+        cr_assert(parse(text, &request) > 0, "%s", methods[i].name);
+        cr_assert(request.method == methods[i].method, "%s", methods[i].name);
+    }
+}
+
+Test(head, targets_come_apart)
+{
+    static const struct {
+        const char *target, *path, *query, *host;
+    } targets[] = {
+        { "/", "/", "", "a" },
+        { "/?", "/", "", "a" },
+        { "/a/b?c=d?e", "/a/b", "c=d?e", "a" },
+        { "/%41%2b%25%c3%A4", "/A+%\xc3\xa4", "", "a" },
+        { "/a+b", "/a+b", "", "a" },
+        { "/%0A", "/\n", "", "a" },
+        { "//b/c", "//b/c", "", "a" },
+        { "http://b", "/", "", "b" },
+        { "HTTP://b:1/", "/", "", "b:1" },
+        { "https://b:1/c?d", "/c", "d", "b:1" },
+        { "hTTps://[::1]:2?d/e", "/", "d/e", "[::1]:2" },
+    };
+
+    for (size_t i = 0; i < COUNT(targets); i++) {
+        struct request request;
+        char text[128];
+
+        snprintf(text, sizeof(text), "GET %s HTTP/1.1\r\n" HOST "\r\n",
+                 targets[i].target);
+        cr_assert(parse(text, &request) > 0, "%s", targets[i].target);
+        cr_assert(slice_is(request.path, targets[i].path), "%s", text);
+        cr_assert(slice_is(request.query, targets[i].query), "%s", text);
+        cr_assert(slice_is(request.host, targets[i].host), "%s", text);
+    }
+    {
+        struct request request;
+
+        cr_assert(parse("OPTIONS * HTTP/1.1\r\n" HOST "\r\n", &request) > 0);
+        cr_assert(slice_is(request.path, "*"));
     }
 }
 
@@ -252,6 +437,108 @@ Test(head, what_its_fields_say)
         parse("GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n", &request) > 0);
     cr_assert(request.close && !request.expect_continue);
     cr_assert(request.minor == 0);
+}
+
+static void parse_field(const char *field, int minor, struct request *request)
+{
+    char text[128];
+
+    snprintf(text, sizeof(text), "POST / HTTP/1.%d\r\n" HOST "%s\r\n\r\n",
+             minor, field);
+    cr_assert(parse(text, request) > 0, "%s", field);
+}
+
+Test(head, when_it_closes)
+{
+    static const struct {
+        const char *field;
+        int minor;
+        bool close;
+    } cases[] = {
+        { "A: b", 1, false },
+        { "A: b", 0, true },
+        { "Connection: keep-alive", 0, true },
+        { "Connection: close", 1, true },
+        { "Connection: CLOSE", 1, true },
+        { "Connection: a, \tclose\t,b", 1, true },
+        { "Connection: a\r\nConnection: close", 1, true },
+        { "Connection: close\r\nConnection: a", 1, true },
+        { "Connection: closed", 1, false },
+        { "Connection: clos", 1, false },
+        { "Connection: not close", 1, false },
+        { "Connection:", 1, false },
+        { "Connection: ,,", 1, false },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct request request;
+
+        parse_field(cases[i].field, cases[i].minor, &request);
+        cr_assert(request.close == cases[i].close, "%s", cases[i].field);
+    }
+}
+
+Test(head, what_has_passed_a_proxy)
+{
+    static const char *const by_proxy[] = {
+        "Via: a",
+        "forwarded: a",
+        "X-Forwarded-For: a",
+        "X-Forwarded-Host: a",
+        "x-forwarded-proto:",
+        "X-Real-IP: a",
+    };
+    static const char *const others[] = { "Vi: a", "X-Forwarded: a",
+                                          "X-Via: a" };
+    struct request request;
+
+    for (size_t i = 0; i < COUNT(by_proxy); i++) {
+        parse_field(by_proxy[i], 1, &request);
+        cr_assert(request.forwarded, "%s", by_proxy[i]);
+    }
+    for (size_t i = 0; i < COUNT(others); i++) {
+        parse_field(others[i], 1, &request);
+        cr_assert(!request.forwarded, "%s", others[i]);
+    }
+}
+
+Test(head, of_several_fields_the_first_counts)
+{
+    struct request request;
+
+    parse_field("Last-Event-ID:\r\nLast-Event-ID: 7\r\n"
+                "Authorization: a\r\nAuthorization: b",
+                1, &request);
+    cr_assert(request.last_event_id.data && request.last_event_id.length == 0);
+    cr_assert(slice_is(request.authorization, "a"));
+    cr_assert(request.error == NULL);
+}
+
+Test(head, when_it_has_a_body)
+{
+    static const struct {
+        const char *field;
+        int64_t length;
+        bool chunked, body;
+    } cases[] = {
+        { "A: b", -1, false, false },
+        { "Content-Length: 0", 0, false, false },
+        { "Content-Length: 000", 0, false, false },
+        { "Content-Length: 1", 1, false, true },
+        { "content-length: \t 0012 ", 12, false, true },
+        { "Transfer-Encoding: chunked", -1, true, true },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct request request;
+
+        parse_field(cases[i].field, 1, &request);
+        cr_assert(request.content_length == cases[i].length, "%s",
+                  cases[i].field);
+        cr_assert(request.chunked == cases[i].chunked);
+        cr_assert(http_has_body(&request) == cases[i].body, "%s",
+                  cases[i].field);
+    }
 }
 
 /* A head with a request line and fields of these lengths, line ends
@@ -312,15 +599,14 @@ Test(head, an_endless_one_is_refused_at_the_limit)
 }
 
 /* A head that breaks a limit and is malformed beside it. */
-static void check_refusal(size_t at, int status)
+static void check_refusal(bool in_fields, int status)
 {
     char *text = malloc(GUARDED);
     size_t length = HEAD_MAX + 200;
 
     memset(text, 'a', length);
-    memcpy(text, "GET / HTTP/1.1\r\nA:", 18);
-    if (at == 0)
-        memset(text, 'a', 18);
+    if (in_fields)
+        text[sprintf(text, "GET / HTTP/1.1\r\nA:")] = 'a';
     text[length - 5] = '\r';
     text[length - 1] = '\n';
     for (size_t split = 0; split <= length; split += 64) {
@@ -336,8 +622,25 @@ static void check_refusal(size_t at, int status)
 
 Test(head, is_refused_alike_however_it_arrives)
 {
-    check_refusal(0, 414);
-    check_refusal(1, 431);
+    check_refusal(false, 414);
+    check_refusal(true, 431);
+}
+
+/* Empty lines before it are no part of the request line. */
+Test(head, its_limit_is_counted_from_its_start)
+{
+    char *text = malloc(GUARDED);
+    struct request request = { 0 };
+    size_t end = 4 + REQUEST_LINE_MAX;
+
+    memset(text, 'a', GUARDED);
+    memcpy(text, "\r\n\r\nGET /", 9);
+    cr_assert(http_parse(text, end - 1, &request) == 0);
+    memcpy(text + end - 11, " HTTP/1.1\r\n", 11);
+    memcpy(text + end, "Host: a\r\n\r\n", 11);
+    cr_assert(http_parse(text, end + 11, &request) == (ssize_t)end + 11);
+    cr_assert(request.path.length == REQUEST_LINE_MAX - strlen("GET ") - 11);
+    free(text);
 }
 
 /* ---------------------------------------------------------------- bodies */
@@ -360,6 +663,13 @@ static const struct body_case bodies[] = {
     { "trailers", "1\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n", "x", 0 },
     { "line ends in the content", "4\r\n\r\n\r\n\r\n0\r\n\r\n", "\r\n\r\n", 0 },
     { "no size", "\r\n", NULL, 0 },
+    { "no size, an extension", ";a\r\n", NULL, 0 },
+    { "a blank first", " 1\r\nx\r\n0\r\n\r\n", NULL, 0 },
+    { "a folded size", "1\r\n 1\r\nx\r\n0\r\n\r\n", NULL, 0 },
+    { "bare CR in an extension", "1;a\rb\r\nx\r\n0\r\n\r\n", NULL, 0 },
+    { "bare CR in the trailer", "0\r\nA\rb\r\n\r\n", NULL, 0 },
+    { "bare LF for the trailer", "0\r\n\n", NULL, 0 },
+    { "content too short", "3\r\nab\r\n0\r\n\r\n", NULL, 0 },
     { "no hex", "g\r\n", NULL, 0 },
     { "a sign", "-1\r\n", NULL, 0 },
     { "0x", "0x1\r\n", NULL, 0 },
@@ -427,6 +737,80 @@ Test(body, chunks_at_every_split)
     }
 }
 
+Test(body, chunks_byte_by_byte)
+{
+    struct request request = { .chunked = true, .content_length = -1 };
+
+    for (size_t i = 0; i < COUNT(bodies); i++) {
+        struct body body;
+        char content[64];
+        size_t at = 0, out = 0;
+        ssize_t taken = 0;
+
+        http_body_init(&body, &request);
+        while (bodies[i].bytes[at] && body.state != BODY_DONE && taken >= 0) {
+            struct slice piece, data = { bodies[i].bytes + at++, 1 };
+
+            taken = http_body_read(&body, data, &piece);
+            if (taken > 0 && piece.length)
+                content[out++] = *piece.data;
+        }
+        content[out] = '\0';
+        cr_assert((taken < 0) == (bodies[i].content == NULL), "%s",
+                  bodies[i].name);
+        if (bodies[i].content)
+            cr_assert_str_eq(content, bodies[i].content, "%s", bodies[i].name);
+    }
+}
+
+/* A NUL, which a reader in C might take for an end. */
+Test(body, a_nul_is_content_and_nothing_else)
+{
+    struct request request = { .chunked = true, .content_length = -1 };
+    static const char text[] = "1;a=b\r\nx\r\n0\r\nA: b\r\n\r\n";
+    size_t length = strlen(text), content = strlen("1;a=b\r\n");
+
+    for (size_t at = 0; at < length; at++) {
+        char *bytes = guarded(text, length);
+        struct body body;
+        ssize_t taken = 0;
+
+        bytes[at] = '\0';
+        http_body_init(&body, &request);
+        for (size_t i = 0; i < length && taken >= 0; i++) {
+            struct slice piece;
+
+            taken =
+                http_body_read(&body, (struct slice){ bytes + i, 1 }, &piece);
+            if (taken > 0 && piece.length)
+                cr_assert(i == content && *piece.data == bytes[i]);
+        }
+        cr_assert((taken > 0) == (at == content), "at %zu", at);
+    }
+}
+
+/* The greatest size and the one after it; each of content and of framing is
+ * told apart though nothing has arrived of it. */
+Test(body, sizes_up_to_a_limit)
+{
+    struct request request = { .chunked = true, .content_length = -1 };
+    struct slice piece;
+    struct body body;
+
+    http_body_init(&body, &request);
+    cr_assert(http_body_read(&body, SLICE("fffffffffffffff\r\n"), &piece) ==
+              17);
+    cr_assert(body.state == BODY_DATA && piece.length == 0);
+    cr_assert(body.left == UINT64_C(0xfffffffffffffff));
+    http_body_init(&body, &request);
+    cr_assert(http_body_read(&body, SLICE("0000000000000000000fF\r\n"),
+                             &piece) == 23);
+    cr_assert(body.state == BODY_DATA && body.left == 255);
+    http_body_init(&body, &request);
+    cr_assert(http_body_read(&body, SLICE(""), &piece) == 0);
+    cr_assert(body.state == BODY_SIZE);
+}
+
 Test(body, of_a_length)
 {
     struct request request = { .content_length = 5 };
@@ -472,6 +856,9 @@ Test(body, limits_what_is_no_content)
     cr_assert(read_overhead("1;", 'a', CHUNK_LINE_MAX - 2) > 0);
     cr_assert(read_overhead("1;", 'a', CHUNK_LINE_MAX - 1) == -400);
     cr_assert(read_overhead("0", '0', CHUNK_LINE_MAX) == -400);
+    cr_assert(read_overhead("1\r\nx\r\n1;", 'a', CHUNK_LINE_MAX - 2) > 0);
+    cr_assert(read_overhead("1\r\nx\r\n1;", 'a', CHUNK_LINE_MAX - 1) == -400);
+    cr_assert(read_overhead("0;aaaaa\r\n", 'a', TRAILER_MAX) > 0);
     cr_assert(read_overhead("0\r\n", 'a', TRAILER_MAX) > 0);
     cr_assert(read_overhead("0\r\n", 'a', TRAILER_MAX + 1) == -400);
 }
@@ -572,7 +959,13 @@ Test(text, query_parameters)
     cr_assert(slice_is(value, ""));
     cr_assert(http_query(query, "f", buffer, 8, &value));
     cr_assert(slice_is(value, "%4"));
+    cr_assert(http_query(query, "a", buffer, 0, &value));
+    cr_assert(slice_is(value, ""));
     cr_assert(!http_query(query, "e", buffer, 8, &value));
+    cr_assert(!http_query(query, "A", buffer, 8, &value));
+    cr_assert(http_query(slice_of("a=b=c"), "a", buffer, 8, &value));
+    cr_assert(slice_is(value, "b=c"));
+    cr_assert(!http_query((struct slice){ NULL, 0 }, "a", buffer, 8, &value));
     cr_assert(!http_query(slice_of(""), "a", buffer, 8, &value));
 }
 
@@ -580,7 +973,8 @@ Test(text, hosts_that_are_local)
 {
     static const char *const local[] = { "localhost", "LOCALHOST:3000",
                                          "127.0.0.1", "10.1.2.3:80",
-                                         "[::1]",     "[2001:db8::1]:3000" };
+                                         "[::1]",     "[2001:db8::1]:3000",
+                                         "localhost:" };
     static const char *const others[] = {
         "",
         "example.com",
@@ -592,12 +986,25 @@ Test(text, hosts_that_are_local)
         "1.2.3",
         "localhost:x",
         "127.0.0.1:3000:1",
+        "[127.0.0.1]",
+        "[",
+        "[]",
+        ":80",
+        "127.0.0.1 ",
+        "127.1",
+        "0x7f.0.0.1",
     };
+    static char endless[4096];
 
     for (size_t i = 0; i < COUNT(local); i++)
         cr_assert(http_host_is_local(slice_of(local[i])), "%s", local[i]);
     for (size_t i = 0; i < COUNT(others); i++)
         cr_assert(!http_host_is_local(slice_of(others[i])), "%s", others[i]);
+    memset(endless, '1', sizeof(endless) - 1);
+    cr_assert(!http_host_is_local(slice_of(endless)));
+    endless[0] = '[';
+    endless[sizeof(endless) - 2] = ']';
+    cr_assert(!http_host_is_local(slice_of(endless)));
 }
 
 Test(text, origins_of_a_host)
@@ -613,6 +1020,12 @@ Test(text, origins_of_a_host)
         { "https://a", "a:443", true },
         { "http://a:3000", "a:3000", true },
         { "http://[::1]:3000", "[::1]:3000", true },
+        { "https://a:443", "a", true },
+        { "HTTPS://a", "a", true },
+        { "https://a:80", "a", false },
+        { "https://a", "a:80", false },
+        { "http://a/", "a", false },
+        { "http://:80", "", false },
         { "http://a", "a:443", false },
         { "http://a:3000", "a", false },
         { "http://a", "b", false },
@@ -635,6 +1048,9 @@ Test(text, credentials_and_media_types)
     cr_assert(slice_is(http_bearer(slice_of("bEARER  a ")), "a"));
     cr_assert(slice_is(http_bearer(slice_of("Bearer")), ""));
     cr_assert(slice_is(http_bearer(slice_of("Basic a")), ""));
+    cr_assert(slice_is(http_bearer(slice_of("Bearera")), ""));
+    cr_assert(slice_is(http_bearer(slice_of("")), ""));
+    cr_assert(http_bearer((struct slice){ NULL, 0 }).length == 0);
     cr_assert(http_media_type_is(slice_of("text/Event-Stream; charset=utf-8"),
                                  "text/event-stream"));
     cr_assert(http_media_type_is(slice_of("text/event-stream ;x"),
@@ -644,6 +1060,11 @@ Test(text, credentials_and_media_types)
     cr_assert(!http_media_type_is((struct slice){ 0 }, "text/event-stream"));
     cr_assert(slice_is(http_bearer((struct slice){ 0 }), ""));
     cr_assert(!http_media_type_is(slice_of(""), "text/event-stream"));
+    cr_assert(!http_media_type_is(slice_of("a;text/event-stream"),
+                                  "text/event-stream"));
+    cr_assert(
+        !http_media_type_is((struct slice){ NULL, 0 }, "text/event-stream"),
+        "no such field");
 }
 
 /* -------------------------------------------------------- response heads */
