@@ -116,8 +116,8 @@ static const struct head heads[] = {
       400 },
     { "byte over 127 in a field name",
       "GET / HTTP/1.1\r\n" HOST "A\xE4: b\r\n\r\n", 400 },
-    { "blank within a field name",
-      "GET / HTTP/1.1\r\n" HOST "A b: c\r\n\r\n", 400 },
+    { "blank within a field name", "GET / HTTP/1.1\r\n" HOST "A b: c\r\n\r\n",
+      400 },
     { "the greatest length",
       "POST / HTTP/1.1\r\n" HOST "Content-Length: 9223372036854775807\r\n\r\n",
       0 },
@@ -223,9 +223,8 @@ static bool same_request(const struct request *a, const struct request *b)
            same_slice(a->if_range, b->if_range) &&
            same_slice(a->last_event_id, b->last_event_id) &&
            same_slice(a->origin, b->origin) && same_slice(a->range, b->range) &&
-           a->content_length == b->content_length &&
-           a->chunked == b->chunked && a->close == b->close &&
-           a->expect_continue == b->expect_continue &&
+           a->content_length == b->content_length && a->chunked == b->chunked &&
+           a->close == b->close && a->expect_continue == b->expect_continue &&
            a->forwarded == b->forwarded && a->error == b->error;
 }
 
@@ -313,7 +312,7 @@ Test(head, control_bytes_anywhere)
     size_t length = strlen(text);
 
     for (size_t at = 0; at < length; at++)
-        for (int byte = 0; byte < ' '; byte++) {
+        for (int byte = 0; byte <= 0x7F; byte += byte == 0x1F ? 0x60 : 1) {
             struct request request = { 0 };
             char *bytes = guarded(text, length);
             ssize_t taken;
@@ -1089,15 +1088,138 @@ Test(answer, an_ordinary_head)
         cr_assert(http_head(guarded(head, size), size, &response) == 0);
 }
 
+#define NOSNIFF "X-Content-Type-Options: nosniff\r\n\r\n"
+
+static void check_head(const struct response *response, const char *expected)
+{
+    char head[RESPONSE_HEAD_MAX];
+
+    cr_assert(http_head(head, sizeof(head), response) == strlen(expected));
+    cr_assert_str_eq(head, expected);
+}
+
+Test(answer, a_stream)
+{
+    struct response response = {
+        .status = 200, .stream = true, .chunked = true, .cors = "*"
+    };
+
+    check_head(&response, "HTTP/1.1 200 OK\r\n"
+                          "Content-Type: text/event-stream\r\n"
+                          "Cache-Control: no-cache, no-transform\r\n"
+                          "X-Accel-Buffering: no\r\n"
+                          "Connection: keep-alive\r\n"
+                          "Transfer-Encoding: chunked\r\n"
+                          "Access-Control-Allow-Origin: *\r\n" NOSNIFF);
+    response.chunked = false;
+    response.cors = "http://a";
+    check_head(&response, "HTTP/1.1 200 OK\r\n"
+                          "Content-Type: text/event-stream\r\n"
+                          "Cache-Control: no-cache, no-transform\r\n"
+                          "X-Accel-Buffering: no\r\n"
+                          "Connection: close\r\n"
+                          "Access-Control-Allow-Origin: http://a\r\n"
+                          "Vary: Origin\r\n" NOSNIFF);
+}
+
+Test(answer, a_preflight)
+{
+    struct response response = {
+        .status = 204,
+        .no_length = true,
+        .preflight = true,
+        .allow = "GET, POST",
+        .cors = "http://a",
+    };
+
+    check_head(&response,
+               "HTTP/1.1 204 No Content\r\n"
+               "Access-Control-Allow-Origin: http://a\r\nVary: Origin\r\n"
+               "Access-Control-Allow-Methods: GET, POST\r\n"
+               "Access-Control-Allow-Headers: Last-Event-ID, Cache-Control, "
+               "Authorization, Content-Type\r\n"
+               "Access-Control-Max-Age: 86400\r\n" NOSNIFF);
+    response.cors = NULL;
+    check_head(&response, "HTTP/1.1 204 No Content\r\n" NOSNIFF);
+}
+
+Test(answer, a_refusal)
+{
+    struct response response = { .status = 503, .retry_after = 3 };
+
+    check_head(&response, "HTTP/1.1 503 Service Unavailable\r\n"
+                          "Content-Length: 0\r\nRetry-After: 3\r\n" NOSNIFF);
+    response = (struct response){ .status = 401, .authenticate = true };
+    check_head(&response, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n"
+                          "WWW-Authenticate: Bearer\r\n" NOSNIFF);
+}
+
+Test(answer, a_part_of_a_file)
+{
+    struct response response = {
+        .status = 206,
+        .length = 6,
+        .type = "t",
+        .etag = "\"e\"",
+        .modified = 784111777,
+        .ranges = true,
+        .range_first = 4,
+        .range_last = 9,
+        .range_total = UINT64_MAX,
+    };
+
+    check_head(&response,
+               "HTTP/1.1 206 Partial Content\r\n"
+               "Content-Type: t\r\nContent-Length: 6\r\nETag: \"e\"\r\n"
+               "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+               "Accept-Ranges: bytes\r\n"
+               "Content-Range: bytes 4-9/18446744073709551615\r\n" NOSNIFF);
+    response = (struct response){ .status = 416, .range_total = 10 };
+    check_head(&response, "HTTP/1.1 416 Range Not Satisfiable\r\n"
+                          "Content-Length: 0\r\n"
+                          "Content-Range: bytes */10\r\n" NOSNIFF);
+}
+
+/* Only what cannot end a line or a path goes in as it is. */
 Test(answer, a_location_cannot_end_its_line)
 {
-    char head[512];
-    struct response response = { .status = 301,
-                                 .location = SLICE("/a b\r\nX: \xE4\0/") };
+    for (int byte = 1; byte < 256; byte++) {
+        char path[] = { '/', (char)byte }, expected[128];
+        bool plain = isalnum(byte) || strchr("/-._~", byte);
+        struct response response = { .status = 301,
+                                     .location = { path, sizeof(path) } };
+        int at = sprintf(expected, "HTTP/1.1 301 Moved Permanently\r\n"
+                                   "Content-Length: 0\r\nLocation: /");
 
-    cr_assert(http_head(head, sizeof(head), &response));
-    cr_assert(strstr(head, "\r\nLocation: /a%20b%0D%0AX%3A%20%E4%00//\r\n"),
-              "%s", head);
+        at += sprintf(expected + at, plain ? "%c" : "%%%02X", byte);
+        sprintf(expected + at, "/\r\n" NOSNIFF);
+        check_head(&response, expected);
+    }
+}
+
+Test(answer, a_location_with_a_nul)
+{
+    struct response response = { .status = 301, .location = SLICE("/a\0b") };
+
+    check_head(&response, "HTTP/1.1 301 Moved Permanently\r\n"
+                          "Content-Length: 0\r\n"
+                          "Location: /a%00b/\r\n" NOSNIFF);
+}
+
+Test(answer, a_long_location_is_not_cut)
+{
+    static char path[REQUEST_LINE_MAX], head[RESPONSE_HEAD_MAX];
+    struct response response = { .status = 301 };
+
+    memset(path, '/', sizeof(path));
+    for (size_t length = 1; length <= sizeof(path); length++) {
+        size_t taken;
+
+        response.location = (struct slice){ path, length };
+        taken = http_head(guarded(head, sizeof(head)), sizeof(head), &response);
+        cr_assert(taken == 0 || (taken > length && taken < sizeof(head)));
+        cr_assert(taken == 0 || length < sizeof(head));
+    }
 }
 
 Test(answer, every_status_has_its_phrase)
@@ -1109,6 +1231,7 @@ Test(answer, every_status_has_its_phrase)
     for (size_t i = 0; i < COUNT(statuses); i++)
         cr_assert(strcmp(http_reason(statuses[i]), "Unknown") != 0, "%d",
                   statuses[i]);
+    cr_assert_str_eq(http_reason(299), "Unknown");
 }
 
 Test(answer, dates)
@@ -1117,6 +1240,10 @@ Test(answer, dates)
 
     http_date(date, 784111777);
     cr_assert_str_eq(date, "Sun, 06 Nov 1994 08:49:37 GMT");
+    http_date(date, 0);
+    cr_assert_str_eq(date, "Thu, 01 Jan 1970 00:00:00 GMT");
+    http_date(date, 1709251199);
+    cr_assert_str_eq(date, "Thu, 29 Feb 2024 23:59:59 GMT");
 }
 
 /* ----------------------------------------------------------------- files */
@@ -1138,6 +1265,198 @@ Test(file, the_bundled_ones)
     cr_assert(http_file_open(&file, -1, slice_of("/nothing")) == -404);
     cr_assert(http_file_open(&file, -1, slice_of("")) == -404);
     cr_assert(http_file_open(&file, -1, slice_of("//index.html")) == -404);
+}
+
+/* A folder with a bit of everything; the test's process may leave it. */
+static int folder = -1;
+static char folder_name[] = "/tmp/ssed-test-XXXXXX";
+
+static void write_file(const char *name, const char *content)
+{
+    int fd = openat(folder, name, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+
+    cr_assert(fd >= 0);
+    cr_assert(write(fd, content, strlen(content)) == (ssize_t)strlen(content));
+    close(fd);
+}
+
+static void make_folder(void)
+{
+    cr_assert(mkdtemp(folder_name));
+    folder = open(folder_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    cr_assert(folder >= 0);
+    cr_assert(mkdirat(folder, "sub", 0755) == 0);
+    cr_assert(mkdirat(folder, "sub/deep", 0755) == 0);
+    cr_assert(mkdirat(folder, "odd", 0755) == 0);
+    cr_assert(mkdirat(folder, "odd/index.html", 0755) == 0);
+    cr_assert(mkfifoat(folder, "fifo", 0644) == 0);
+    cr_assert(symlinkat("a.TXT", folder, "inside.txt") == 0);
+    cr_assert(symlinkat("sub", folder, "inside") == 0);
+    cr_assert(symlinkat("/etc/passwd", folder, "absolute.txt") == 0);
+    cr_assert(symlinkat("../../etc/passwd", folder, "up.txt") == 0);
+    cr_assert(symlinkat("../..", folder, "sub/up") == 0);
+    cr_assert(symlinkat("loop", folder, "loop") == 0);
+    write_file("a.TXT", "text");
+    write_file("dotless", "");
+    write_file("index.html", "<p>");
+    write_file("sub/index.html", "<p>sub");
+    write_file("sub/b.c.js", "1");
+}
+
+static void remove_folder(void)
+{
+    static const char *const files[] = {
+        "fifo",    "inside.txt", "inside",     "absolute.txt",
+        "up.txt",  "sub/up",     "loop",       "a.TXT",
+        "dotless", "index.html", "sub/b.c.js", "sub/index.html",
+    };
+    static const char *const folders[] = { "sub/deep", "sub", "odd/index.html",
+                                           "odd" };
+
+    for (size_t i = 0; i < COUNT(files); i++)
+        unlinkat(folder, files[i], 0);
+    for (size_t i = 0; i < COUNT(folders); i++)
+        unlinkat(folder, folders[i], AT_REMOVEDIR);
+    close(folder);
+    rmdir(folder_name);
+}
+
+static int open_and_close(const char *path)
+{
+    struct file file;
+    int status = http_file_open(&file, folder, slice_of(path));
+
+    if (status == 0)
+        close(file.fd);
+    return status;
+}
+
+Test(folder, what_is_in_it, .init = make_folder, .fini = remove_folder)
+{
+    static const struct {
+        const char *path, *content, *type;
+    } cases[] = {
+        { "/a.TXT", "text", "text/plain; charset=utf-8" },
+        { "/dotless", "", "application/octet-stream" },
+        { "/", "<p>", "text/html; charset=utf-8" },
+        { "/sub/", "<p>sub", "text/html; charset=utf-8" },
+        { "/sub/b.c.js", "1", "text/javascript; charset=utf-8" },
+        { "/inside.txt", "text", "text/plain; charset=utf-8" },
+        { "/inside/index.html", "<p>sub", "text/html; charset=utf-8" },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct file file;
+        char content[16] = "";
+
+        cr_assert(http_file_open(&file, folder, slice_of(cases[i].path)) == 0,
+                  "%s", cases[i].path);
+        cr_assert(file.data == NULL && file.modified > 1600000000);
+        cr_assert(file.length == strlen(cases[i].content));
+        cr_assert(read(file.fd, content, sizeof(content)) ==
+                  (ssize_t)file.length);
+        cr_assert_str_eq(content, cases[i].content);
+        cr_assert_str_eq(file.type, cases[i].type);
+        cr_assert(fcntl(file.fd, F_GETFD) & FD_CLOEXEC);
+        close(file.fd);
+    }
+}
+
+Test(folder, what_is_not, .init = make_folder, .fini = remove_folder)
+{
+    static const char *const paths[] = { "/missing",
+                                         "/sub/missing",
+                                         "/sub/deep/",
+                                         "/a.TXT/",
+                                         "/a.txt",
+                                         "/fifo",
+                                         "/loop",
+                                         "/absolute.txt",
+                                         "/up.txt",
+                                         "/sub/up",
+                                         "/sub/up/",
+                                         "/sub/up/etc/passwd",
+                                         "/..",
+                                         "/../a.TXT",
+                                         "/../..",
+                                         "/sub/../../a.TXT",
+                                         "//a.TXT",
+                                         "//etc/passwd",
+                                         "//",
+                                         "",
+                                         "/index.html/sub" };
+    int before = dup(0), after;
+
+    for (size_t i = 0; i < COUNT(paths); i++)
+        cr_assert(open_and_close(paths[i]) == -404, "%s", paths[i]);
+    cr_assert(open_and_close("/sub") == -301);
+    cr_assert(open_and_close("/sub/deep") == -301);
+    cr_assert(open_and_close("/inside") == -301);
+    after = dup(0);
+    cr_assert(after == before + 1, "%d left open", after - before - 1);
+    close(before);
+    close(after);
+}
+
+/* Nobody is sent to the path that he has asked for, and another slash. */
+Test(folder, an_index_that_is_a_folder, .init = make_folder,
+     .fini = remove_folder)
+{
+    cr_assert(open_and_close("/odd") == -301);
+    cr_assert(open_and_close("/odd/") == -404);
+}
+
+Test(folder, a_path_as_long_as_can_be, .init = make_folder,
+     .fini = remove_folder)
+{
+    static char path[REQUEST_LINE_MAX + 2];
+
+    for (size_t length = 250; length < sizeof(path); length++) {
+        memset(path, 'a', length);
+        path[0] = '/';
+        cr_assert(open_and_close(path) == -404);
+        path[length - 1] = '/';
+        cr_assert(open_and_close(path) == -404);
+    }
+}
+
+Test(folder, its_validators_change, .init = make_folder, .fini = remove_folder)
+{
+    struct file before, after;
+    struct timespec times[2] = { { 784111777, 1 }, { 784111777, 1 } };
+
+    cr_assert(utimensat(folder, "a.TXT", times, 0) == 0);
+    cr_assert(http_file_open(&before, folder, slice_of("/a.TXT")) == 0);
+    cr_assert(before.modified == 784111777 && before.etag[0] == '"');
+    cr_assert(before.etag[strlen(before.etag) - 1] == '"');
+    times[1].tv_nsec = 2;
+    cr_assert(utimensat(folder, "a.TXT", times, 0) == 0);
+    cr_assert(http_file_open(&after, folder, slice_of("/a.TXT")) == 0);
+    cr_assert(strcmp(before.etag, after.etag) != 0, "by the nanosecond");
+    before = after;
+    times[1] = (struct timespec){ 784111778, 2 };
+    cr_assert(utimensat(folder, "a.TXT", times, 0) == 0);
+    cr_assert(http_file_open(&after, folder, slice_of("/a.TXT")) == 0);
+    cr_assert(strcmp(before.etag, after.etag) != 0, "by the second");
+    before = after;
+    write_file("a.TXT", "other");
+    cr_assert(utimensat(folder, "a.TXT", times, 0) == 0);
+    cr_assert(http_file_open(&after, folder, slice_of("/a.TXT")) == 0);
+    cr_assert(strcmp(before.etag, after.etag) != 0, "by its length");
+    cr_assert(after.length == 5);
+}
+
+Test(folder, no_descriptor_is_free, .init = make_folder, .fini = remove_folder)
+{
+    struct rlimit limit, none;
+    int status;
+
+    cr_assert(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = (struct rlimit){ .rlim_cur = 0, .rlim_max = limit.rlim_max };
+    cr_assert(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    status = open_and_close("/a.TXT");
+    cr_assert(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    cr_assert(status == -503, "%d", status);
 }
 
 /* Answers to a GET of a file with ten bytes, modified at 784111777. */
@@ -1179,9 +1498,20 @@ Test(file, conditions_and_ranges)
         { "If-None-Match: \"a\" , W/\"e\"\r\n", 304, 0, 0 },
         { "If-None-Match: \"ee\"\r\n", 200, 0, 10 },
         { "If-None-Match: e\r\n", 200, 0, 10 },
+        { "If-None-Match:\r\n", 200, 0, 10 },
+        { "If-None-Match: W/\r\n", 200, 0, 10 },
+        { "If-None-Match: \"a\",\"b\",,\t\"e\"\r\n", 304, 0, 0 },
+        { "If-None-Match: \"a\" \"e\"\r\n", 200, 0, 10 },
+        { "If-None-Match: \"*\"\r\n", 200, 0, 10 },
+        { "If-None-Match: \"e\"\r\nRange: bytes=0-1\r\n", 304, 0, 0 },
         { "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n", 304, 0, 0 },
         { "If-Modified-Since: Sun, 06 Nov 1994 08:49:36 GMT\r\n", 200, 0, 10 },
         { "If-Modified-Since: yesterday\r\n", 200, 0, 10 },
+        { "If-Modified-Since:\r\n", 200, 0, 10 },
+        { "If-Modified-Since: Mon, 06 Nov 2034 08:49:37 GMT\r\n", 304, 0, 0 },
+        { "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 UTC\r\n", 200, 0, 10 },
+        { "If-Modified-Since: Sun, 06 Nov 1994 08:49:3x GMT\r\n", 200, 0, 10 },
+        { "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMTx\r\n", 200, 0, 10 },
         { "If-None-Match: \"a\"\r\n"
           "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
           200, 0, 10 },
@@ -1193,6 +1523,24 @@ Test(file, conditions_and_ranges)
         { "Range: bytes=5-18446744073709551615\r\n", 200, 0, 10 },
         { "Range: bytes=5-9223372036854775807\r\n", 206, 5, 5 },
         { "Range: BYTES=007-008\r\n", 206, 7, 2 },
+        { "Range: bytes=3-9\r\n", 206, 3, 7 },
+        { "Range: bytes=3-10\r\n", 206, 3, 7 },
+        { "Range: bytes=-10\r\n", 206, 0, 10 },
+        { "Range: bytes=-1\r\n", 206, 9, 1 },
+        { "Range: bytes=9-\r\n", 206, 9, 1 },
+        { "Range: bytes=10-20\r\n", 416, 0, 0 },
+        { "Range: lines=1-2\r\n", 200, 0, 10 },
+        { "Range: bytes 1-2\r\n", 200, 0, 10 },
+        { "Range: bytes=a-2\r\n", 200, 0, 10 },
+        { "Range: bytes=1-b\r\n", 200, 0, 10 },
+        { "Range: bytes=--1\r\n", 200, 0, 10 },
+        { "Range: bytes=1-2-3\r\n", 200, 0, 10 },
+        { "Range: bytes=+1-2\r\n", 200, 0, 10 },
+        { "Range:\r\n", 200, 0, 10 },
+        { "Range: bytes=0-1\r\nIf-Range:\r\n", 200, 0, 10 },
+        { "Range: bytes=0-1\r\nIf-Range: Sun, 06 Nov 1994 08:49:36 GMT\r\n",
+          200, 0, 10 },
+        { "Range: bytes=20-\r\nIf-Range: \"f\"\r\n", 200, 0, 10 },
         { "Range: bytes=10-\r\n", 416, 0, 0 },
         { "Range: bytes=-0\r\n", 416, 0, 0 },
         { "Range: bytes=5-4\r\n", 200, 0, 10 },
@@ -1211,4 +1559,50 @@ Test(file, conditions_and_ranges)
 
     for (size_t i = 0; i < COUNT(answers); i++)
         check_answer(&answers[i]);
+}
+
+Test(file, what_an_answer_bears)
+{
+    struct file file = {
+        .length = 10, .modified = 784111777, .etag = "\"e\"", .type = "t"
+    };
+    struct response response = { 0 };
+    struct request request;
+    uint64_t first;
+
+    parse_field("Range: bytes=2-5", 1, &request);
+    request.method = METHOD_GET;
+    http_file_response(&file, &request, &response, &first);
+    cr_assert(response.status == 206 && response.ranges);
+    cr_assert(response.range_first == 2 && response.range_last == 5);
+    cr_assert(response.range_total == 10 && response.length == 4 && first == 2);
+    cr_assert(response.type == file.type && response.etag == file.etag);
+    cr_assert(response.modified == file.modified && !response.no_length);
+    request.method = METHOD_HEAD;
+    http_file_response(&file, &request, &response, &first);
+    cr_assert(response.status == 200 && response.length == 10 && first == 0,
+              "RFC 9110, section 14.2: only of a GET");
+    request.if_none_match = SLICE("*");
+    http_file_response(&file, &request, &response, &first);
+    cr_assert(response.status == 304 && response.no_length && first == 0);
+    cr_assert(response.etag == file.etag);
+}
+
+Test(file, an_empty_one_has_no_part)
+{
+    static const char *const ranges[] = { "Range: bytes=0-", "Range: bytes=0-0",
+                                          "Range: bytes=-1" };
+    struct file file = { .length = 0, .etag = "\"e\"", .type = "t" };
+
+    for (size_t i = 0; i < COUNT(ranges); i++) {
+        struct response response = { 0 };
+        struct request request;
+        uint64_t first;
+
+        parse_field(ranges[i], 1, &request);
+        request.method = METHOD_GET;
+        http_file_response(&file, &request, &response, &first);
+        cr_assert(response.status == 416, "%s: %d", ranges[i], response.status);
+        cr_assert(response.length == 0 && response.range_total == 0);
+    }
 }
