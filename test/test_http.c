@@ -296,9 +296,9 @@ Test(head, a_refusal_depends_on_no_split)
     ssize_t whole;
 
     memset(line, 'a', sizeof(line) - 1);
-    memcpy(line, "GET /", 5);
     line[100] = '\r';
-    memcpy(line + sizeof(line) - 3, "\r\n", 2);
+    line[sizeof(line) - 3] = '\r';
+    line[sizeof(line) - 2] = '\n';
     whole = parse(line, &request);
     for (size_t at = REQUEST_LINE_MAX - 1; at <= REQUEST_LINE_MAX + 1; at++)
         cr_assert(parse_stepwise(line, at, sizeof(line), &request) == whole,
@@ -1208,7 +1208,7 @@ Test(answer, a_location_with_a_nul)
 
 Test(answer, a_long_location_is_not_cut)
 {
-    static char path[REQUEST_LINE_MAX], head[RESPONSE_HEAD_MAX];
+    static char path[2 * RESPONSE_HEAD_MAX], head[RESPONSE_HEAD_MAX];
     struct response response = { .status = 301 };
 
     memset(path, '/', sizeof(path));
@@ -1269,7 +1269,7 @@ Test(file, the_bundled_ones)
 
 /* A folder with a bit of everything; the test's process may leave it. */
 static int folder = -1;
-static char folder_name[] = "/tmp/ssed-test-XXXXXX";
+static char folder_name[] = "/tmp/ssed-unit-XXXXXX";
 
 static void write_file(const char *name, const char *content)
 {
@@ -1298,6 +1298,7 @@ static void make_folder(void)
     cr_assert(symlinkat("loop", folder, "loop") == 0);
     write_file("a.TXT", "text");
     write_file("dotless", "");
+    write_file(".js", "2");
     write_file("index.html", "<p>");
     write_file("sub/index.html", "<p>sub");
     write_file("sub/b.c.js", "1");
@@ -1306,9 +1307,9 @@ static void make_folder(void)
 static void remove_folder(void)
 {
     static const char *const files[] = {
-        "fifo",    "inside.txt", "inside",     "absolute.txt",
-        "up.txt",  "sub/up",     "loop",       "a.TXT",
-        "dotless", "index.html", "sub/b.c.js", "sub/index.html",
+        "fifo",       "inside.txt",     "inside", "absolute.txt", "up.txt",
+        "sub/up",     "loop",           "a.TXT",  "dotless",      "index.html",
+        "sub/b.c.js", "sub/index.html", ".js",
     };
     static const char *const folders[] = { "sub/deep", "sub", "odd/index.html",
                                            "odd" };
@@ -1338,6 +1339,7 @@ Test(folder, what_is_in_it, .init = make_folder, .fini = remove_folder)
     } cases[] = {
         { "/a.TXT", "text", "text/plain; charset=utf-8" },
         { "/dotless", "", "application/octet-stream" },
+        { "/.js", "2", "text/javascript; charset=utf-8" },
         { "/", "<p>", "text/html; charset=utf-8" },
         { "/sub/", "<p>sub", "text/html; charset=utf-8" },
         { "/sub/b.c.js", "1", "text/javascript; charset=utf-8" },
@@ -1387,15 +1389,15 @@ Test(folder, what_is_not, .init = make_folder, .fini = remove_folder)
                                          "/index.html/sub" };
     int before = dup(0), after;
 
+    close(before);
     for (size_t i = 0; i < COUNT(paths); i++)
         cr_assert(open_and_close(paths[i]) == -404, "%s", paths[i]);
     cr_assert(open_and_close("/sub") == -301);
     cr_assert(open_and_close("/sub/deep") == -301);
     cr_assert(open_and_close("/inside") == -301);
     after = dup(0);
-    cr_assert(after == before + 1, "%d left open", after - before - 1);
-    close(before);
     close(after);
+    cr_assert(after == before, "%d left open", after - before);
 }
 
 /* Nobody is sent to the path that he has asked for, and another slash. */
@@ -1411,7 +1413,7 @@ Test(folder, a_path_as_long_as_can_be, .init = make_folder,
 {
     static char path[REQUEST_LINE_MAX + 2];
 
-    for (size_t length = 250; length < sizeof(path); length++) {
+    for (size_t length = 250; length < sizeof(path); length += 11) {
         memset(path, 'a', length);
         path[0] = '/';
         cr_assert(open_and_close(path) == -404);
@@ -1489,7 +1491,7 @@ static void check_answer(const struct answer *answer)
                   (int)response.length);
 }
 
-Test(file, conditions_and_ranges)
+Test(file, conditions)
 {
     static const struct answer answers[] = {
         { "", 200, 0, 10 },
@@ -1515,6 +1517,15 @@ Test(file, conditions_and_ranges)
         { "If-None-Match: \"a\"\r\n"
           "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
           200, 0, 10 },
+    };
+
+    for (size_t i = 0; i < COUNT(answers); i++)
+        check_answer(&answers[i]);
+}
+
+Test(file, ranges)
+{
+    static const struct answer answers[] = {
         { "Range: bytes=0-0\r\n", 206, 0, 1 },
         { "Range: bytes=9-9\r\n", 206, 9, 1 },
         { "Range: bytes=2-\r\n", 206, 2, 8 },
@@ -1537,10 +1548,6 @@ Test(file, conditions_and_ranges)
         { "Range: bytes=1-2-3\r\n", 200, 0, 10 },
         { "Range: bytes=+1-2\r\n", 200, 0, 10 },
         { "Range:\r\n", 200, 0, 10 },
-        { "Range: bytes=0-1\r\nIf-Range:\r\n", 200, 0, 10 },
-        { "Range: bytes=0-1\r\nIf-Range: Sun, 06 Nov 1994 08:49:36 GMT\r\n",
-          200, 0, 10 },
-        { "Range: bytes=20-\r\nIf-Range: \"f\"\r\n", 200, 0, 10 },
         { "Range: bytes=10-\r\n", 416, 0, 0 },
         { "Range: bytes=-0\r\n", 416, 0, 0 },
         { "Range: bytes=5-4\r\n", 200, 0, 10 },
@@ -1548,6 +1555,19 @@ Test(file, conditions_and_ranges)
         { "Range: bytes=-\r\n", 200, 0, 10 },
         { "Range: bytes=1\r\n", 200, 0, 10 },
         { "Range: bytes=1-2,3-4\r\n", 200, 0, 10 },
+    };
+
+    for (size_t i = 0; i < COUNT(answers); i++)
+        check_answer(&answers[i]);
+}
+
+Test(file, ranges_of_what_the_client_has)
+{
+    static const struct answer answers[] = {
+        { "Range: bytes=0-1\r\nIf-Range:\r\n", 200, 0, 10 },
+        { "Range: bytes=0-1\r\nIf-Range: Sun, 06 Nov 1994 08:49:36 GMT\r\n",
+          200, 0, 10 },
+        { "Range: bytes=20-\r\nIf-Range: \"f\"\r\n", 200, 0, 10 },
         { "Range: bytes=0-1\r\nIf-Range: \"e\"\r\n", 206, 0, 2 },
         { "Range: bytes=0-1\r\nIf-Range: \"f\"\r\n", 200, 0, 10 },
         { "Range: bytes=0-1\r\nIf-Range: W/\"e\"\r\n", 200, 0, 10 },
