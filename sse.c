@@ -55,7 +55,7 @@ enum {
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
     EVENTS_MAX = 256,     /* of one epoll_wait */
-    ACCEPTS_MAX = 64,     /* of one listener in one turn */
+    ACCEPTS_MAX = 32,     /* of one listener in one turn */
     ACCEPT_PAUSE = 100,   /* ms without accept when descriptors ran out */
     SPARE_EXCHANGES = 64, /* kept for the next requests */
     /* descriptors beside the subscribers': those who come too many and still
@@ -753,8 +753,8 @@ static void accept_pause(struct server *server, bool pause)
 }
 
 /* Begins a connection on a descriptor that was just accepted. */
-static bool conn_open(struct server *server, int fd,
-                      const struct sockaddr_storage *peer)
+static struct conn *conn_open(struct server *server, int fd,
+                              const struct sockaddr_storage *peer)
 {
     struct epoll_event event = { .events = INPUT, .data.u32 = (uint32_t)fd };
     struct conn *conn;
@@ -764,7 +764,7 @@ static bool conn_open(struct server *server, int fd,
 
         close(fd);
         errno = error;
-        return false;
+        return NULL;
     }
     assert((uint32_t)fd < server->conn_limit); /* it is RLIMIT_NOFILE */
     conn = conn_at(server, (uint32_t)fd);
@@ -773,7 +773,7 @@ static bool conn_open(struct server *server, int fd,
     conn_set_state(server, conn, CONN_REQUEST);
     server->connections++;
     timer_start(server, conn, server->options.head_timeout);
-    return true;
+    return conn;
 }
 
 static bool is_full(const struct server *server)
@@ -790,10 +790,15 @@ static void accept_failed(struct server *server, const char *reason)
     accept_pause(server, true);
 }
 
+static void conn_read(struct server *server, struct conn *conn);
+
+/* A client sends its request at once, so it is looked for at once: that
+ * saves it a slice of the delivery that is under way. */
 static void accept_all(struct server *server, int listener)
 {
     for (int i = 0; i < ACCEPTS_MAX; i++) {
         struct sockaddr_storage peer = { 0 };
+        struct conn *conn;
         socklen_t length = sizeof(peer);
         int fd;
 
@@ -807,10 +812,12 @@ static void accept_all(struct server *server, int listener)
             return;
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
             continue;
-        if (fd < 0 || !conn_open(server, fd, &peer)) {
+        conn = fd < 0 ? NULL : conn_open(server, fd, &peer);
+        if (!conn) {
             accept_failed(server, strerrorname_np(errno));
             return;
         }
+        conn_read(server, conn);
     }
 }
 
@@ -2137,9 +2144,10 @@ static void read_requests(struct server *server, struct conn *conn)
 static void conn_read(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
+    bool first = !exchange;
     ssize_t n;
 
-    if (!exchange) {
+    if (first) {
         exchange = conn->exchange = exchange_take(server);
         if (!exchange) {
             conn_close(server, conn, "no memory");
@@ -2154,6 +2162,8 @@ static void conn_read(struct server *server, struct conn *conn)
         read_requests(server, conn);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
         conn_close(server, conn, "closed");
+    } else if (first) {
+        conn_release_exchange(server, conn);
     }
 }
 
