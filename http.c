@@ -93,6 +93,26 @@ bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number)
     return true;
 }
 
+const char *find_next(const char **known, const char *at, const char *end,
+                      char byte)
+{
+    if (!*known || *known < at) {
+        *known = memchr(at, byte, (size_t)(end - at));
+        if (!*known)
+            *known = end;
+    }
+    return *known;
+}
+
+/* The bytes that may follow the lead byte of a sequence. */
+static bool utf8_follows(unsigned char lead, unsigned char second)
+{
+    unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+    unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+
+    return second >= low && second <= high;
+}
+
 /* Overlong forms, surrogates and what is over U+10FFFF are no sequences. */
 size_t utf8_sequence(struct slice text)
 {
@@ -103,13 +123,25 @@ size_t utf8_sequence(struct slice text)
         return 1;
     if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < length)
         return 0;
-    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F) ||
-        (s[0] == 0xF0 && s[1] < 0x90) || (s[0] == 0xF4 && s[1] > 0x8F))
+    if (!utf8_follows(s[0], s[1]))
         return 0;
-    for (size_t i = 1; i < length; i++)
+    for (size_t i = 2; i < length; i++)
         if ((s[i] & 0xC0) != 0x80)
             return 0;
     return length;
+}
+
+size_t utf8_malformed(struct slice text)
+{
+    const unsigned char *s = (const unsigned char *)text.data;
+    size_t length = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4, at = 1;
+
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 ||
+        !utf8_follows(s[0], s[1]))
+        return 1;
+    while (at < length && at < text.length && (s[at] & 0xC0) == 0x80)
+        at++;
+    return at;
 }
 
 /* ------------------------------------------------------- request heads */
@@ -519,32 +551,66 @@ bool http_has_body(const struct request *request)
     return request->chunked || request->content_length > 0;
 }
 
-bool http_query(struct slice query, const char *name, char *value, size_t size,
-                struct slice *result)
+static size_t query_decode(struct slice text, char *value, size_t size)
 {
-    while (query.length) {
-        struct slice pair = slice_split(&query, '&');
+    size_t length = 0;
+
+    while (text.length && length < size) {
+        int byte = percent_decoded(text);
+        size_t taken = byte < 0 ? 1 : 3;
+
+        if (byte < 0)
+            byte = *text.data == '+' ? ' ' : (unsigned char)*text.data;
+        value[length++] = (char)byte;
+        text = slice_from(text, taken);
+    }
+    return length;
+}
+
+bool http_query_next(struct slice *query, const char *name, char *value,
+                     size_t size, struct slice *result)
+{
+    while (query->length) {
+        struct slice pair = slice_split(query, '&');
         struct slice key = slice_split(&pair, '=');
-        size_t length = 0;
 
         if (!slice_is(key, name))
             continue;
-        while (pair.length && length < size) {
-            int byte = percent_decoded(pair);
-            size_t taken = byte < 0 ? 1 : 3;
-
-            if (byte < 0)
-                byte = *pair.data == '+' ? ' ' : (unsigned char)*pair.data;
-            value[length++] = (char)byte;
-            pair = slice_from(pair, taken);
-        }
-        *result = (struct slice){ value, length };
+        *result = (struct slice){ value, query_decode(pair, value, size) };
         return true;
     }
     return false;
 }
 
-/* Takes the port off "host:port" or "[v6]:port". */
+bool http_query(struct slice query, const char *name, char *value, size_t size,
+                struct slice *result)
+{
+    return http_query_next(&query, name, value, size, result);
+}
+
+const char *http_topic_refused(struct slice name)
+{
+    static const char bytes[] = "abcdefghijklmnopqrstuvwxyz0123456789._~:@-/"
+                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+    if (name.length == 0 || name.length > TOPIC_NAME_MAX)
+        return "a topic has 1 to 255 bytes";
+    for (size_t i = 0; i < name.length; i++)
+        if (!name.data[i] || !strchr(bytes, name.data[i]))
+            return "a topic is made of A-Z a-z 0-9 . _ ~ : @ - and slashes";
+    if (name.data[0] == '/' || name.data[name.length - 1] == '/')
+        return "a topic neither begins nor ends with a slash";
+    while (name.length) {
+        struct slice segment = slice_split(&name, '/');
+
+        if (segment.length == 0)
+            return "a topic has no empty segment";
+        if (slice_is(segment, ".") || slice_is(segment, ".."))
+            return "a topic has no . or .. segment";
+    }
+    return NULL;
+}
+
 static struct slice without_port(struct slice host)
 {
     for (size_t i = host.length; i > 0; i--) {
@@ -733,6 +799,219 @@ ssize_t http_body_read(struct body *body, struct slice data,
     return (ssize_t)taken;
 }
 
+/* -------------------------------------------------------- event streams */
+
+void event_parser_init(struct event_parser *parser, char *data, size_t room)
+{
+    *parser =
+        (struct event_parser){ .state = EVENT_BOM, .data = data, .room = room };
+}
+
+/* Forgets the event, be it complete or not. */
+static void event_begin(struct event_parser *parser)
+{
+    parser->length = 0;
+    parser->name_length = 0;
+    parser->id_length = 0;
+    parser->retry_length = 0;
+    parser->has_data = false;
+    parser->has_id = false;
+    parser->too_long = false;
+    parser->complete = false;
+}
+
+static void event_append_data(struct event_parser *parser, const char *bytes,
+                              size_t length)
+{
+    if (length > parser->room - parser->length) {
+        parser->too_long = true;
+        return;
+    }
+    memcpy(parser->data + parser->length, bytes, length);
+    parser->length += length;
+}
+
+/* Adds to a value of bounded length; one more byte than it may have is kept
+ * of what is longer, so that it can be told. */
+static void append_bounded(char *value, size_t *length, size_t maximum,
+                           struct slice bytes)
+{
+    size_t room = maximum + 1 - *length;
+
+    if (bytes.length > room)
+        bytes.length = room;
+    memcpy(value + *length, bytes.data, bytes.length);
+    *length += bytes.length;
+}
+
+/* A field's value begins: it replaces the one before, but for data. */
+static void event_begin_value(struct event_parser *parser)
+{
+    switch (parser->field) {
+    case FIELD_DATA:
+        if (parser->has_data)
+            event_append_data(parser, "\n", 1);
+        parser->has_data = true;
+        break;
+    case FIELD_EVENT:
+        parser->name_length = 0;
+        break;
+    case FIELD_ID:
+        parser->candidate_length = 0;
+        break;
+    case FIELD_RETRY:
+        parser->candidate_length = 0;
+        break;
+    case FIELD_OTHER:
+        break;
+    }
+}
+
+static void event_append_value(struct event_parser *parser, struct slice bytes)
+{
+    switch (parser->field) {
+    case FIELD_DATA:
+        event_append_data(parser, bytes.data, bytes.length);
+        break;
+    case FIELD_EVENT:
+        append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
+                       bytes);
+        break;
+    case FIELD_ID:
+    case FIELD_RETRY:
+        append_bounded(parser->candidate, &parser->candidate_length,
+                       EVENT_NUMBER_MAX, bytes);
+        break;
+    case FIELD_OTHER:
+        break;
+    }
+}
+
+static bool all_digits(struct slice text)
+{
+    for (size_t i = 0; i < text.length; i++)
+        if (text.data[i] < '0' || text.data[i] > '9')
+            return false;
+    return text.length > 0;
+}
+
+/* A field's value has ended. */
+static void event_end_value(struct event_parser *parser)
+{
+    struct slice value = { parser->candidate, parser->candidate_length };
+
+    if (parser->field == FIELD_ID && !memchr(value.data, '\0', value.length)) {
+        memcpy(parser->id, value.data, value.length);
+        parser->id_length = value.length;
+        parser->has_id = true;
+    } else if (parser->field == FIELD_RETRY && all_digits(value) &&
+               value.length <= EVENT_NUMBER_MAX) {
+        memcpy(parser->retry, value.data, value.length);
+        parser->retry_length = value.length;
+    }
+}
+
+static enum event_field event_field(struct slice name)
+{
+    return slice_is(name, "data")    ? FIELD_DATA
+           : slice_is(name, "event") ? FIELD_EVENT
+           : slice_is(name, "id")    ? FIELD_ID
+           : slice_is(name, "retry") ? FIELD_RETRY
+                                     : FIELD_OTHER;
+}
+
+/* The field's name is complete. */
+static void event_name_ends(struct event_parser *parser)
+{
+    parser->field =
+        event_field((struct slice){ parser->field_name, parser->field_length });
+    event_begin_value(parser);
+}
+
+static void event_line_ends(struct event_parser *parser, char end)
+{
+    bool blank = parser->state == EVENT_NAME && parser->field_length == 0;
+
+    if (parser->state == EVENT_NAME && !blank)
+        event_name_ends(parser); /* no colon: the value is empty */
+    if (!blank)
+        event_end_value(parser);
+    else if (parser->has_data)
+        parser->complete = true;
+    else
+        event_begin(parser);
+    parser->field_length = 0;
+    parser->state = end == '\r' ? EVENT_AFTER_CR : EVENT_NAME;
+}
+
+/* A byte that is no run of a value. */
+static void event_byte(struct event_parser *parser, char byte)
+{
+    if (byte == '\n' || byte == '\r') {
+        event_line_ends(parser, byte);
+    } else if (parser->state == EVENT_NAME && byte == ':') {
+        event_name_ends(parser);
+        parser->state = EVENT_SPACE;
+    } else if (parser->state == EVENT_NAME) {
+        append_bounded(parser->field_name, &parser->field_length,
+                       EVENT_FIELD_NAME_MAX, (struct slice){ &byte, 1 });
+    } else if (parser->state == EVENT_SPACE) {
+        parser->state = EVENT_VALUE;
+        if (byte != ' ')
+            event_append_value(parser, (struct slice){ &byte, 1 });
+    }
+}
+
+/* Takes one byte of what is left out before the first and after a CR; false
+ * if `byte` is none of it. */
+static bool event_left_out(struct event_parser *parser, char byte)
+{
+    static const char bom[] = "\xEF\xBB\xBF";
+    bool out;
+
+    if (parser->state == EVENT_AFTER_CR) {
+        parser->state = EVENT_NAME;
+        return byte == '\n';
+    }
+    if (parser->state != EVENT_BOM)
+        return false;
+    out = byte == bom[parser->field_length];
+    if (out && ++parser->field_length < 3)
+        return true;
+    /* a part of one is the begin of a field's name, which is none */
+    memcpy(parser->field_name, bom, parser->field_length);
+    parser->field_length = out ? 0 : parser->field_length;
+    parser->state = EVENT_NAME;
+    return out;
+}
+
+size_t event_parser_read(struct event_parser *parser, struct slice data)
+{
+    const char *at = data.data, *end = at + data.length;
+    const char *lf = NULL, *cr = NULL;
+
+    if (parser->complete)
+        event_begin(parser);
+    while (at < end && !parser->complete) {
+        if (event_left_out(parser, *at)) {
+            at++;
+        } else if (parser->state == EVENT_VALUE) {
+            const char *stop = find_next(&lf, at, end, '\n');
+            const char *other = find_next(&cr, at, end, '\r');
+
+            stop = other < stop ? other : stop;
+            event_append_value(parser,
+                               (struct slice){ at, (size_t)(stop - at) });
+            at = stop;
+            if (at < end)
+                event_line_ends(parser, *at++);
+        } else {
+            event_byte(parser, *at++);
+        }
+    }
+    return (size_t)(at - data.data);
+}
+
 /* ------------------------------------------------------ response heads */
 
 const char *http_reason(int status)
@@ -869,6 +1148,8 @@ static void put_content(struct head *head, const struct response *response)
     if (response->status == 416)
         put_line(head, "Content-Range: bytes */%llu\r\n",
                  (unsigned long long)response->range_total);
+    if (response->no_cache)
+        put_field(head, "Cache-Control", "no-cache");
     if (response->close)
         put_field(head, "Connection", "close");
 }

@@ -8,12 +8,14 @@
  *   the held frames lie one behind the other in memory, modulo its size;
  *   ids grow with ordinals;
  *   a topic's oldest and newest are held, or both are 0;
- *   topic->evicted < topic->oldest, if it has an oldest.
+ *   topic->evicted < topic->oldest, if it has an oldest;
+ *   a topic in the tree has a frame that is held, or a reference.
  */
 #include "sse.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <search.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,6 +40,7 @@ int ring_init(struct ring *ring, uint64_t limit, size_t size,
         .oldest = 1,
         .next = 1,
         .newest_id = newest_id,
+        .mark = newest_id,
         .splice_text = splice_text,
     };
     if (ring->frames && ring->memory)
@@ -47,17 +50,114 @@ int ring_init(struct ring *ring, uint64_t limit, size_t size,
     return -1;
 }
 
+static void topic_free(void *memory)
+{
+    struct topic *topic = memory;
+
+    free(topic->subscribers);
+    free(topic);
+}
+
 void ring_release(struct ring *ring)
 {
+    tdestroy(ring->topics, topic_free);
     free(ring->frames);
     free(ring->memory);
     *ring = (struct ring){ 0 };
 }
 
-void topic_init(struct topic *topic, const struct ring *ring)
+/* ------------------------------------------------------------------ topics */
+
+static int compare_topics(const void *a, const void *b)
 {
-    *topic = (struct topic){ .mark = ring->newest_id };
+    struct slice x = ((const struct topic *)a)->name;
+    struct slice y = ((const struct topic *)b)->name;
+
+    if (x.length != y.length)
+        return x.length < y.length ? -1 : 1;
+    return memcmp(x.data, y.data, x.length);
 }
+
+struct topic *topic_find(const struct ring *ring, struct slice name)
+{
+    struct topic key = { .name = name };
+    struct topic *const *found = tfind(&key, &ring->topics, compare_topics);
+
+    return found ? *found : NULL;
+}
+
+static struct topic *topic_make(struct ring *ring, struct slice name)
+{
+    struct topic *topic = malloc(sizeof(*topic) + name.length);
+
+    if (!topic)
+        return NULL;
+    memcpy(topic + 1, name.data, name.length);
+    *topic = (struct topic){
+        .mark = ring->mark,
+        .name = { (const char *)(topic + 1), name.length },
+    };
+    if (tsearch(topic, &ring->topics, compare_topics))
+        return topic;
+    free(topic);
+    return NULL;
+}
+
+struct topic *topic_hold(struct ring *ring, struct slice name)
+{
+    struct topic *topic = topic_find(ring, name);
+
+    if (!topic)
+        topic = topic_make(ring, name);
+    if (topic)
+        topic->references++;
+    return topic;
+}
+
+/* What is known of a topic that nobody holds and that has no frame any more
+ * is its mark alone. */
+static void forget_unused(struct ring *ring, struct topic *topic)
+{
+    if (topic->references || topic->newest)
+        return;
+    if (ring->mark < topic->mark)
+        ring->mark = topic->mark;
+    tdelete(topic, &ring->topics, compare_topics);
+    topic_free(topic);
+}
+
+void topic_drop(struct ring *ring, struct topic *topic)
+{
+    assert(topic->references > 0);
+    topic->references--;
+    forget_unused(ring, topic);
+}
+
+void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
+{
+    if (topic->mark < id)
+        topic->mark = id;
+    if (ring->newest_id < id)
+        ring->newest_id = id;
+}
+
+static void raise_each(const void *node, VISIT visit, void *closure)
+{
+    struct topic *topic = *(struct topic *const *)node;
+
+    if (visit == preorder || visit == leaf)
+        topic->mark = *(const uint64_t *)closure;
+}
+
+void ring_begin_after(struct ring *ring, uint64_t id)
+{
+    assert(ring->next == 1 && id >= ring->newest_id);
+    twalk_r(ring->topics, raise_each, &id);
+    ring->mark = id;
+    ring->newest_id = id;
+}
+
+/* ------------------------------------------------------------------ frames */
 
 const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
 {
@@ -84,12 +184,15 @@ static void evict_oldest(struct ring *ring)
 
     ring->used -= frame->length;
     topic->evicted = ordinal;
-    topic->mark = frame->id;
+    if (topic->mark < frame->id)
+        topic->mark = frame->id;
     topic->oldest = frame->next;
-    if (frame->next)
+    if (frame->next) {
         at(ring, frame->next)->previous = 0;
-    else
+    } else {
         topic->newest = 0;
+        forget_unused(ring, topic);
+    }
 }
 
 static void copy_in(struct ring *ring, struct slice bytes)
@@ -121,13 +224,14 @@ static void link_to_topic(struct ring *ring, struct topic *topic,
 }
 
 uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
-                     struct slice bytes, uint32_t splice)
+                     struct slice bytes, uint32_t splice, bool end)
 {
     uint64_t oldest = ring_oldest_after(ring, bytes.length);
     uint64_t ordinal = ring->next;
     struct frame *frame = at(ring, ordinal);
 
-    assert(id > ring->newest_id && bytes.length <= ring->size);
+    assert(topic->references && id > ring->newest_id);
+    assert(bytes.length <= ring->size);
     while (ring->oldest < oldest)
         evict_oldest(ring);
     *frame = (struct frame){
@@ -138,6 +242,7 @@ uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
         .topic = topic,
         .length = (uint32_t)bytes.length,
         .splice = splice,
+        .end = end,
     };
     if (splice)
         put_size(frame->spliced_size, bytes.length - FRAME_HEAD - FRAME_TAIL +
@@ -187,16 +292,6 @@ uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
     return found ? found : topic_start(topic);
 }
 
-uint64_t topic_back(const struct ring *ring, const struct topic *topic,
-                    uint64_t count)
-{
-    uint64_t place = topic->newest;
-
-    while (place && count-- > 0)
-        place = at(ring, place)->previous;
-    return place ? place : topic_start(topic);
-}
-
 uint64_t topic_after(const struct ring *ring, const struct topic *topic,
                      uint64_t last)
 {
@@ -215,9 +310,106 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
     return after ? topic->count - at(ring, after)->number + 1 : 0;
 }
 
-bool topic_overrun(const struct topic *topic, const struct cursor *cursor)
+bool topic_finished(const struct ring *ring, const struct topic *topic)
 {
-    return cursor->last < topic->evicted;
+    return topic->newest && at(ring, topic->newest)->end;
+}
+
+/* ----------------------------------------------------------------- readers */
+
+/* The next frame of each of a reader's topics, 0 where there is none; and of
+ * which of them the oldest is. */
+struct walk {
+    const struct ring *ring;
+    unsigned count;
+    unsigned at;
+    uint64_t next[READER_TOPICS_MAX];
+};
+
+/* The ordinal that `at` has; 0 if no topic has any. */
+static uint64_t walk_choose(struct walk *walk)
+{
+    uint64_t oldest = walk->next[0];
+
+    walk->at = 0;
+    for (unsigned i = 1; i < walk->count; i++) {
+        if (!walk->next[i] || (oldest && walk->next[i] > oldest))
+            continue;
+        oldest = walk->next[i];
+        walk->at = i;
+    }
+    return oldest;
+}
+
+static uint64_t walk_begin(struct walk *walk, const struct ring *ring,
+                           const struct reader *reader)
+{
+    walk->ring = ring;
+    walk->count = reader->count;
+    for (unsigned i = 0; i < reader->count; i++)
+        walk->next[i] =
+            topic_after(ring, reader->places[i].topic, reader->places[i].last);
+    return walk_choose(walk);
+}
+
+static uint64_t walk_on(struct walk *walk)
+{
+    walk->next[walk->at] = at(walk->ring, walk->next[walk->at])->next;
+    return walk_choose(walk);
+}
+
+uint64_t reader_next(const struct ring *ring, const struct reader *reader)
+{
+    struct walk walk;
+
+    return walk_begin(&walk, ring, reader);
+}
+
+bool reader_overrun(const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        if (reader->places[i].last < reader->places[i].topic->evicted)
+            return true;
+    return false;
+}
+
+/* The place with the newest frame behind it; NULL if none has any. */
+static struct place *newest_place(const struct reader *reader)
+{
+    struct place *newest = NULL;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+
+        if (place->last > place->topic->evicted &&
+            (!newest || place->last > newest->last))
+            newest = place;
+    }
+    return newest;
+}
+
+void reader_back(const struct ring *ring, const struct reader *reader,
+                 uint64_t count)
+{
+    struct place *place;
+
+    for (unsigned i = 0; i < reader->count; i++)
+        reader->places[i].last = topic_end(reader->places[i].topic);
+    while (count-- > 0 && (place = newest_place(reader)) != NULL) {
+        place->last = at(ring, place->last)->previous;
+        if (!place->last)
+            place->last = topic_start(place->topic);
+    }
+}
+
+void reader_skip(const struct ring *ring, const struct reader *reader,
+                 uint64_t id)
+{
+    struct walk walk;
+    uint64_t ordinal = walk_begin(&walk, ring, reader);
+
+    for (; ordinal && at(ring, ordinal)->id <= id; ordinal = walk_on(&walk))
+        reader->places[walk.at].last = ordinal;
 }
 
 /* iovecs being filled. The first `skip` bytes put in are left out: they have
@@ -296,41 +488,39 @@ static size_t form_length(const struct ring *ring, const struct frame *frame,
            (is_spliced(frame, form) ? ring->splice_text.length : 0);
 }
 
-int ring_gather(const struct ring *ring, const struct topic *topic,
-                const struct cursor *cursor, uint64_t until, unsigned form,
-                struct iovec *iov, int room, size_t budget)
+int ring_gather(const struct ring *ring, const struct reader *reader,
+                uint32_t sent, struct iovec *iov, int room, size_t budget)
 {
-    struct gathering g = { .iov = iov, .room = room, .skip = cursor->sent };
-    uint64_t ordinal = topic_after(ring, topic, cursor->last);
+    struct gathering g = { .iov = iov, .room = room, .skip = sent };
+    struct walk walk;
+    uint64_t ordinal = walk_begin(&walk, ring, reader);
 
-    while (ordinal && ordinal <= until && !g.full && g.bytes < budget) {
-        const struct frame *frame = at(ring, ordinal);
-
-        put_frame(&g, ring, frame, form);
-        ordinal = frame->next;
+    while (ordinal && ordinal <= reader->until && !g.full && g.bytes < budget) {
+        put_frame(&g, ring, at(ring, ordinal), reader->form);
+        ordinal = walk_on(&walk);
     }
     return g.count;
 }
 
-size_t ring_advance(const struct ring *ring, const struct topic *topic,
-                    struct cursor *cursor, uint64_t until, unsigned form,
-                    size_t bytes)
+size_t ring_advance(const struct ring *ring, const struct reader *reader,
+                    struct cursor *cursor, size_t bytes)
 {
-    uint64_t ordinal = topic_after(ring, topic, cursor->last);
+    struct walk walk;
+    uint64_t ordinal = walk_begin(&walk, ring, reader);
 
-    while (bytes > 0 && ordinal && ordinal <= until) {
-        const struct frame *frame = at(ring, ordinal);
-        size_t left = form_length(ring, frame, form) - cursor->sent;
+    while (bytes > 0 && ordinal && ordinal <= reader->until) {
+        size_t left =
+            form_length(ring, at(ring, ordinal), reader->form) - cursor->sent;
 
         if (bytes < left) {
             cursor->sent += (uint32_t)bytes;
             return 0;
         }
         bytes -= left;
-        cursor->last = ordinal;
+        reader->places[walk.at].last = ordinal;
         cursor->sent = 0;
         cursor->events++;
-        ordinal = frame->next;
+        ordinal = walk_on(&walk);
     }
     return bytes;
 }

@@ -49,7 +49,8 @@ enum {
     REQUESTED_MAX = 256, /* of an unusable id, what is shown in a gap */
     OUT_SIZE = 8192,     /* answers of a turn's pipelined requests */
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
-    OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX + 1024,
+    OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
+              READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
     IOV_ROOM = 256,      /* iovecs to a writev: bounds the time to fill it */
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
@@ -68,6 +69,7 @@ enum {
     SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
     NOTSENT = 64 * 1024,
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
+    INTERVAL_DEFAULT = 1000,   /* ms */
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
     WHEEL_SLOTS = 512,
     LOG_BURST = 200,        /* lines that the outside can cause at once */
@@ -77,16 +79,17 @@ enum {
     RETRY_LATER_MAX = 10000,
 };
 
-#define NONE UINT32_MAX /* no descriptor */
+#define NONE UINT32_MAX    /* no descriptor */
+#define UNGIVEN UINT32_MAX /* an option that was not given */
 
 /* Makes a catch_up_message of a stored message, put in after "type":". */
 #define CATCH_UP_SPLICE "catch_up_message\",\"originalType\":\""
 
 /* The longest that one byte becomes in a frame ("data: " before each line),
- * and the rest of the longest frame. */
+ * and the rest of the longest frame: a name in which no byte was UTF-8. */
 enum {
     FRAME_FACTOR = 7,
-    FRAME_REST = 1024
+    FRAME_REST = 3 * EVENT_NAME_MAX + 1024
 };
 
 enum {
@@ -110,12 +113,23 @@ enum publish {
     PUBLISH_TOKEN
 };
 
+enum ids {
+    IDS_OWN,
+    IDS_KEEP
+};
+
+enum stdin_form {
+    STDIN_LINES,
+    STDIN_EVENTS
+};
+
 struct options {
     const char *listen[LISTENERS_MAX];
     unsigned listen_count;
     const char *root;
     const char *cors;
     const char *token_file;
+    const char *topic; /* of what comes on standard input; NULL: main */
     uint64_t history;
     uint64_t history_bytes;
     uint64_t first_id; /* 0: the clock */
@@ -129,10 +143,46 @@ struct options {
     uint64_t drain_delay;
     uint64_t head_timeout;
     uint64_t idle_timeout;
-    enum publish publish;
-    bool publish_given;
+    unsigned publish;    /* enum publish, UINT_MAX: not given */
+    unsigned log_level;  /* enum level */
+    unsigned ids;        /* enum ids */
+    unsigned stdin_form; /* enum stdin_form, UINT_MAX: not given */
     bool access_log;
-    enum level log_level;
+    bool end;   /* the topic is finished at the end of standard input */
+    bool input; /* standard input is published */
+};
+
+/* An event as it is published. */
+struct event {
+    struct slice name;
+    struct slice retry; /* digits */
+    struct slice data;  /* its lines end in LF, CR LF or CR */
+    uint64_t id;        /* 0: the next one */
+};
+
+/* What somebody publishes: a request, or standard input. */
+struct publication {
+    struct topic *topic; /* held; NULL: nothing is being published */
+    enum {
+        FROM_PLAIN,  /* the content is the data of one event */
+        FROM_EVENTS, /* it is an event stream */
+        FROM_LINES,  /* each line is an event */
+        FROM_DELETE, /* it is of no account */
+    } from;
+    enum {
+        DUE_NOTHING,
+        DUE_EVENT, /* `event` is to be appended */
+        DUE_END,   /* the topic is to be finished */
+    } due;
+    bool end;   /* the topic is to be finished at last */
+    bool skips; /* a line that is too long, until it ends */
+    uint64_t count, skipped, first, last;
+    struct event event;
+    struct slice piece; /* content that has arrived and was not looked at */
+    char *content;      /* owned: what belongs to the event under way */
+    size_t content_length;
+    size_t content_room;
+    struct event_parser parser; /* name and id too, if there is no stream */
 };
 
 /* Everything about a connection that is not needed while it subscribes or
@@ -140,9 +190,7 @@ struct options {
 struct exchange {
     struct request request;
     struct body body;
-    char *content; /* a published body, owned; NULL if there is none */
-    size_t content_length;
-    size_t content_room;
+    struct publication publication;
     struct file file; /* being sent; fd is owned, -1 if none */
     uint64_t file_at; /* the next byte of it */
     uint64_t file_left;
@@ -168,7 +216,8 @@ enum conn_state {
     CONN_LISTENER, /* a listening socket */
     CONN_REQUEST,  /* reading a request head, or idle between two */
     CONN_BODY,     /* reading a body to publish */
-    CONN_WAITING,  /* has it, and waits for room in the ring */
+    CONN_INPUT,    /* standard input */
+    CONN_WAITING,  /* publishes, and waits for room in the ring */
     CONN_RESPOND,  /* sending a file, or answers to a full socket */
     CONN_STREAM,   /* subscribes */
     CONN_LINGER,   /* has sent the last answer; reads until the peer ends */
@@ -188,7 +237,8 @@ enum queue_name {
 
 enum {
     FLAG_UNIX = 1,
-    FLAG_ENDING = 2
+    FLAG_ENDING = 2, /* the last bytes of the stream are under way */
+    FLAG_AHEAD = 4,  /* came with an id newer than the newest */
 };
 
 struct conn {
@@ -203,16 +253,22 @@ struct conn {
     uint32_t active;   /* when a stream's bytes last went: ms, low 32 bits */
     struct in6_addr address;
     uint16_t port;
+    uint8_t topics; /* of a subscriber */
     union {
         struct exchange *exchange; /* owned; NULL while idle */
         struct {                   /* CONN_STREAM */
-            struct topic *topic;
+            union {
+                struct place place;   /* of one topic */
+                struct place *places; /* owned; of several */
+            };
             struct own *own; /* owned; goes before all else; or NULL */
             struct cursor cursor;
-            uint64_t replay_end; /* newest frame of the replay, 0: over */
+            union {
+                uint64_t replay_end; /* newest frame of the replay, 0: over */
+                uint64_t ahead;      /* FLAG_AHEAD: the id */
+            };
             uint64_t bytes;
             uint32_t replay_count;
-            uint32_t place; /* in topic->subscribers */
             uint32_t since; /* second of arrival, monotonic */
         };
     };
@@ -243,14 +299,16 @@ struct server {
     enum phase phase;
     uint64_t phase_end; /* when the phase ends by itself; ms */
     struct ring ring;
-    struct topic main_topic;
+    struct topic *main_topic;             /* held */
     struct topic *pass_first, *pass_last; /* topics with new frames */
     uint32_t frame_size;
     char *frame; /* owned: where a frame is made, frame_size bytes */
 
     int epoll;
     int signals;
-    int root; /* --root's folder, -1: bundled pages */
+    int root;           /* --root's folder, -1: bundled pages */
+    struct conn *input; /* standard input, NULL: it is not published */
+    bool input_is_file; /* epoll cannot watch it: it is always ready */
     struct listener listeners[LISTENERS_MAX];
     unsigned listener_count;
     bool accepting;
@@ -290,7 +348,8 @@ static struct {
     uint64_t reported;   /* ms */
 } logger = { .level = LEVEL_INFO, .tokens = LOG_BURST };
 
-static const char *const level_names[] = { "error", "warn", "info", "debug" };
+static const char *const level_names[] = { "error", "warn", "info", "debug",
+                                           NULL };
 
 static uint64_t clock_ms(clockid_t clock)
 {
@@ -620,24 +679,30 @@ static struct exchange *exchange_take(struct server *server)
     return exchange;
 }
 
-static void exchange_drop_content(struct exchange *exchange)
+/* Nothing is published any more by this one. */
+static void publication_end(struct server *server, struct exchange *exchange)
 {
-    free(exchange->content);
-    exchange->content = NULL;
+    struct publication *publication = &exchange->publication;
+
+    free(publication->content);
+    publication->content = NULL;
+    if (publication->topic)
+        topic_drop(&server->ring, publication->topic);
+    publication->topic = NULL;
+}
+
+static void exchange_drop_file(struct exchange *exchange)
+{
     if (exchange->file.fd >= 0)
         close(exchange->file.fd);
     exchange->file.fd = -1;
     exchange->file_left = 0;
 }
 
-static void conn_release_exchange(struct server *server, struct conn *conn)
+static void exchange_release(struct server *server, struct exchange *exchange)
 {
-    struct exchange *exchange = conn->exchange;
-
-    conn->exchange = NULL;
-    if (!exchange)
-        return;
-    exchange_drop_content(exchange);
+    publication_end(server, exchange);
+    exchange_drop_file(exchange);
     if (server->spare_count >= SPARE_EXCHANGES) {
         free(exchange);
         return;
@@ -645,6 +710,13 @@ static void conn_release_exchange(struct server *server, struct conn *conn)
     exchange->next_spare = server->spare;
     server->spare = exchange;
     server->spare_count++;
+}
+
+static void conn_release_exchange(struct server *server, struct conn *conn)
+{
+    if (conn->exchange)
+        exchange_release(server, conn->exchange);
+    conn->exchange = NULL;
 }
 
 static void stream_leave(struct server *server, struct conn *conn,
@@ -844,6 +916,12 @@ text_put(struct text *text, const char *format, ...)
     text->length += (size_t)length;
 }
 
+static void slice_skip(struct slice *slice, size_t length)
+{
+    slice->data += length;
+    slice->length -= length;
+}
+
 static void text_put_bytes(struct text *text, const char *bytes, size_t length)
 {
     assert(length < text->room - text->length);
@@ -851,21 +929,25 @@ static void text_put_bytes(struct text *text, const char *bytes, size_t length)
     text->length += length;
 }
 
-/* The sequence at the start of `value` as JSON spells it (RFC 8259, section
- * 7): at most six bytes for one. What is no UTF-8 becomes U+FFFD. */
-static void text_put_escaped(struct text *text, struct slice value)
+/* What is at the start of `value` as JSON spells it (RFC 8259, section 7): at
+ * most six bytes for one. What is no UTF-8 becomes U+FFFD. Returns how many
+ * bytes of it that was. */
+static size_t text_put_escaped(struct text *text, struct slice value)
 {
     static const char letters[] = "btn\0fr"; /* for the bytes 8 to 13 */
     unsigned char c = (unsigned char)*value.data;
 
-    if (c >= 0x80)
+    if (c >= 0x80) {
         text_put(text, "\\ufffd");
-    else if (c == '"' || c == '\\')
+        return utf8_malformed(value);
+    }
+    if (c == '"' || c == '\\')
         text_put(text, "\\%c", c);
     else if (c >= 8 && c <= 13 && letters[c - 8])
         text_put(text, "\\%c", letters[c - 8]);
     else
         text_put(text, "\\u%04x", c);
+    return 1;
 }
 
 /* How many bytes a JSON string takes as they are, up to the first that must
@@ -896,13 +978,61 @@ static void text_put_json(struct text *text, struct slice value)
         size_t plain = json_plain(value);
 
         text_put_bytes(text, value.data, plain);
-        value.data += plain;
-        value.length -= plain;
+        slice_skip(&value, plain);
+        if (value.length)
+            slice_skip(&value, text_put_escaped(text, value));
+    }
+}
+
+/* How many bytes a text begins with that are UTF-8. */
+static size_t utf8_valid_length(struct slice text)
+{
+    size_t at = 0, length = 1;
+
+    while (at < text.length && length) {
+        if ((unsigned char)text.data[at] < 0x80)
+            length = 1;
+        else
+            length = utf8_sequence(
+                (struct slice){ text.data + at, text.length - at });
+        at += length;
+    }
+    return at;
+}
+
+/* The text, with U+FFFD for what is no UTF-8: at most three bytes for one. */
+static void text_put_utf8(struct text *text, struct slice value)
+{
+    while (value.length) {
+        size_t valid = utf8_valid_length(value);
+
+        text_put_bytes(text, value.data, valid);
+        slice_skip(&value, valid);
         if (value.length == 0)
             break;
-        text_put_escaped(text, value);
-        value.data++;
-        value.length--;
+        text_put_bytes(text, "\xEF\xBF\xBD", 3);
+        slice_skip(&value, utf8_malformed(value));
+    }
+}
+
+/* The data's lines, each as a field; they end in LF, CR LF or CR, and one
+ * comes after the last line end. */
+static void text_put_data(struct text *text, struct slice data)
+{
+    const char *at = data.data, *end = at + data.length;
+    const char *lf = NULL, *cr = NULL;
+
+    for (;;) {
+        const char *stop = find_next(&lf, at, end, '\n');
+
+        if (find_next(&cr, at, end, '\r') < stop)
+            stop = cr;
+        text_put_bytes(text, "data: ", 6);
+        text_put_utf8(text, (struct slice){ at, (size_t)(stop - at) });
+        text_put_bytes(text, "\n", 1);
+        if (stop == end)
+            return;
+        at = stop + (stop == cr && stop + 1 == lf ? 2 : 1);
     }
 }
 
@@ -937,6 +1067,7 @@ static struct slice text_slice(const struct text *text)
 static void pass_queue(struct server *server, struct topic *topic)
 {
     topic->in_pass = true;
+    topic->references++;
     topic->next_in_pass = NULL;
     if (server->pass_last)
         server->pass_last->next_in_pass = topic;
@@ -954,8 +1085,43 @@ static void pass_begin(struct server *server, struct topic *topic)
         pass_queue(server, topic);
 }
 
-static bool topic_join(struct topic *topic, struct conn *conn, uint32_t fd)
+/* A subscriber's places: one for each topic. */
+static struct place *conn_places(struct conn *conn)
 {
+    return conn->topics == 1 ? &conn->place : conn->places;
+}
+
+/* What a subscriber reads. */
+static struct reader conn_reader(struct conn *conn)
+{
+    bool replays = conn->replay_end && !(conn->flags & FLAG_AHEAD);
+
+    return (struct reader){
+        .places = conn_places(conn),
+        .count = conn->topics,
+        .form = conn->form | (replays ? FORM_SPLICED : 0U),
+        .until = replays ? conn->replay_end : UINT64_MAX,
+    };
+}
+
+static uint64_t conn_next(const struct server *server, struct conn *conn)
+{
+    struct reader reader = conn_reader(conn);
+
+    return reader_next(&server->ring, &reader);
+}
+
+static bool conn_overrun(struct conn *conn)
+{
+    struct reader reader = conn_reader(conn);
+
+    return reader_overrun(&reader);
+}
+
+static bool topic_join(struct place *place, uint32_t fd)
+{
+    struct topic *topic = place->topic;
+
     if (topic->subscriber_count == topic->subscriber_room) {
         uint32_t room = topic->subscriber_room ? topic->subscriber_room * 2 : 4;
         uint32_t *subscribers =
@@ -966,20 +1132,23 @@ static bool topic_join(struct topic *topic, struct conn *conn, uint32_t fd)
         topic->subscribers = subscribers;
         topic->subscriber_room = room;
     }
-    conn->place = topic->subscriber_count;
+    place->index = topic->subscriber_count;
     topic->subscribers[topic->subscriber_count++] = fd;
     return true;
 }
 
 /* The last one takes the place that becomes free. As a pass goes from the
  * end to the start, nobody who is to be visited is missed by that. */
-static void topic_leave(struct server *server, struct topic *topic,
-                        const struct conn *conn)
+static void topic_leave(struct server *server, const struct place *left)
 {
+    struct topic *topic = left->topic;
     uint32_t moved = topic->subscribers[--topic->subscriber_count];
+    struct place *place = conn_places(conn_at(server, moved));
 
-    topic->subscribers[conn->place] = moved;
-    conn_at(server, moved)->place = conn->place;
+    topic->subscribers[left->index] = moved;
+    while (place->topic != topic)
+        place++;
+    place->index = left->index;
     if (topic->unvisited > topic->subscriber_count)
         topic->unvisited = topic->subscriber_count;
 }
@@ -988,8 +1157,14 @@ static void stream_leave(struct server *server, struct conn *conn,
                          const char *reason)
 {
     char peer[PEER_SIZE];
+    struct place *places = conn_places(conn);
 
-    topic_leave(server, conn->topic, conn);
+    for (unsigned i = 0; i < conn->topics; i++) {
+        topic_leave(server, &places[i]);
+        topic_drop(&server->ring, places[i].topic);
+    }
+    if (conn->topics > 1)
+        free(places);
     free(conn->own);
     conn->own = NULL;
     log_client(server, LEVEL_INFO, "unsubscribed",
@@ -1002,14 +1177,14 @@ static void stream_leave(struct server *server, struct conn *conn,
 /* Has the subscriber offered again as soon as the others had their turn. */
 static void ready_push(struct server *server, struct conn *conn)
 {
-    uint64_t needs = conn->cursor.last + 1;
+    uint64_t needs = conn_next(server, conn);
 
     if (conn->queue == QUEUE_READY)
         return;
     queue_push(server, QUEUE_READY, conn);
-    if (!server->ready_from || needs < server->ready_from)
+    if (needs && (!server->ready_from || needs < server->ready_from))
         server->ready_from = needs;
-    if (!server->ready_from_next || needs < server->ready_from_next)
+    if (needs && (!server->ready_from_next || needs < server->ready_from_next))
         server->ready_from_next = needs;
 }
 
@@ -1034,6 +1209,12 @@ static uint64_t random_below(uint64_t limit)
     return limit ? number % limit : 0;
 }
 
+static void put_last_chunk(struct text *text, unsigned form)
+{
+    if (form & FORM_CHUNKED)
+        text_put(text, "0\r\n\r\n");
+}
+
 /* The end of a stream: when to come back, and the last chunk. */
 static void put_farewell(struct text *text, unsigned form, uint64_t retry)
 {
@@ -1041,22 +1222,39 @@ static void put_farewell(struct text *text, unsigned form, uint64_t retry)
 
     text_put(text, "retry: %llu\n", (unsigned long long)retry);
     text_end_block(text, form, begin);
-    if (form & FORM_CHUNKED)
-        text_put(text, "0\r\n\r\n");
+    put_last_chunk(text, form);
+}
+
+/* Whether no topic of the stream goes on. */
+static bool stream_finished(const struct server *server, struct conn *conn)
+{
+    struct reader reader = conn_reader(conn);
+
+    for (unsigned i = 0; i < reader.count; i++)
+        if (!topic_finished(&server->ring, reader.places[i].topic))
+            return false;
+    return true;
 }
 
 /* What comes next in a stream whose bytes so far have all been sent. */
 static struct slice stream_next_own(struct server *server, struct conn *conn,
                                     struct text *text)
 {
+    bool drains = server->phase == PHASE_DRAIN;
+
     text->length = 0;
-    if (conn->replay_end && conn->cursor.last >= conn->replay_end) {
-        put_catch_up_end(text, conn);
-        conn->replay_end = 0;
-    } else if (server->phase == PHASE_DRAIN && !(conn->flags & FLAG_ENDING) &&
-               !topic_after(&server->ring, conn->topic, conn->cursor.last)) {
-        put_farewell(text, conn->form,
-                     1000 + random_below(server->options.drain_spread + 1));
+    if (conn->replay_end && !(conn->flags & FLAG_AHEAD)) {
+        if (conn->place.last >= conn->replay_end) {
+            put_catch_up_end(text, conn);
+            conn->replay_end = 0;
+        }
+    } else if ((drains || stream_finished(server, conn)) &&
+               !(conn->flags & FLAG_ENDING) && !conn_next(server, conn)) {
+        if (drains)
+            put_farewell(text, conn->form,
+                         1000 + random_below(server->options.drain_spread + 1));
+        else
+            put_last_chunk(text, conn->form);
         conn->flags |= FLAG_ENDING;
     }
     return text_slice(text);
@@ -1087,19 +1285,18 @@ static bool stream_keep(struct conn *conn, struct slice rest)
 }
 
 /* Gathers a stream's next bytes; returns how many iovecs, and their bytes. */
-static int stream_gather(const struct server *server, const struct conn *conn,
+static int stream_gather(const struct server *server, struct conn *conn,
                          struct slice own, struct iovec *iov, size_t *bytes)
 {
-    uint64_t until = conn->replay_end ? conn->replay_end : UINT64_MAX;
-    unsigned form = conn->form | (conn->replay_end ? FORM_SPLICED : 0);
+    struct reader reader = conn_reader(conn);
     int count = 0;
 
     if (own.length)
         iov[count++] =
             (struct iovec){ (void *)(uintptr_t)own.data, own.length };
     if (!(conn->flags & FLAG_ENDING))
-        count += ring_gather(&server->ring, conn->topic, &conn->cursor, until,
-                             form, iov + count, IOV_ROOM - count, SEND_BUDGET);
+        count += ring_gather(&server->ring, &reader, conn->cursor.sent,
+                             iov + count, IOV_ROOM - count, SEND_BUDGET);
     *bytes = 0;
     for (int i = 0; i < count; i++)
         *bytes += iov[i].iov_len;
@@ -1110,13 +1307,10 @@ static void stream_advance(struct server *server, struct conn *conn,
                            struct slice *own, size_t sent)
 {
     size_t first = sent < own->length ? sent : own->length;
-    uint64_t until = conn->replay_end ? conn->replay_end : UINT64_MAX;
-    unsigned form = conn->form | (conn->replay_end ? FORM_SPLICED : 0);
+    struct reader reader = conn_reader(conn);
 
-    own->data += first;
-    own->length -= first;
-    ring_advance(&server->ring, conn->topic, &conn->cursor, until, form,
-                 sent - first);
+    slice_skip(own, first);
+    ring_advance(&server->ring, &reader, &conn->cursor, sent - first);
     conn->bytes += sent;
     conn->active = (uint32_t)server->now;
     server->slice_sends++;
@@ -1131,6 +1325,18 @@ enum io {
     IO_OVERRUN
 };
 
+/* Passes over what a subscriber that was ahead has had elsewhere. */
+static void stream_skip(struct server *server, struct conn *conn)
+{
+    struct reader reader = conn_reader(conn);
+
+    reader_skip(&server->ring, &reader, conn->ahead);
+    if (server->ring.newest_id < conn->ahead)
+        return;
+    conn->flags &= (uint8_t)~FLAG_AHEAD;
+    conn->replay_end = 0;
+}
+
 /* Sends from the cursor to the end, `own` first; *own is then what is left
  * of it. Says why it stopped. */
 static enum io stream_write(struct server *server, struct conn *conn,
@@ -1139,11 +1345,13 @@ static enum io stream_write(struct server *server, struct conn *conn,
     struct iovec iov[IOV_ROOM];
     size_t total = 0, bytes;
 
+    if (conn->flags & FLAG_AHEAD)
+        stream_skip(server, conn);
     for (;;) {
         ssize_t sent;
         int count;
 
-        if (topic_overrun(conn->topic, &conn->cursor))
+        if (conn_overrun(conn))
             return IO_OVERRUN;
         if (own->length == 0)
             *own = stream_next_own(server, conn, text);
@@ -1188,7 +1396,8 @@ static void stream_send(struct server *server, struct conn *conn,
     } else if (!stream_keep(conn, own)) {
         conn_close(server, conn, strerrorname_np(ENOMEM));
     } else if (outcome == IO_DONE && (conn->flags & FLAG_ENDING)) {
-        conn_close(server, conn, "drained");
+        conn_close(server, conn,
+                   server->phase == PHASE_DRAIN ? "drained" : "finished");
     } else {
         conn_set_interest(server, conn,
                           INPUT | (outcome == IO_FULL ? EPOLLOUT : 0));
@@ -1206,8 +1415,7 @@ static bool slice_used_up(const struct server *server)
 /* In a pass: who has a full socket waits for room in it, or is overrun. */
 static void pass_visit(struct server *server, struct conn *conn)
 {
-    if (!(conn->interest & EPOLLOUT) ||
-        topic_overrun(conn->topic, &conn->cursor))
+    if (!(conn->interest & EPOLLOUT) || conn_overrun(conn))
         stream_send(server, conn, SLICE(""));
 }
 
@@ -1243,6 +1451,7 @@ static void deliver_topics(struct server *server)
             pass_queue(server, topic);
         else
             pass_end(server, topic);
+        topic_drop(&server->ring, topic);
     }
 }
 
@@ -1292,15 +1501,40 @@ enum outcome {
     IDS_USED_UP
 };
 
+static void conn_cut_at(struct server *server, uint32_t fd, const char *reason)
+{
+    conn_cut(server, conn_at(server, fd), reason);
+}
+
+/*
+ * With ids from outside a history begins where its first event is: what was
+ * before that may be gone. Who came from further back, when nothing was held
+ * yet, has to come again to be told.
+ */
+static void begin_kept_history(struct server *server, uint64_t id)
+{
+    ring_begin_after(&server->ring, id - 1);
+    for (uint32_t fd = 0; fd < server->conn_limit; fd++) {
+        const struct conn *conn = conn_at(server, fd);
+
+        if (conn->state == CONN_STREAM && (conn->flags & FLAG_AHEAD) &&
+            conn->ahead < id - 1)
+            conn_cut_at(server, fd, "gap");
+    }
+}
+
 static enum outcome publish_frame(struct server *server, struct topic *topic,
-                                  uint64_t id, struct slice frame,
-                                  size_t splice)
+                                  uint64_t id, const struct text *frame,
+                                  size_t splice, bool end)
 {
     uint64_t ordinal;
 
-    if (would_overrun(server, frame.length))
+    if (would_overrun(server, frame->length))
         return MUST_WAIT;
-    ordinal = ring_append(&server->ring, topic, id, frame, (uint32_t)splice);
+    if (server->options.ids == IDS_KEEP && server->ring.next == 1)
+        begin_kept_history(server, id);
+    ordinal = ring_append(&server->ring, topic, id, text_slice(frame),
+                          (uint32_t)splice, end);
     if (!topic->undelivered && topic->subscriber_count) {
         topic->undelivered = ordinal;
         pass_begin(server, topic);
@@ -1308,27 +1542,87 @@ static enum outcome publish_frame(struct server *server, struct topic *topic,
     return PUBLISHED;
 }
 
-/* Publishes a message into the main stream; *id is then its id. */
-static enum outcome publish_message(struct server *server, struct slice message,
-                                    uint64_t *id)
+/* A message of the main stream. Returns where the splice text goes. */
+static size_t put_message(struct text *text, uint64_t id, struct slice message)
+{
+    char timestamp[TIMESTAMP_SIZE];
+    size_t splice;
+
+    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
+    text_put(text, "id: %llu\ndata: {\"type\":\"", (unsigned long long)id);
+    splice = text->length;
+    text_put(text, "message\",\"id\":%llu,\"message\":\"",
+             (unsigned long long)id);
+    text_put_json(text, message);
+    text_put(text, "\",\"timestamp\":\"%s\"}\n", timestamp);
+    return splice;
+}
+
+/* An event of a topic: as it was published. */
+static void put_event(struct text *text, uint64_t id, const struct event *event)
+{
+    text_put(text, "id: %llu\n", (unsigned long long)id);
+    if (event->name.length) {
+        text_put(text, "event: ");
+        text_put_utf8(text, event->name);
+        text_put(text, "\n");
+    }
+    if (event->retry.length)
+        text_put(text, "retry: %.*s\n", (int)event->retry.length,
+                 event->retry.data);
+    text_put_data(text, event->data);
+}
+
+/* Appends an event to its topic's history; *id is then its id. */
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event, uint64_t *id)
 {
     struct text text = { server->frame, server->frame_size, 0 };
-    char timestamp[TIMESTAMP_SIZE];
-    size_t begin = text_begin_block(&text, FORM_CHUNKED), splice;
+    size_t begin = text_begin_block(&text, FORM_CHUNKED), splice = 0;
 
-    if (server->ring.newest_id >= ID_MAX)
+    *id = event->id ? event->id : server->ring.newest_id + 1;
+    if (*id > ID_MAX)
         return IDS_USED_UP;
-    *id = server->ring.newest_id + 1;
-    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put(&text, "id: %llu\ndata: {\"type\":\"", (unsigned long long)*id);
-    splice = text.length;
-    text_put(&text, "message\",\"id\":%llu,\"message\":\"",
-             (unsigned long long)*id);
-    text_put_json(&text, message);
-    text_put(&text, "\",\"timestamp\":\"%s\"}\n", timestamp);
+    if (topic == server->main_topic)
+        splice = put_message(&text, *id, event->data);
+    else
+        put_event(&text, *id, event);
     text_end_block(&text, FORM_CHUNKED, begin);
-    return publish_frame(server, &server->main_topic, *id, text_slice(&text),
-                         splice);
+    return publish_frame(server, topic, *id, &text, splice, false);
+}
+
+/* The id of the newest event that the topic ever had; 0: none is known. */
+static uint64_t topic_newest_id(const struct server *server,
+                                const struct topic *topic)
+{
+    return topic->newest    ? ring_frame(&server->ring, topic->newest)->id
+           : topic->evicted ? topic->mark
+                            : 0;
+}
+
+/* Finishes a topic; *id is then that of its end. */
+static enum outcome publish_end(struct server *server, struct topic *topic,
+                                uint64_t given, uint64_t *id)
+{
+    struct text text = { server->frame, server->frame_size, 0 };
+    size_t begin = text_begin_block(&text, FORM_CHUNKED);
+    uint64_t last = topic_newest_id(server, topic);
+
+    *id = last;
+    if (topic_finished(&server->ring, topic))
+        return PUBLISHED;
+    *id = given ? given : server->ring.newest_id + 1;
+    if (*id > ID_MAX)
+        return IDS_USED_UP;
+    text_put(
+        &text, "id: %llu\nevent: ssed.end\ndata: {\"topic\":\"%.*s\",\"last\":",
+        (unsigned long long)*id, (int)topic->name.length, topic->name.data);
+    if (last)
+        text_put(&text, "\"%llu\"}\n", (unsigned long long)last);
+    else
+        text_put(&text, "null}\n");
+    text_end_block(&text, FORM_CHUNKED, begin);
+    return publish_frame(server, topic, *id, &text, 0, true);
 }
 
 /* The clock of the main stream. A message that would overrun somebody is
@@ -1338,6 +1632,7 @@ static void publish_clock(struct server *server)
     char message[64] = "当前时间: ";
     size_t length = strlen(message);
     time_t seconds = time(NULL);
+    struct event event = { 0 };
     struct tm tm;
     uint64_t id;
 
@@ -1347,8 +1642,8 @@ static void publish_clock(struct server *server)
     localtime_r(&seconds, &tm);
     length += strftime(message + length, sizeof(message) - length,
                        "%Y-%m-%d %H:%M:%S", &tm);
-    if (publish_message(server, (struct slice){ message, length }, &id) ==
-        MUST_WAIT)
+    event.data = (struct slice){ message, length };
+    if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
         return;
     server->next_clock += server->options.interval;
     if (server->next_clock <= server->now)
@@ -1399,8 +1694,7 @@ static void respond(struct server *server, struct conn *conn,
     exchange->out_end += length;
     exchange->close = response->close;
     log_access(server, conn, response->status, response->length);
-    free(exchange->content);
-    exchange->content = NULL;
+    publication_end(server, exchange);
     exchange->request = (struct request){ 0 };
     conn_set_state(server, conn, CONN_REQUEST);
     timer_start(server, conn, server->options.head_timeout);
@@ -1473,7 +1767,7 @@ static void respond_file(struct server *server, struct conn *conn)
     exchange->file_left =
         head || response.status == 304 || response.status == 416 ? 0 : length;
     if (exchange->file_left == 0)
-        exchange_drop_content(exchange);
+        exchange_drop_file(exchange);
     else
         conn_set_state(server, conn, CONN_RESPOND);
 }
@@ -1511,10 +1805,10 @@ static const char *stream_cors(const struct server *server)
 
 /* Where a stream begins. */
 struct start {
-    uint64_t last;          /* the cursor's */
-    uint64_t position;      /* the id that stands for it */
-    uint64_t replay;        /* how many frames are replayed */
-    bool gap;               /* something that was asked for may be gone */
+    uint64_t position; /* the id that stands for it */
+    uint64_t replay;   /* how many frames are replayed */
+    bool gap;          /* something that was asked for may be gone */
+    bool unusable;     /* because what was given is no id of this history */
     struct slice requested; /* the id that was given; empty if none was */
     char buffer[REQUESTED_MAX];
 };
@@ -1534,44 +1828,72 @@ static void find_requested(const struct request *request, struct start *start)
                    &start->requested);
 }
 
-/* What comes after the id that was asked for, or all that is held and a
- * gap, if the history cannot go on from there. */
-static void find_requested_start(const struct ring *ring,
-                                 const struct topic *topic, struct start *start)
+/* Has every place followed by what is newer than the id. True if something
+ * of that may be gone. */
+static bool seek_places(const struct ring *ring, const struct reader *reader,
+                        uint64_t id)
 {
-    uint64_t id;
+    bool gap = false;
 
-    start->gap = !slice_number(start->requested, ring->newest_id, &id) ||
-                 id < topic->mark;
-    if (start->gap)
-        return;
-    start->last = topic_seek(ring, topic, id);
-    start->position = id;
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+
+        place->last = topic_seek(ring, place->topic, id);
+        gap = gap || id < place->topic->mark;
+    }
+    return gap;
 }
 
-/* False if `last=` is not a number. */
-static bool find_start(const struct server *server, const struct topic *topic,
+static void seek_start(const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        reader->places[i].last = topic_start(reader->places[i].topic);
+}
+
+/* Sets the reader's places to where the request wants to begin. False if
+ * `last=` is not a number. */
+static bool find_start(const struct server *server, const struct reader *reader,
                        const struct request *request, struct start *start)
 {
     const struct ring *ring = &server->ring;
+    uint64_t newest =
+        server->options.ids == IDS_KEEP ? ID_MAX : ring->newest_id;
     char digits[24];
     struct slice last = SLICE("");
-    uint64_t count, after;
+    uint64_t count = 0, next, id = 0;
+    bool continues;
 
     find_requested(request, start);
+    continues = slice_number(start->requested, newest, &id);
     http_query(request->query, "last", digits, sizeof(digits), &last);
     if (last.length && !slice_number(last, ID_MAX, &count))
         return false;
-    start->last = topic_start(topic);
-    if (start->requested.length == 0)
-        start->last =
-            last.length ? topic_back(ring, topic, count) : topic_end(topic);
-    after = topic_after(ring, topic, start->last);
-    start->position = after ? ring_frame(ring, after)->id - 1 : ring->newest_id;
-    if (start->requested.length && !slice_is(start->requested, "earliest"))
-        find_requested_start(ring, topic, start);
-    start->replay = topic_count_after(ring, topic, start->last);
+    if (continues)
+        start->gap = seek_places(ring, reader, id);
+    else if (start->requested.length)
+        seek_start(reader);
+    else
+        reader_back(ring, reader, count);
+    start->unusable = start->requested.length && !continues &&
+                      !slice_is(start->requested, "earliest");
+    start->gap = start->gap || start->unusable;
+    next = reader_next(ring, reader);
+    start->position = next ? ring_frame(ring, next)->id - 1 : ring->newest_id;
+    if (continues && !start->gap)
+        start->position = id;
+    for (unsigned i = 0; i < reader->count; i++)
+        start->replay += topic_count_after(ring, reader->places[i].topic,
+                                           reader->places[i].last);
     return true;
+}
+
+/* Whether the topic may have lost something that was asked for. */
+static bool lost_in(const struct start *start, const struct topic *topic)
+{
+    uint64_t id = 0;
+
+    return start->unusable ||
+           (slice_number(start->requested, ID_MAX, &id) && id < topic->mark);
 }
 
 static void put_connected(struct text *text, const struct server *server,
@@ -1591,26 +1913,83 @@ static void put_connected(struct text *text, const struct server *server,
     text_end_block(text, form, begin);
 }
 
+/* The values of a gap that both kinds of streams tell: the id asked for, and
+ * the oldest one held of the topics that may have lost something. */
+static void put_requested_and_oldest(struct text *text,
+                                     const struct server *server,
+                                     const struct reader *reader,
+                                     const struct start *start)
+{
+    struct slice requested = start->requested;
+    uint64_t oldest = 0;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        const struct topic *topic = reader->places[i].topic;
+
+        if (lost_in(start, topic) && topic->oldest &&
+            (!oldest || topic->oldest < oldest))
+            oldest = topic->oldest;
+    }
+    if (requested.length > REQUESTED_MAX)
+        requested.length = REQUESTED_MAX;
+    text_put(text, "\"requested\":\"");
+    text_put_json(text, requested);
+    if (oldest)
+        text_put(text, "\",\"oldest\":\"%llu\"",
+                 (unsigned long long)ring_frame(&server->ring, oldest)->id);
+    else
+        text_put(text, "\",\"oldest\":null");
+}
+
 static void put_gap(struct text *text, const struct server *server,
-                    unsigned form, const struct topic *topic,
+                    unsigned form, const struct reader *reader,
                     const struct start *start)
 {
     size_t begin = text_begin_block(text, form);
-    struct slice requested = start->requested;
 
-    if (requested.length > REQUESTED_MAX)
-        requested.length = REQUESTED_MAX;
     text_put(text,
              "id: %llu\ndata: {\"type\":\"gap\",\"message\":"
-             "\"部分历史消息已无法补发\",\"requested\":\"",
+             "\"部分历史消息已无法补发\",",
              (unsigned long long)start->position);
-    text_put_json(text, requested);
-    if (topic->oldest)
-        text_put(
-            text, "\",\"oldest\":\"%llu\"}\n",
-            (unsigned long long)ring_frame(&server->ring, topic->oldest)->id);
-    else
-        text_put(text, "\",\"oldest\":null}\n");
+    put_requested_and_oldest(text, server, reader, start);
+    text_put(text, "}\n");
+    text_end_block(text, form, begin);
+}
+
+/* The same in a stream of topics. */
+static void put_topics_gap(struct text *text, const struct server *server,
+                           unsigned form, const struct reader *reader,
+                           const struct start *start)
+{
+    size_t begin = text_begin_block(text, form);
+    const char *separator = "";
+
+    text_put(text, "id: %llu\nevent: ssed.gap\ndata: {",
+             (unsigned long long)start->position);
+    put_requested_and_oldest(text, server, reader, start);
+    text_put(text, ",\"topics\":[");
+    for (unsigned i = 0; i < reader->count; i++) {
+        const struct topic *topic = reader->places[i].topic;
+
+        if (!lost_in(start, topic))
+            continue;
+        text_put(text, "%s\"%.*s\"", separator, (int)topic->name.length,
+                 topic->name.data);
+        separator = ",";
+    }
+    text_put(text, "]}\n");
+    text_end_block(text, form, begin);
+}
+
+/* The first block of a stream of topics: it dispatches nothing. */
+static void put_position(struct text *text, const struct server *server,
+                         unsigned form, const struct start *start)
+{
+    size_t begin = text_begin_block(text, form);
+
+    text_put(text, "retry: %llu\n", (unsigned long long)server->options.retry);
+    if (!start->gap)
+        text_put(text, "id: %llu\n", (unsigned long long)start->position);
     text_end_block(text, form, begin);
 }
 
@@ -1625,25 +2004,61 @@ static void put_catch_up_start(struct text *text, unsigned form, uint64_t count)
     text_end_block(text, form, begin);
 }
 
-/* The connection becomes a subscriber's. */
-static bool stream_begin(struct server *server, struct conn *conn,
-                         struct topic *topic, unsigned form,
-                         const struct start *start)
+/* Has the connection join the topics of its places; all of them or, without
+ * memory, none. */
+static bool join_topics(struct server *server, struct conn *conn)
 {
-    if (!topic_join(topic, conn, conn_fd(server, conn)))
+    struct place *places = conn_places(conn);
+    uint32_t fd = conn_fd(server, conn);
+
+    for (unsigned i = 0; i < conn->topics; i++) {
+        if (topic_join(&places[i], fd))
+            continue;
+        while (i-- > 0)
+            topic_leave(server, &places[i]);
         return false;
+    }
+    return true;
+}
+
+/* The connection becomes a subscriber's, and the reader's places his, with
+ * the hold on their topics. False without memory: nothing has changed. */
+static bool stream_begin(struct server *server, struct conn *conn,
+                         const struct reader *reader, const struct start *start)
+{
+    struct exchange *exchange = conn->exchange;
+    struct place *places = NULL;
+    size_t size = reader->count * sizeof(*places);
+
+    if (reader->count > 1 && !(places = malloc(size)))
+        return false;
+    conn->topics = (uint8_t)reader->count;
+    if (places)
+        conn->places = memcpy(places, reader->places, size);
+    else
+        conn->place = reader->places[0];
+    if (!join_topics(server, conn)) {
+        free(places);
+        conn->exchange = exchange;
+        return false;
+    }
     queue_remove(server, conn);
-    conn_release_exchange(server, conn);
+    exchange_release(server, exchange);
     conn_set_state(server, conn, CONN_STREAM);
-    conn->form = (uint8_t)form;
-    conn->topic = topic;
+    conn->form = (uint8_t)reader->form;
     conn->own = NULL;
-    conn->cursor = (struct cursor){ .last = start->last };
-    conn->replay_end = start->replay ? topic->newest : 0;
+    conn->cursor = (struct cursor){ 0 };
+    conn->replay_end = 0;
     conn->replay_count = (uint32_t)start->replay;
     conn->bytes = 0;
     conn->since = (uint32_t)(server->now / 1000);
     conn->active = (uint32_t)server->now;
+    if (start->position > server->ring.newest_id) {
+        conn->flags |= FLAG_AHEAD;
+        conn->ahead = start->position;
+    } else if (start->replay && conn->place.topic == server->main_topic) {
+        conn->replay_end = server->main_topic->newest;
+    }
     timer_stop(server, conn);
     if (server->options.heartbeat)
         timer_start(server, conn, server->options.heartbeat);
@@ -1677,63 +2092,165 @@ static void respond_later(struct server *server, struct conn *conn)
 }
 
 static void log_subscribed(const struct server *server, const struct conn *conn,
+                           const struct reader *reader,
                            const struct start *start)
 {
-    char peer[PEER_SIZE], requested[REQUESTED_MAX];
+    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
+    bool is_main = reader->places[0].topic == server->main_topic;
 
     log_client(server, LEVEL_INFO, "subscribed",
-               "peer=%s last_event_id=%s replay=%llu gap=%s",
+               "peer=%s topic=%s topics=%u last_event_id=%s replay=%llu gap=%s",
                format_peer(peer, conn),
+               is_main ? "-"
+                       : log_quote(topic, sizeof(topic),
+                                   reader->places[0].topic->name),
+               reader->count,
                log_quote(requested, sizeof(requested), start->requested),
                (unsigned long long)start->replay, start->gap ? "yes" : "no");
 }
 
 /* All that goes before the first frame. */
 static void put_stream_begin(struct text *text, const struct server *server,
-                             const struct conn *conn, const struct topic *topic,
+                             const struct conn *conn,
+                             const struct reader *reader,
                              const struct start *start)
 {
     const struct exchange *exchange = conn->exchange;
     struct response response = stream_response(server, conn);
-    unsigned form = response.chunked ? FORM_CHUNKED : FORM_PLAIN;
+    unsigned form = reader->form;
+    bool is_main = reader->places[0].topic == server->main_topic;
 
     /* answers to earlier requests that have not been sent go before it */
     text_put_bytes(text, exchange->out + exchange->out_start,
                    exchange->out_end - exchange->out_start);
     text->length += http_head(text->bytes + text->length,
                               text->room - text->length, &response);
+    if (!is_main) {
+        put_position(text, server, form, start);
+        if (start->gap)
+            put_topics_gap(text, server, form, reader, start);
+        return;
+    }
     put_connected(text, server, form, start);
     if (start->gap)
-        put_gap(text, server, form, topic, start);
+        put_gap(text, server, form, reader, start);
     if (start->replay)
         put_catch_up_start(text, form, start->replay);
 }
 
-static void subscribe(struct server *server, struct conn *conn)
+/* Every topic has been finished, and he who asks has had all of it. */
+static bool has_ended(const struct server *server, const struct reader *reader)
 {
-    struct request *request = &conn->exchange->request;
-    unsigned form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
-    struct topic *topic = &server->main_topic;
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!topic_finished(&server->ring, reader->places[i].topic))
+            return false;
+    return reader_next(&server->ring, reader) == 0;
+}
+
+/* Answers a request to subscribe. True if the connection is now a
+ * subscriber's and has the hold on the topics. */
+static bool subscribe_to(struct server *server, struct conn *conn,
+                         const struct reader *reader)
+{
+    const struct request *request = &conn->exchange->request;
     char bytes[OUT_SIZE + OWN_MAX];
     struct text text = { bytes, sizeof(bytes), 0 };
     struct response head = stream_response(server, conn);
     struct start start = { 0 };
 
-    if (!find_start(server, topic, request, &start)) {
+    if (!find_start(server, reader, request, &start)) {
         respond_error(server, conn, 400, "last= is not a number of events");
+    } else if (has_ended(server, reader)) {
+        respond(server, conn,
+                &(struct response){ .status = 204,
+                                    .no_length = true,
+                                    .no_cache = true,
+                                    .cors = stream_cors(server) },
+                SLICE(""));
     } else if (request->method == METHOD_HEAD) {
         respond(server, conn, &head, SLICE(""));
     } else if (server->connections > server->options.max_connections) {
         respond_later(server, conn);
     } else {
-        put_stream_begin(&text, server, conn, topic, &start);
+        put_stream_begin(&text, server, conn, reader, &start);
         log_access(server, conn, 200, 0);
-        log_subscribed(server, conn, &start);
-        if (stream_begin(server, conn, topic, form, &start))
+        log_subscribed(server, conn, reader, &start);
+        if (stream_begin(server, conn, reader, &start)) {
             stream_send(server, conn, text_slice(&text));
-        else
-            respond_later(server, conn);
+            return true;
+        }
+        respond_later(server, conn);
     }
+    return false;
+}
+
+/* Holds the topic as one more of the reader's, unless it is one already. */
+static bool reader_add(struct server *server, struct reader *reader,
+                       struct slice name)
+{
+    struct topic *topic = topic_hold(&server->ring, name);
+
+    if (!topic)
+        return false;
+    for (unsigned i = 0; i < reader->count; i++) {
+        if (reader->places[i].topic != topic)
+            continue;
+        topic_drop(&server->ring, topic);
+        return true;
+    }
+    reader->places[reader->count++] = (struct place){ .topic = topic };
+    return true;
+}
+
+/* Adds the topics of the query. Returns why they are refused, or NULL. */
+static const char *reader_add_query(struct server *server,
+                                    struct reader *reader, struct slice query,
+                                    bool *no_memory)
+{
+    char name[TOPIC_NAME_MAX + 1];
+    struct slice topic;
+
+    while (!*no_memory &&
+           http_query_next(&query, "topic", name, sizeof(name), &topic)) {
+        const char *refused = http_topic_refused(topic);
+
+        if (refused)
+            return refused;
+        if (reader->count == READER_TOPICS_MAX)
+            return "one connection takes at most 16 topics";
+        *no_memory = !reader_add(server, reader, topic);
+    }
+    return NULL;
+}
+
+/* `path_topic` is the one in the path, NULL if the path has none. */
+static void subscribe(struct server *server, struct conn *conn,
+                      const struct slice *path_topic)
+{
+    const struct request *request = &conn->exchange->request;
+    struct place places[READER_TOPICS_MAX];
+    struct reader reader = {
+        .places = places,
+        .form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN,
+        .until = UINT64_MAX,
+    };
+    bool no_memory = false, subscribed = false;
+    const char *refused = NULL;
+
+    if (path_topic)
+        no_memory = !reader_add(server, &reader, *path_topic);
+    else
+        refused = reader_add_query(server, &reader, request->query, &no_memory);
+    if (!refused && !no_memory && reader.count == 0)
+        no_memory = !reader_add(server, &reader, SLICE(""));
+    if (refused)
+        respond_error(server, conn, 400, refused);
+    else if (no_memory)
+        respond_later(server, conn);
+    else
+        subscribed = subscribe_to(server, conn, &reader);
+    for (unsigned i = 0; !subscribed && i < reader.count; i++)
+        topic_drop(&server->ring, places[i].topic);
 }
 
 /* ------------------------------------------------ requests to publish */
@@ -1786,7 +2303,7 @@ static const char *refused_publisher(const struct server *server,
                                      const struct conn *conn,
                                      const struct request *request)
 {
-    switch (server->options.publish) {
+    switch ((enum publish)server->options.publish) {
     case PUBLISH_LOCAL:
         return refused_local(conn, request);
     case PUBLISH_UNIX:
@@ -1821,26 +2338,93 @@ static bool may_publish(struct server *server, struct conn *conn)
     return !refused;
 }
 
-/* What the main stream has no place for. NULL if there is none of it. */
-static const char *refused_query(struct slice query)
+/* What the query says that this publication has no place for; NULL if there
+ * is nothing of it. */
+static const char *refused_query(const struct server *server,
+                                 const struct publication *publication,
+                                 struct slice query)
 {
-    static const struct {
+    bool main = publication->topic == server->main_topic;
+    bool keep = server->options.ids == IDS_KEEP;
+    bool streamed = publication->from == FROM_EVENTS;
+    const struct {
+        bool applies;
         const char *name;
         const char *why;
     } refused[] = {
-        { "event", "event= is for topics: the main stream has no names" },
-        { "end", "end= is for topics: the main stream has no end" },
-        { "id", "id= takes a server that keeps ids from outside" },
-        { "topic", "topic= is for subscribing" },
+        { main, "event", "event= is for topics: the main stream has no names" },
+        { main, "end", "end= is for topics: the main stream has no end" },
+        { true, "topic",
+          "topic= is for subscribing: publish to /events/TOPIC" },
+        { streamed, "event",
+          "event= is for a plain body: a streamed event "
+          "has its name in it" },
+        { keep, "end",
+          "end= could give the end no id, which --ids keep "
+          "needs: DELETE with ?id= finishes a topic" },
+        { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
+        { streamed, "id",
+          "id= is for a plain body: a streamed event has its "
+          "id in it" },
     };
     char value[8];
     struct slice found;
 
     for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
-        if (http_query(query, refused[i].name, value, sizeof(value), &found))
+        if (refused[i].applies &&
+            http_query(query, refused[i].name, value, sizeof(value), &found) &&
+            found.length)
             return refused[i].why;
     return NULL;
 }
+
+static bool utf8_valid(struct slice text)
+{
+    return utf8_valid_length(text) == text.length;
+}
+
+/* Why no event may have this name; NULL if one may. */
+static const char *refused_name(struct slice name)
+{
+    if (name.length > EVENT_NAME_MAX)
+        return "an event name has at most 255 bytes";
+    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
+        return "event names that begin with ssed. are the server's own";
+    for (size_t i = 0; i < name.length; i++)
+        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
+            return "an event name has no control characters";
+    return NULL;
+}
+
+/* Takes the query's parameters of a plain body or a DELETE. Returns why they
+ * are refused, or NULL. */
+static const char *take_query(const struct server *server,
+                              struct publication *publication,
+                              struct slice query)
+{
+    struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    struct slice id = SLICE(""), end = SLICE("");
+    char digits[EVENT_NUMBER_MAX + 1], one[2];
+
+    http_query(query, "event", parser->name, sizeof(parser->name),
+               &event->name);
+    http_query(query, "id", digits, sizeof(digits), &id);
+    http_query(query, "end", one, sizeof(one), &end);
+    if (!utf8_valid(event->name))
+        return "the event name is not valid UTF-8";
+    if (end.length && !slice_is(end, "1"))
+        return "end= takes 1: the topic is finished with this";
+    publication->end = publication->end || end.length;
+    if (server->options.ids == IDS_KEEP && publication->from != FROM_EVENTS &&
+        (!slice_number(id, ID_MAX, &event->id) || event->id == 0))
+        return "with --ids keep ?id= gives the event's id: a number from 1 "
+               "to 9007199254740991";
+    return refused_name(event->name);
+}
+
+static void respond_publisher(struct server *server, struct conn *conn,
+                              int status, const char *text);
 
 static void respond_too_large(struct server *server, struct conn *conn)
 {
@@ -1848,31 +2432,118 @@ static void respond_too_large(struct server *server, struct conn *conn)
 
     snprintf(text, sizeof(text), "the event has more than %llu bytes",
              (unsigned long long)server->options.max_event);
-    respond_error(server, conn, 413, text);
+    respond_publisher(server, conn, 413, text);
+}
+
+/* An answer in JSON to a publisher. */
+static void respond_json(struct server *server, struct conn *conn, int status,
+                         const struct text *json)
+{
+    respond(server, conn,
+            &(struct response){
+                .status = status,
+                .type = "application/json",
+                .length = json->length,
+                .retry_after = status == 503 ? 2 : 0,
+                .cors = server->options.cors,
+            },
+            text_slice(json));
 }
 
 /* The answer to a publish that is in the history. */
 static void respond_published(struct server *server, struct conn *conn,
-                              const struct topic *topic, uint64_t id)
+                              uint64_t id)
 {
-    char json[80];
-    int length =
-        snprintf(json, sizeof(json), "{\"id\":\"%llu\",\"subscribers\":%u}\n",
-                 (unsigned long long)id, topic->subscriber_count);
+    const struct publication *publication = &conn->exchange->publication;
+    char bytes[80];
+    struct text json = { bytes, sizeof(bytes), 0 };
 
-    respond(server, conn,
-            &(struct response){
-                .status = 201,
-                .type = "application/json",
-                .length = (uint64_t)length,
-                .cors = server->options.cors,
-            },
-            (struct slice){ json, (size_t)length });
+    text_put(&json, "{\"id\":\"%llu\",\"subscribers\":%u}\n",
+             (unsigned long long)id, publication->topic->subscriber_count);
+    respond_json(server, conn, publication->from == FROM_DELETE ? 200 : 201,
+                 &json);
+}
+
+static void put_id(struct text *json, const char *name, uint64_t id)
+{
+    if (id)
+        text_put(json, ",\"%s\":\"%llu\"", name, (unsigned long long)id);
+    else
+        text_put(json, ",\"%s\":null", name);
+}
+
+/* The answer to a streamed publish: what of it is in the history; and why no
+ * more, if `error` is not NULL. */
+static void respond_streamed(struct server *server, struct conn *conn,
+                             int status, const char *error)
+{
+    const struct publication *publication = &conn->exchange->publication;
+    char bytes[400];
+    struct text json = { bytes, sizeof(bytes), 0 };
+
+    text_put(&json, "{\"count\":%llu,\"skipped\":%llu",
+             (unsigned long long)publication->count,
+             (unsigned long long)publication->skipped);
+    put_id(&json, "first", publication->first);
+    put_id(&json, "last", publication->last);
+    if (error)
+        text_put(&json, ",\"error\":\"%s\"", error);
+    text_put(&json, "}\n");
+    respond_json(server, conn, status, &json);
+}
+
+/* Why a publication ends before its body does. */
+static void respond_publisher(struct server *server, struct conn *conn,
+                              int status, const char *text)
+{
+    if (conn->exchange->publication.from == FROM_EVENTS)
+        respond_streamed(server, conn, status, text);
+    else
+        respond_error(server, conn, status, text);
 }
 
 static void respond_draining(struct server *server, struct conn *conn)
 {
-    respond_error(server, conn, 503, "draining: about to end");
+    respond_publisher(server, conn, 503, "draining: about to end");
+}
+
+static bool is_input(const struct server *server, const struct conn *conn)
+{
+    return conn == server->input;
+}
+
+/* Has epoll watch a publisher or not. Of standard input it would go on to
+ * tell the end, which is nothing to act on while it waits. */
+static void conn_watch(struct server *server, struct conn *conn, bool watch)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = STDIN_FILENO };
+
+    if (!is_input(server, conn)) {
+        conn_set_interest(server, conn, watch ? INPUT : 0);
+        return;
+    }
+    if (server->input_is_file || watch == (conn->interest != 0))
+        return;
+    conn->interest = watch ? EPOLLIN : 0;
+    epoll_ctl(server->epoll, watch ? EPOLL_CTL_ADD : EPOLL_CTL_DEL,
+              STDIN_FILENO, &event);
+}
+
+/* Standard input is published no more; the server goes on. */
+static void input_end(struct server *server, const char *reason)
+{
+    struct conn *conn = server->input;
+    const struct publication *publication = &conn->exchange->publication;
+
+    log_event(LEVEL_INFO, "input_ended",
+              "reason=\"%s\" events=%llu skipped=%llu", reason,
+              (unsigned long long)publication->count,
+              (unsigned long long)publication->skipped);
+    conn_watch(server, conn, false);
+    queue_remove(server, conn);
+    conn_release_exchange(server, conn);
+    conn_set_state(server, conn, CONN_FREE);
+    server->input = NULL;
 }
 
 /* Waits until the subscribers have been offered what its event would evict.
@@ -1882,29 +2553,136 @@ static void conn_wait(struct server *server, struct conn *conn)
     if (conn->state == CONN_WAITING)
         return;
     conn_set_state(server, conn, CONN_WAITING);
-    conn_set_interest(server, conn, 0);
+    conn_watch(server, conn, false);
     timer_stop(server, conn);
     queue_remove(server, conn);
     queue_push(server, QUEUE_WAITING, conn);
 }
 
-static bool utf8_valid(struct slice text)
+/* It has room now: reads on. */
+static void conn_unwait(struct server *server, struct conn *conn)
 {
-    while (text.length) {
-        size_t length = utf8_sequence(text);
-
-        if (length == 0)
-            return false;
-        text.data += length;
-        text.length -= length;
+    if (conn->state != CONN_WAITING)
+        return;
+    queue_remove(server, conn);
+    conn_watch(server, conn, true);
+    if (is_input(server, conn)) {
+        conn_set_state(server, conn, CONN_INPUT);
+        return;
     }
-    return true;
+    conn_set_state(server, conn, CONN_BODY);
+    if (conn->exchange->out_end > conn->exchange->out_start)
+        queue_push(server, QUEUE_ANSWERS, conn);
+}
+
+static bool is_kept_before(const struct server *server, uint64_t id)
+{
+    return id && id <= server->ring.newest_id;
+}
+
+/* An event or an end whose id is not greater than the newest was there
+ * before: a feeder may start again from an earlier place. */
+static void skip_due(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    char text[96];
+
+    publication->due = DUE_NOTHING;
+    publication->skipped++;
+    if (publication->from != FROM_PLAIN && publication->from != FROM_DELETE)
+        return;
+    snprintf(text, sizeof(text), "the newest id is %llu: ids only increase",
+             (unsigned long long)server->ring.newest_id);
+    respond_error(server, conn, 409, text);
+}
+
+static enum outcome append_due(struct server *server,
+                               struct publication *publication, uint64_t *id)
+{
+    if (publication->due == DUE_EVENT)
+        return publish_event(server, publication->topic, &publication->event,
+                             id);
+    return publish_end(server, publication->topic, publication->event.id, id);
+}
+
+/* What was due is in the history. */
+static void due_done(struct publication *publication, uint64_t id)
+{
+    if (publication->due == DUE_EVENT) {
+        publication->count++;
+        publication->last = id;
+        if (!publication->first)
+            publication->first = id;
+    }
+    publication->due = DUE_NOTHING;
+}
+
+/* Appends what is due; or waits, or gives up. */
+static void publish_due(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    bool others_wait =
+        conn->state != CONN_WAITING && server->queues[QUEUE_WAITING].count;
+    enum outcome outcome = MUST_WAIT;
+    uint64_t id = 0;
+
+    if (is_kept_before(server, publication->event.id)) {
+        conn_unwait(server, conn);
+        skip_due(server, conn);
+        return;
+    }
+    if (!others_wait)
+        outcome = append_due(server, publication, &id);
+    if (outcome == MUST_WAIT) {
+        conn_wait(server, conn);
+        return;
+    }
+    conn_unwait(server, conn);
+    if (outcome == PUBLISHED)
+        due_done(publication, id);
+    else if (is_input(server, conn))
+        input_end(server, "all ids are used up");
+    else
+        respond_publisher(server, conn, 503, "all ids are used up");
+}
+
+/* Takes the id of the event that the parser has. False if it is none. */
+static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
+{
+    struct slice text = { parser->id, parser->id_length };
+
+    return parser->has_id && slice_number(text, ID_MAX, id) && *id > 0;
+}
+
+/* The event that the parser has becomes due. Returns why it is refused, or
+ * NULL. */
+static const char *take_parsed(const struct server *server,
+                               struct publication *publication)
+{
+    const struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    bool main = publication->topic == server->main_topic;
+    const char *refused = NULL;
+
+    *event = (struct event){
+        .name = { parser->name, parser->name_length },
+        .retry = { parser->retry, parser->retry_length },
+        .data = { parser->data, parser->length },
+    };
+    if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
+        return "with --ids keep each event has its id: a number from 1 to "
+               "9007199254740991";
+    if (!main)
+        refused = refused_name(event->name);
+    if (!refused)
+        publication->due = DUE_EVENT;
+    return refused;
 }
 
 /* What a plain body holds as data: one line end at its end is no part. */
-static struct slice content_data(const struct exchange *exchange)
+static struct slice content_data(const struct publication *publication)
 {
-    struct slice data = { exchange->content, exchange->content_length };
+    struct slice data = { publication->content, publication->content_length };
 
     if (data.length && data.data[data.length - 1] == '\n')
         data.length--;
@@ -1913,78 +2691,121 @@ static struct slice content_data(const struct exchange *exchange)
     return data;
 }
 
-static void publish_data(struct server *server, struct conn *conn,
-                         struct slice data)
+/* A plain body is complete. */
+static void take_content(struct server *server, struct conn *conn)
 {
-    bool others_wait =
-        conn->state != CONN_WAITING && server->queues[QUEUE_WAITING].count;
-    enum outcome outcome = MUST_WAIT;
-    uint64_t id = 0;
+    struct publication *publication = &conn->exchange->publication;
 
-    if (!others_wait)
-        outcome = publish_message(server, data, &id);
-    if (outcome == MUST_WAIT)
-        conn_wait(server, conn);
-    else if (outcome == PUBLISHED)
-        respond_published(server, conn, &server->main_topic, id);
-    else
-        respond_error(server, conn, 503, "all ids are used up");
-}
-
-/* The body is complete. */
-static void publish_content(struct server *server, struct conn *conn)
-{
-    const struct exchange *exchange = conn->exchange;
-    struct slice data = content_data(exchange);
-
-    if (exchange->content_length == 0)
+    publication->event.data = content_data(publication);
+    if (publication->content_length == 0)
         respond_error(server, conn, 400, "the request has no body");
-    else if (data.length > server->options.max_event)
+    else if (publication->event.data.length > server->options.max_event)
         respond_too_large(server, conn);
-    else if (!utf8_valid(data))
+    else if (!utf8_valid(publication->event.data))
         respond_error(server, conn, 400, "the body is not valid UTF-8");
-    else if (server->phase >= PHASE_DRAIN)
-        respond_draining(server, conn);
     else
-        publish_data(server, conn, data);
+        publication->due = DUE_EVENT;
 }
 
-static bool content_append(struct server *server, struct exchange *exchange,
-                           struct slice piece)
+/* The body is complete, and nothing is due. */
+static void body_ends(struct server *server, struct conn *conn)
 {
-    /* a line end at the end, of two bytes at most, is not counted */
-    size_t limit = (size_t)server->options.max_event + 2;
-    size_t needed = exchange->content_length + piece.length;
+    struct publication *publication = &conn->exchange->publication;
+    bool streamed = publication->from == FROM_EVENTS;
+    bool empty = publication->count + publication->skipped == 0;
 
-    if (needed > limit)
-        return false;
-    memcpy(exchange->content + exchange->content_length, piece.data,
-           piece.length);
-    exchange->content_length = needed;
-    return true;
+    if (publication->from == FROM_PLAIN && empty)
+        take_content(server, conn);
+    else if (publication->end &&
+             !topic_finished(&server->ring, publication->topic))
+        publication->due = DUE_END;
+    else if (streamed && empty && !publication->end)
+        respond_streamed(server, conn, 400, "the body has no event");
+    else if (streamed)
+        respond_streamed(server, conn, 201, NULL);
+    else if (publication->from == FROM_PLAIN)
+        respond_published(server, conn, publication->last);
+    else
+        respond_published(server, conn,
+                          topic_newest_id(server, publication->topic));
 }
 
-/* Takes in what has arrived of a body. */
+static void append_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice piece = publication->piece;
+
+    if (piece.length >
+        publication->content_room - publication->content_length) {
+        respond_too_large(server, conn);
+        return;
+    }
+    memcpy(publication->content + publication->content_length, piece.data,
+           piece.length);
+    publication->content_length += piece.length;
+    publication->piece.length = 0;
+}
+
+static void parse_piece(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    const char *refused = NULL;
+
+    slice_skip(&publication->piece,
+               event_parser_read(parser, publication->piece));
+    if (parser->too_long)
+        respond_too_large(server, conn);
+    else if (parser->complete)
+        refused = take_parsed(server, publication);
+    if (refused)
+        respond_publisher(server, conn, 400, refused);
+}
+
+/* Looks at content that has arrived. */
+static void take_piece(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+
+    if (publication->from == FROM_EVENTS)
+        parse_piece(server, conn);
+    else if (publication->from == FROM_PLAIN)
+        append_content(server, conn);
+    else
+        publication->piece.length = 0;
+}
+
+/* Finds the next piece of the body in what has arrived. False if that is
+ * used up. */
+static bool next_piece(struct server *server, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    struct slice data = { exchange->in + exchange->in_start,
+                          exchange->in_end - exchange->in_start };
+    ssize_t taken =
+        http_body_read(&exchange->body, data, &exchange->publication.piece);
+
+    if (taken < 0)
+        respond_publisher(server, conn, 400, "a chunk is malformed");
+    else
+        exchange->in_start += (size_t)taken;
+    return taken != 0 || exchange->body.state == BODY_DONE;
+}
+
+/* Takes in what has arrived of a body, as far as it can be published. */
 static void read_body(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
+    const struct publication *publication = &exchange->publication;
 
     while (conn->state == CONN_BODY) {
-        struct slice piece;
-        struct slice data = { exchange->in + exchange->in_start,
-                              exchange->in_end - exchange->in_start };
-        ssize_t taken = http_body_read(&exchange->body, data, &piece);
-
-        if (taken < 0) {
-            respond_error(server, conn, 400, "a chunk is malformed");
-            return;
-        }
-        exchange->in_start += (size_t)taken;
-        if (!content_append(server, exchange, piece))
-            respond_too_large(server, conn);
+        if (publication->due != DUE_NOTHING)
+            publish_due(server, conn);
+        else if (publication->piece.length)
+            take_piece(server, conn);
         else if (exchange->body.state == BODY_DONE)
-            publish_content(server, conn);
-        else if (taken == 0)
+            body_ends(server, conn);
+        else if (!next_piece(server, conn))
             return;
     }
 }
@@ -2001,65 +2822,288 @@ static void respond_continue(struct server *server, struct conn *conn)
         queue_push(server, QUEUE_ANSWERS, conn);
 }
 
+/* Reads the body. A stream may be silent for as long as it likes; all else
+ * has to get on. */
 static void begin_body(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
+    struct publication *publication = &exchange->publication;
     size_t room = (size_t)server->options.max_event + 2;
 
-    if (exchange->request.content_length >= 0)
+    if (publication->from == FROM_PLAIN &&
+        exchange->request.content_length >= 0)
         room = (size_t)exchange->request.content_length;
-    exchange->content_length = 0;
-    exchange->content = malloc(room + 1);
-    if (!exchange->content) {
+    publication->content_room = room;
+    publication->content = malloc(room + 1);
+    if (!publication->content) {
         respond_error(server, conn, 503, "no memory for the body");
         return;
     }
     conn_set_state(server, conn, CONN_BODY);
-    timer_start(server, conn,
-                server->options.head_timeout + room * 1000 / BODY_RATE);
+    if (publication->from == FROM_EVENTS) {
+        event_parser_init(&publication->parser, publication->content,
+                          (size_t)server->options.max_event);
+        timer_stop(server, conn);
+    } else {
+        timer_start(server, conn,
+                    server->options.head_timeout + room * 1000 / BODY_RATE);
+    }
     if (exchange->request.expect_continue &&
         exchange->in_start == exchange->in_end)
         respond_continue(server, conn);
     read_body(server, conn);
 }
 
-static void publish(struct server *server, struct conn *conn)
+/* Begins a publication into the topic, which is held for it. */
+static void begin_publication(struct server *server, struct conn *conn,
+                              struct slice topic)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct request *request = &conn->exchange->request;
+
+    *publication = (struct publication){ 0 };
+    publication->topic = topic_hold(&server->ring, topic);
+    if (request->method == METHOD_DELETE) {
+        publication->from = FROM_DELETE;
+        publication->end = true;
+    } else if (http_media_type_is(request->content_type, "text/event-stream")) {
+        publication->from = FROM_EVENTS;
+    }
+}
+
+/* Why a request to publish is refused, with its status; or NULL. */
+static const char *refused_publication(const struct server *server,
+                                       struct conn *conn, int *status)
 {
     const struct request *request = &conn->exchange->request;
-    const char *refused = refused_query(request->query);
+    struct publication *publication = &conn->exchange->publication;
+    const char *refused = refused_query(server, publication, request->query);
+
+    *status = 400;
+    if (!refused)
+        refused = take_query(server, publication, request->query);
+    if (!refused && publication->from != FROM_DELETE && !http_has_body(request))
+        refused = "the request has no body";
+    if (refused)
+        return refused;
+    *status = 404;
+    if (publication->from == FROM_DELETE && !publication->topic->newest &&
+        !publication->topic->subscriber_count)
+        refused = "nothing is known of this topic";
+    return refused;
+}
+
+static void publish(struct server *server, struct conn *conn,
+                    struct slice topic)
+{
+    const struct request *request = &conn->exchange->request;
+    struct publication *publication = &conn->exchange->publication;
+    const char *refused;
+    int status;
 
     if (!may_publish(server, conn))
         return;
-    if (server->phase >= PHASE_DRAIN)
-        respond_draining(server, conn);
-    else if (server->connections > server->options.max_connections)
+    if (server->phase >= PHASE_DRAIN) {
+        respond_error(server, conn, 503, "draining: about to end");
+        return;
+    }
+    if (server->connections > server->options.max_connections) {
         respond_error(server, conn, 503, "too many connections");
-    else if (refused)
-        respond_error(server, conn, 400, refused);
-    else if (http_media_type_is(request->content_type, "text/event-stream"))
-        respond_error(server, conn, 415, "the body must be the message");
-    else if (!http_has_body(request))
-        respond_error(server, conn, 400, "the request has no body");
-    else if (!request->chunked &&
+        return;
+    }
+    begin_publication(server, conn, topic);
+    if (!publication->topic) {
+        respond_error(server, conn, 503, "no memory for the topic");
+        return;
+    }
+    refused = refused_publication(server, conn, &status);
+    if (refused)
+        respond_error(server, conn, status, refused);
+    else if (publication->from == FROM_PLAIN && !request->chunked &&
              (uint64_t)request->content_length > server->options.max_event + 2)
         respond_too_large(server, conn);
     else
         begin_body(server, conn);
 }
 
+/* ------------------------------------------------------ standard input */
+
+static void skip_input(struct server *server, const char *why)
+{
+    server->input->exchange->publication.skipped++;
+    log_client(server, LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
+}
+
+static void skip_too_long(struct server *server)
+{
+    char why[64];
+
+    snprintf(why, sizeof(why), "more than %llu bytes: --max-event",
+             (unsigned long long)server->options.max_event);
+    skip_input(server, why);
+}
+
+/* A line is complete: its bytes stay where they are until the next begins. */
+static void input_line_ends(struct server *server,
+                            struct publication *publication)
+{
+    struct slice line = { publication->content, publication->content_length };
+
+    if (line.length && line.data[line.length - 1] == '\r')
+        line.length--;
+    if (line.length > server->options.max_event)
+        publication->skips = true;
+    publication->content_length = 0;
+    publication->event = (struct event){ .data = line };
+    if (publication->skips)
+        skip_too_long(server);
+    else if (line.length)
+        publication->due = DUE_EVENT;
+    publication->skips = false;
+}
+
+/* Takes what has arrived, up to the end of the line. */
+static void input_take_line(struct server *server)
+{
+    struct exchange *exchange = server->input->exchange;
+    struct publication *publication = &exchange->publication;
+    const char *from = exchange->in + exchange->in_start;
+    size_t length = exchange->in_end - exchange->in_start;
+    const char *lf = memchr(from, '\n', length);
+
+    if (lf)
+        length = (size_t)(lf - from);
+    if (length > publication->content_room - publication->content_length)
+        publication->skips = true;
+    else
+        memcpy(publication->content + publication->content_length, from,
+               length);
+    if (!publication->skips)
+        publication->content_length += length;
+    exchange->in_start += length + (lf != NULL);
+    if (lf)
+        input_line_ends(server, publication);
+}
+
+/*
+ * Another ssed, which is the source, tells that something was lost before its
+ * position: whoever is behind that is told too, those who are connected by
+ * coming again. Without ids of the source, that is everybody so far.
+ */
+static void input_gap(struct server *server)
+{
+    struct publication *publication = &server->input->exchange->publication;
+    struct topic *topic = publication->topic;
+    uint64_t position = server->ring.newest_id + 1;
+
+    if (server->options.ids == IDS_KEEP &&
+        !take_parsed_id(&publication->parser, &position)) {
+        skip_input(server, "a gap without the id of its position");
+        return;
+    }
+    topic_raise_mark(&server->ring, topic, position);
+    for (uint32_t i = topic->subscriber_count; i-- > 0;)
+        conn_cut(server, conn_at(server, topic->subscribers[i]), "gap");
+}
+
+/* Takes what has arrived, up to the end of an event. */
+static void input_take_event(struct server *server)
+{
+    struct exchange *exchange = server->input->exchange;
+    struct publication *publication = &exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    struct slice data = { exchange->in + exchange->in_start,
+                          exchange->in_end - exchange->in_start };
+    struct slice name;
+    const char *refused = NULL;
+
+    exchange->in_start += event_parser_read(parser, data);
+    if (!parser->complete)
+        return;
+    name = (struct slice){ parser->name, parser->name_length };
+    if (parser->too_long) {
+        skip_too_long(server);
+    } else if (slice_is(name, "ssed.gap")) {
+        input_gap(server);
+    } else if (slice_is(name, "ssed.end") &&
+               publication->topic != server->main_topic) {
+        parser->name_length = 0;
+        refused = take_parsed(server, publication);
+        publication->due = refused ? DUE_NOTHING : DUE_END;
+    } else {
+        refused = take_parsed(server, publication);
+    }
+    if (refused)
+        skip_input(server, refused);
+}
+
+/* All that has arrived has been taken, and nothing more will come. */
+static void input_finish(struct server *server)
+{
+    struct publication *publication = &server->input->exchange->publication;
+
+    if (publication->content_length || publication->skips)
+        input_line_ends(server, publication); /* the last has no line end */
+    else if (publication->end &&
+             !topic_finished(&server->ring, publication->topic))
+        publication->due = DUE_END;
+    else
+        input_end(server, "end of input");
+}
+
+/* Takes in what has arrived on standard input, as far as it can be
+ * published. */
+static void input_go_on(struct server *server)
+{
+    while (server->input && server->input->state == CONN_INPUT) {
+        struct exchange *exchange = server->input->exchange;
+        struct publication *publication = &exchange->publication;
+
+        if (publication->due != DUE_NOTHING)
+            publish_due(server, server->input);
+        else if (exchange->in_start < exchange->in_end)
+            publication->from == FROM_LINES ? input_take_line(server)
+                                            : input_take_event(server);
+        else if (exchange->body.state == BODY_DONE)
+            input_finish(server);
+        else
+            return;
+    }
+}
+
+static void input_read(struct server *server)
+{
+    struct exchange *exchange = server->input->exchange;
+    ssize_t n = read(STDIN_FILENO, exchange->in, sizeof(exchange->in));
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n < 0)
+        log_event(LEVEL_ERROR, "input_failed", "error=%s",
+                  strerrorname_np(errno));
+    if (n <= 0)
+        exchange->body.state = BODY_DONE;
+    exchange->in_start = 0;
+    exchange->in_end = n > 0 ? (size_t)n : 0;
+    input_go_on(server);
+}
+
 /* ------------------------------------------------------ the connection */
 
-static void route_events(struct server *server, struct conn *conn)
+/* `topic` is the one in the path; NULL for the main stream. */
+static void route_events(struct server *server, struct conn *conn,
+                         const struct slice *topic)
 {
-    static const char allow[] = "GET, HEAD, OPTIONS, POST";
+    const char *allow =
+        topic ? "DELETE, GET, HEAD, OPTIONS, POST" : "GET, HEAD, OPTIONS, POST";
 
     switch (conn->exchange->request.method) {
     case METHOD_GET:
     case METHOD_HEAD:
-        subscribe(server, conn);
+        subscribe(server, conn, topic);
         break;
     case METHOD_POST:
-        publish(server, conn);
+        publish(server, conn, topic ? *topic : SLICE(""));
         break;
     case METHOD_OPTIONS:
         respond(server, conn,
@@ -2073,10 +3117,26 @@ static void route_events(struct server *server, struct conn *conn)
                 SLICE(""));
         break;
     case METHOD_DELETE:
+        if (topic)
+            publish(server, conn, *topic);
+        else
+            respond_method(server, conn, allow);
+        break;
     case METHOD_OTHER:
         respond_method(server, conn, allow);
         break;
     }
+}
+
+static void route_topic(struct server *server, struct conn *conn,
+                        struct slice topic)
+{
+    const char *refused = http_topic_refused(topic);
+
+    if (refused)
+        respond_error(server, conn, 400, refused);
+    else
+        route_events(server, conn, &topic);
 }
 
 static void route(struct server *server, struct conn *conn)
@@ -2084,7 +3144,12 @@ static void route(struct server *server, struct conn *conn)
     const struct request *request = &conn->exchange->request;
 
     if (slice_is(request->path, "/events"))
-        route_events(server, conn);
+        route_events(server, conn, NULL);
+    else if (request->path.length > 7 &&
+             memcmp(request->path.data, "/events/", 8) == 0)
+        route_topic(
+            server, conn,
+            (struct slice){ request->path.data + 8, request->path.length - 8 });
     else if (slice_is(request->path, "/healthz"))
         respond_health(server, conn);
     else if (server->connections > server->options.max_connections)
@@ -2201,7 +3266,7 @@ static void answers_sent(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
 
-    exchange_drop_content(exchange);
+    exchange_drop_file(exchange);
     conn_set_interest(server, conn, INPUT);
     if (exchange->close) {
         conn_linger(server, conn);
@@ -2285,6 +3350,9 @@ static void conn_event(struct server *server, struct conn *conn,
         else
             conn_read(server, conn);
         break;
+    case CONN_INPUT:
+        input_read(server);
+        break;
     case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
         conn_close(server, conn, "closed");
         break;
@@ -2313,21 +3381,26 @@ static void send_heartbeat(struct server *server, struct conn *conn)
     struct text text = { bytes, sizeof(bytes), 0 };
     size_t begin = text_begin_block(&text, conn->form);
 
+    uint64_t position = server->ring.newest_id;
+
+    if ((conn->flags & FLAG_AHEAD) && conn->ahead > position)
+        position = conn->ahead;
     format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put(&text,
-             "id: %llu\ndata: {\"type\":\"heartbeat\",\"timestamp\":\"%s\"}\n",
-             (unsigned long long)server->ring.newest_id, timestamp);
+    text_put(&text, "id: %llu\n", (unsigned long long)position);
+    if (conn_places(conn)->topic == server->main_topic)
+        text_put(&text, "data: {\"type\":\"heartbeat\",\"timestamp\":\"%s\"}\n",
+                 timestamp);
     text_end_block(&text, conn->form, begin);
     stream_send(server, conn, text_slice(&text));
 }
 
 /* Whether he has been sent everything, so that a heartbeat may bear the
  * newest id. */
-static bool stream_caught_up(const struct server *server,
-                             const struct conn *conn)
+static bool stream_caught_up(const struct server *server, struct conn *conn)
 {
-    return !conn->own && !conn->replay_end &&
-           !topic_after(&server->ring, conn->topic, conn->cursor.last);
+    bool replays = conn->replay_end && !(conn->flags & FLAG_AHEAD);
+
+    return !conn->own && !replays && !conn_next(server, conn);
 }
 
 static void stream_expired(struct server *server, struct conn *conn)
@@ -2345,7 +3418,7 @@ static void request_expired(struct server *server, struct conn *conn)
     const struct exchange *exchange = conn->exchange;
 
     if (conn->state == CONN_BODY)
-        respond_error(server, conn, 408, "the body did not get on");
+        respond_publisher(server, conn, 408, "the body did not get on");
     else if (exchange && exchange->in_end > 0)
         respond_text(server, conn,
                      (struct response){ .status = 408, .close = true },
@@ -2372,6 +3445,7 @@ static void conn_expired(struct server *server, struct conn *conn)
         break;
     case CONN_FREE:
     case CONN_LISTENER:
+    case CONN_INPUT:
     case CONN_WAITING:
     case CONN_CLOSED:
     case CONN_STATES:
@@ -2424,6 +3498,36 @@ static void close_listeners(struct server *server)
     server->listener_count = 0;
 }
 
+/* A publisher is told; a subscriber is sent what there is and his farewell. */
+static void drain_conn(struct server *server, struct conn *conn)
+{
+    switch ((enum conn_state)conn->state) {
+    case CONN_BODY:
+        respond_draining(server, conn);
+        break;
+    case CONN_INPUT:
+        input_end(server, "draining");
+        break;
+    case CONN_WAITING:
+        if (is_input(server, conn))
+            input_end(server, "draining");
+        else
+            respond_draining(server, conn);
+        break;
+    case CONN_STREAM:
+        ready_push(server, conn);
+        break;
+    case CONN_FREE:
+    case CONN_LISTENER:
+    case CONN_REQUEST:
+    case CONN_RESPOND:
+    case CONN_LINGER:
+    case CONN_CLOSED:
+    case CONN_STATES:
+        break;
+    }
+}
+
 static void begin_drain(struct server *server)
 {
     log_event(LEVEL_INFO, "draining", "subscribers=%u seconds=%llu",
@@ -2432,10 +3536,8 @@ static void begin_drain(struct server *server)
     server->phase = PHASE_DRAIN;
     server->phase_end = server->now + server->options.drain;
     close_listeners(server);
-    while (server->queues[QUEUE_WAITING].count)
-        respond_draining(server,
-                         conn_at(server, server->queues[QUEUE_WAITING].first));
-    pass_begin(server, &server->main_topic);
+    for (uint32_t fd = 0; fd < server->conn_limit; fd++)
+        drain_conn(server, conn_at(server, fd));
 }
 
 static void begin_end(struct server *server)
@@ -2530,11 +3632,18 @@ static void update_time(struct server *server)
     http_date(server->date, wall);
 }
 
+/* Whether there is standard input to be read that epoll does not tell of. */
+static bool input_is_ready(const struct server *server)
+{
+    return server->input && server->input_is_file &&
+           server->input->state == CONN_INPUT;
+}
+
 static bool work_is_left(const struct server *server)
 {
     return server->pass_first || server->queues[QUEUE_READY].count ||
            server->queues[QUEUE_ANSWERS].count ||
-           server->queues[QUEUE_WAITING].count;
+           server->queues[QUEUE_WAITING].count || input_is_ready(server);
 }
 
 /* How long epoll may wait: until the nearest of what the clock brings. */
@@ -2575,9 +3684,13 @@ static void retry_publishers(struct server *server)
         struct conn *conn =
             conn_at(server, server->queues[QUEUE_WAITING].first);
 
-        publish_content(server, conn);
+        publish_due(server, conn);
         if (conn->state == CONN_WAITING)
             return;
+        if (conn->state == CONN_INPUT)
+            input_go_on(server);
+        else if (conn->state == CONN_BODY)
+            read_requests(server, conn);
     }
 }
 
@@ -2598,6 +3711,8 @@ static void turn(struct server *server)
     update_time(server);
     for (int i = 0; i < count; i++)
         dispatch(server, &events[i]);
+    if (input_is_ready(server))
+        input_read(server);
     log_report(server->now);
     expire_timers(server);
     publish_clock(server);
@@ -2621,9 +3736,8 @@ enum kind {
     KIND_TEXT,
     KIND_LISTEN,
     KIND_PORT,
-    KIND_PUBLISH,
-    KIND_LEVEL,
-    KIND_ACCESS_LOG,
+    KIND_NAME, /* one of several, kept as its number */
+    KIND_FLAG,
     KIND_HELP,
     KIND_VERSION,
 };
@@ -2636,7 +3750,13 @@ struct spec {
     char letter;  /* its short form, or 0 */
     size_t place; /* in struct options */
     uint64_t minimum, maximum;
+    const char *const *names; /* ended by NULL */
 };
+
+/* In the order of their enums. */
+static const char *const publish_names[] = { "local", "unix", "none", NULL };
+static const char *const ids_names[] = { "own", "keep", NULL };
+static const char *const stdin_names[] = { "lines", "events", NULL };
 
 #define PLACE(member) offsetof(struct options, member)
 #define YEAR_S (UINT64_C(366) * 86400)
@@ -2645,52 +3765,61 @@ static const struct spec specs[] = {
     { "listen", "ADDR:PORT",
       "where to listen: 127.0.0.1:3000, [::1]:0, "
       "unix:PATH; repeatable",
-      KIND_LISTEN, 'l', 0, 0, 0 },
+      KIND_LISTEN, 'l', 0, 0, 0, NULL },
     { "port", "N", "short for --listen 127.0.0.1:N", KIND_PORT, 'p', 0, 0,
-      65535 },
+      65535, NULL },
     { "root", "DIR", "serve the files of a folder, not the bundled pages",
-      KIND_TEXT, 'r', PLACE(root), 0, 0 },
+      KIND_TEXT, 'r', PLACE(root), 0, 0, NULL },
     { "history", "N", "events kept (1000)", KIND_COUNT, 'n', PLACE(history), 1,
-      1 << 28 },
+      1 << 28, NULL },
     { "history-bytes", "SIZE", "bytes kept (64M)", KIND_SIZE, 0,
-      PLACE(history_bytes), 1, UINT64_C(1) << 40 },
+      PLACE(history_bytes), 1, UINT64_C(1) << 40, NULL },
     { "first-id", "N", "id of the first event (the clock in microseconds)",
-      KIND_COUNT, 0, PLACE(first_id), 1, ID_MAX },
+      KIND_COUNT, 0, PLACE(first_id), 1, ID_MAX, NULL },
     { "interval", "MS", "a clock message every so often; 0: none (1000)",
-      KIND_MS, 'i', PLACE(interval), 0, YEAR_S * 1000 },
+      KIND_MS, 'i', PLACE(interval), 0, YEAR_S * 1000, NULL },
     { "heartbeat", "SEC", "after so much silence; 0: never (15)", KIND_SECONDS,
-      0, PLACE(heartbeat), 0, 86400 },
+      0, PLACE(heartbeat), 0, 86400, NULL },
     { "retry", "MS", "how long a client waits to reconnect (3000)", KIND_MS, 0,
-      PLACE(retry), 0, UINT64_C(86400) * 1000 },
+      PLACE(retry), 0, UINT64_C(86400) * 1000, NULL },
     { "cors", "ORIGIN",
       "the one origin whose pages may read and publish "
       "(all may read)",
-      KIND_TEXT, 0, PLACE(cors), 0, 0 },
+      KIND_TEXT, 0, PLACE(cors), 0, 0, NULL },
     { "token-file", "FILE", "who sends the token in this file may publish",
-      KIND_TEXT, 't', PLACE(token_file), 0, 0 },
+      KIND_TEXT, 't', PLACE(token_file), 0, 0, NULL },
     { "publish", "WHO",
       "who may publish without a token: local, unix, none "
       "(local)",
-      KIND_PUBLISH, 0, 0, 0, 0 },
+      KIND_NAME, 0, PLACE(publish), 0, 0, publish_names },
     { "max-event", "SIZE", "of an event's data (64K)", KIND_SIZE, 0,
-      PLACE(max_event), 1, 16 << 20 },
+      PLACE(max_event), 1, 16 << 20, NULL },
     { "max-connections", "N", "at most (what the limit on descriptors allows)",
-      KIND_COUNT, 'c', PLACE(max_connections), 1, 1 << 28 },
+      KIND_COUNT, 'c', PLACE(max_connections), 1, 1 << 28, NULL },
     { "head-timeout", "SEC", "for a request head to be complete (10)",
-      KIND_SECONDS, 0, PLACE(head_timeout), 1, 86400 },
+      KIND_SECONDS, 0, PLACE(head_timeout), 1, 86400, NULL },
     { "idle-timeout", "SEC", "between two requests (60)", KIND_SECONDS, 0,
-      PLACE(idle_timeout), 1, 86400 },
+      PLACE(idle_timeout), 1, 86400, NULL },
     { "drain", "SEC", "to send off subscribers at the end (5)", KIND_SECONDS, 0,
-      PLACE(drain), 0, 86400 },
+      PLACE(drain), 0, 86400, NULL },
     { "drain-spread", "MS", "over which they come back (3000)", KIND_MS, 0,
-      PLACE(drain_spread), 0, UINT64_C(86400) * 1000 },
+      PLACE(drain_spread), 0, UINT64_C(86400) * 1000, NULL },
     { "drain-delay", "SEC", "/healthz says 503 so long before (0)",
-      KIND_SECONDS, 0, PLACE(drain_delay), 0, 86400 },
-    { "log-level", "LEVEL", "error, warn, info, debug (info)", KIND_LEVEL, 0, 0,
-      0, 0 },
-    { "access-log", NULL, "log every request", KIND_ACCESS_LOG, 0, 0, 0, 0 },
-    { "help", NULL, "this text", KIND_HELP, 'h', 0, 0, 0 },
-    { "version", NULL, "the version", KIND_VERSION, 'V', 0, 0, 0 },
+      KIND_SECONDS, 0, PLACE(drain_delay), 0, 86400, NULL },
+    { "stdin", "FORM", "what \"-\" reads: lines, events (lines)", KIND_NAME, 0,
+      PLACE(stdin_form), 0, 0, stdin_names },
+    { "topic", "NAME", "where \"-\" publishes (the main stream)", KIND_TEXT, 0,
+      PLACE(topic), 0, 0, NULL },
+    { "end", NULL, "the topic is finished at the end of \"-\"", KIND_FLAG, 0,
+      PLACE(end), 0, 0, NULL },
+    { "ids", "WHOSE", "own; keep: those that publishers give (own)", KIND_NAME,
+      0, PLACE(ids), 0, 0, ids_names },
+    { "log-level", "LEVEL", "error, warn, info, debug (info)", KIND_NAME, 0,
+      PLACE(log_level), 0, 0, level_names },
+    { "access-log", NULL, "log every request", KIND_FLAG, 0, PLACE(access_log),
+      0, 0, NULL },
+    { "help", NULL, "this text", KIND_HELP, 'h', 0, 0, 0, NULL },
+    { "version", NULL, "the version", KIND_VERSION, 'V', 0, 0, 0, NULL },
 };
 
 enum {
@@ -2699,9 +3828,10 @@ enum {
 
 static void print_help(void)
 {
-    printf("usage: ssed [OPTION]...\n"
-           "Broadcasts Server-Sent Events. Publish with POST /events, "
-           "subscribe with GET /events.\n\n");
+    printf("usage: ssed [OPTION]... [-]\n"
+           "Broadcasts Server-Sent Events. Publish with POST /events/TOPIC, "
+           "subscribe with\nGET /events/TOPIC; without a topic it is the main "
+           "stream. \"-\" publishes what comes\non standard input.\n\n");
     for (int i = 0; i < SPECS; i++) {
         char name[48];
 
@@ -2738,16 +3868,20 @@ static uint64_t parse_amount(const struct spec *spec, const char *text)
     return number * unit * (spec->kind == KIND_SECONDS ? 1000 : 1);
 }
 
-/* The index of `text` among the names, which end in NULL. */
-static int parse_name(const struct spec *spec, const char *text,
-                      const char *const names[])
+/* The index of `text` among the option's names. */
+static unsigned parse_name(const struct spec *spec, const char *text)
 {
-    for (int i = 0; names[i]; i++)
-        if (strcmp(names[i], text) == 0)
+    char all[128] = "";
+
+    for (unsigned i = 0; spec->names[i]; i++) {
+        size_t length = strlen(all);
+
+        if (strcmp(spec->names[i], text) == 0)
             return i;
-    die(EXIT_USAGE, "--%s: '%s' is none of: %s", spec->name, text,
-        strchr(spec->argument, 'L') ? "error, warn, info, debug"
-                                    : "local, unix, none");
+        snprintf(all + length, sizeof(all) - length, "%s%s", i ? ", " : "",
+                 spec->names[i]);
+    }
+    die(EXIT_USAGE, "--%s: '%s' is none of: %s", spec->name, text, all);
 }
 
 static void add_listen(struct options *options, const char *address)
@@ -2760,9 +3894,6 @@ static void add_listen(struct options *options, const char *address)
 static void take_option(struct options *options, const struct spec *spec,
                         char *value)
 {
-    static const char *const publishers[] = { "local", "unix", "none", NULL };
-    static const char *const levels[] = { "error", "warn", "info", "debug",
-                                          NULL };
     char *place = (char *)options + spec->place;
 
     switch (spec->kind) {
@@ -2782,15 +3913,11 @@ static void take_option(struct options *options, const struct spec *spec,
     case KIND_LISTEN:
         add_listen(options, value);
         break;
-    case KIND_PUBLISH:
-        options->publish = (enum publish)parse_name(spec, value, publishers);
-        options->publish_given = true;
+    case KIND_NAME:
+        *(unsigned *)(void *)place = parse_name(spec, value);
         break;
-    case KIND_LEVEL:
-        options->log_level = (enum level)parse_name(spec, value, levels);
-        break;
-    case KIND_ACCESS_LOG:
-        options->access_log = true;
+    case KIND_FLAG:
+        *(bool *)place = true;
         break;
     case KIND_HELP:
         print_help();
@@ -2817,6 +3944,49 @@ static void check_cors(const char *cors)
             "--cors: '%s' is not an origin such as https://example.com", cors);
 }
 
+/* What "-" needs, and what needs "-". */
+static void check_input(struct options *options)
+{
+    const char *topic = options->topic ? options->topic : "";
+    const char *refused =
+        http_topic_refused((struct slice){ topic, strlen(topic) });
+
+    if (!options->input &&
+        (options->topic || options->end || options->stdin_form != UNGIVEN))
+        die(EXIT_USAGE, "--%s is for what comes on standard input: add \"-\"",
+            options->topic ? "topic"
+            : options->end ? "end"
+                           : "stdin");
+    if (options->topic && refused)
+        die(EXIT_USAGE, "--topic: '%s': %s", topic, refused);
+    if (options->end && !options->topic)
+        die(EXIT_USAGE, "--end needs --topic: the main stream has no end");
+    if (options->stdin_form == UNGIVEN)
+        options->stdin_form = STDIN_LINES;
+    if (options->input && fcntl(STDIN_FILENO, F_GETFD) < 0)
+        die(EXIT_RUN_TIME, "\"-\" needs standard input, which is closed");
+}
+
+/* What has no place where publishers give the ids. */
+static void check_ids(struct options *options)
+{
+    bool keep = options->ids == IDS_KEEP;
+
+    if (keep && options->first_id)
+        die(EXIT_USAGE, "--first-id and --ids keep exclude each other: the "
+                        "publishers give the ids");
+    if (keep && options->interval != UNGIVEN && options->interval)
+        die(EXIT_USAGE, "--interval and --ids keep exclude each other: the "
+                        "clock has no ids");
+    if (keep && options->end)
+        die(EXIT_USAGE, "--end and --ids keep exclude each other: the end "
+                        "would have no id");
+    if (keep && options->input && options->stdin_form == STDIN_LINES)
+        die(EXIT_USAGE, "--ids keep needs --stdin events: lines have no ids");
+    if (options->interval == UNGIVEN)
+        options->interval = keep ? 0 : INTERVAL_DEFAULT;
+}
+
 static void check_options(struct options *options)
 {
     uint64_t frame = options->max_event * FRAME_FACTOR + FRAME_REST;
@@ -2825,11 +3995,15 @@ static void check_options(struct options *options)
         add_listen(options, "127.0.0.1:3000");
     if (options->cors)
         check_cors(options->cors);
-    if (options->token_file && options->publish_given)
+    check_input(options);
+    check_ids(options);
+    if (options->token_file && options->publish != UNGIVEN)
         die(EXIT_USAGE, "--publish and --token-file exclude each other: with "
                         "a token, whoever sends it may publish");
     if (options->token_file)
         options->publish = PUBLISH_TOKEN;
+    else if (options->publish == UNGIVEN)
+        options->publish = PUBLISH_LOCAL;
     if (options->history_bytes < frame)
         die(EXIT_USAGE,
             "--history-bytes: %llu cannot hold one event of --max-event, "
@@ -2865,8 +4039,12 @@ static void parse_options(struct options *options, int argc, char **argv)
                 argv[optind - 1]);
         take_option(options, &specs[i], optarg);
     }
-    if (optind < argc)
-        die(EXIT_USAGE, "'%s' is not an option: see ssed --help", argv[optind]);
+    for (; optind < argc; optind++) {
+        if (strcmp(argv[optind], "-") != 0)
+            die(EXIT_USAGE, "'%s' is not an option: see ssed --help",
+                argv[optind]);
+        options->input = true;
+    }
     check_options(options);
 }
 
@@ -2919,6 +4097,8 @@ static void init_history(struct server *server)
     struct timespec now;
 
     clock_gettime(CLOCK_REALTIME, &now);
+    if (options->ids == IDS_KEEP)
+        first = 1;
     if (!first)
         first = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
     if (ring_init(&server->ring, options->history,
@@ -2928,12 +4108,60 @@ static void init_history(struct server *server)
             "no memory for a history of %llu bytes: "
             "--history-bytes, --history",
             (unsigned long long)options->history_bytes);
-    topic_init(&server->main_topic, &server->ring);
+    server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
         (uint32_t)(options->max_event * FRAME_FACTOR + FRAME_REST);
     server->frame = malloc(server->frame_size);
-    if (!server->frame)
+    if (!server->frame || !server->main_topic)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
+}
+
+/* epoll takes pipes, terminals and sockets. What it refuses with EPERM, files
+ * above all, can always be read. */
+static void watch_input(struct server *server)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = STDIN_FILENO };
+
+    server->input->interest = EPOLLIN;
+    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) == 0)
+        return;
+    if (errno != EPERM)
+        die(EXIT_RUN_TIME, "cannot wait for standard input: %s",
+            strerror(errno));
+    server->input_is_file = true;
+}
+
+/* Begins to publish what comes on standard input. */
+static void init_input(struct server *server)
+{
+    const struct options *options = &server->options;
+    const char *topic = options->topic ? options->topic : "";
+    struct conn *conn = conn_at(server, STDIN_FILENO);
+    struct exchange *exchange = exchange_take(server);
+    struct publication *publication;
+    size_t room = (size_t)options->max_event + 1; /* a CR at its end */
+
+    if (!exchange)
+        die(EXIT_RUN_TIME, "no memory for standard input");
+    publication = &exchange->publication;
+    publication->topic =
+        topic_hold(&server->ring, (struct slice){ topic, strlen(topic) });
+    publication->content = malloc(room);
+    if (!publication->topic || !publication->content)
+        die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
+    publication->content_room = room;
+    publication->from =
+        options->stdin_form == STDIN_LINES ? FROM_LINES : FROM_EVENTS;
+    publication->end = options->end;
+    event_parser_init(&publication->parser, publication->content,
+                      (size_t)options->max_event);
+    exchange->body.state = BODY_DATA;
+    *conn = (struct conn){ .exchange = exchange };
+    conn_set_state(server, conn, CONN_INPUT);
+    server->input = conn;
+    watch_input(server);
+    log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
+              stdin_names[options->stdin_form]);
 }
 
 static void init_root(struct server *server, const char *root)
@@ -3176,6 +4404,8 @@ static void announce(const struct server *server)
 
 static void release(struct server *server)
 {
+    if (server->input)
+        input_end(server, "stopped");
     for (uint32_t fd = 0; fd < server->conn_limit; fd++) {
         enum conn_state state = conn_at(server, fd)->state;
 
@@ -3190,7 +4420,6 @@ static void release(struct server *server)
         server->spare = exchange->next_spare;
         free(exchange);
     }
-    free(server->main_topic.subscribers);
     free(server->frame);
     free(server->conns);
     ring_release(&server->ring);
@@ -3202,7 +4431,7 @@ int main(int argc, char **argv)
         .options = {
             .history = 1000,
             .history_bytes = 64 << 20,
-            .interval = 1000,
+            .interval = UNGIVEN,
             .heartbeat = 15000,
             .retry = 3000,
             .max_event = 64 << 10,
@@ -3210,6 +4439,8 @@ int main(int argc, char **argv)
             .idle_timeout = 60000,
             .drain = 5000,
             .drain_spread = 3000,
+            .publish = UNGIVEN,
+            .stdin_form = UNGIVEN,
             .log_level = LEVEL_INFO,
         },
     };
@@ -3217,7 +4448,7 @@ int main(int argc, char **argv)
     uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
-    logger.level = server.options.log_level;
+    logger.level = (enum level)server.options.log_level;
     token_file = server.options.token_file;
     if (token_file &&
         !read_token(token_file, server.token, &server.token_length))
@@ -3229,6 +4460,8 @@ int main(int argc, char **argv)
     init_events(&server);
     init_listeners(&server);
     announce(&server);
+    if (server.options.input)
+        init_input(&server);
     while (server.phase != PHASE_STOP)
         turn(&server);
     newest_id = server.ring.newest_id;

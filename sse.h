@@ -65,7 +65,13 @@ struct slice {
  *
  * Eviction. The ring is bounded by count and by bytes at once; appending
  * evicts from the old end until the new frame fits. Nothing protects a frame
- * from eviction. A reader notices by his cursor: topic_overrun().
+ * from eviction. A reader notices by his place: reader_overrun().
+ *
+ * Topics. Each remembers the newest id that has been evicted from it: its
+ * mark. A position below it may have lost something, however quiet the topic
+ * is and however often the ring has turned for others. When a topic is
+ * forgotten the ring's own mark rises to its; a topic that is not known
+ * begins with that.
  *
  * Splicing. A frame with a splice point goes to a subscriber that catches up
  * with the ring's splice text inserted there. This makes a catch_up_message
@@ -92,6 +98,7 @@ struct frame {
     uint32_t length;      /* bytes, the envelope included */
     uint32_t splice;      /* where the splice text goes in, 0: nowhere */
     char spliced_size[8]; /* the chunk size of the spliced form */
+    bool end;             /* finishes its topic */
 };
 
 struct ring {
@@ -105,40 +112,54 @@ struct ring {
     uint64_t oldest;          /* ordinal; == next when nothing is held */
     uint64_t next;            /* ordinal of the next frame */
     uint64_t newest_id;       /* of the newest frame ever, or where ids began */
+    uint64_t mark;            /* the greatest mark of a topic forgotten */
+    void *topics;             /* owned: a tree by name, tsearch(3) */
     struct slice splice_text; /* not owned */
 };
 
-/*
- * A topic. The first part is ring.c's: the chain through the ring. It lasts
- * while a frame of it is held or somebody subscribes. The rest is sse.c's:
- * who subscribes, and how far the delivery of what is new has come.
- */
-struct topic {
-    uint64_t oldest;  /* ordinal of its oldest held frame, 0: none held */
-    uint64_t newest;  /* ordinal of its newest held frame, 0: none held */
-    uint64_t evicted; /* ordinal of its newest evicted frame, 0: none */
-    uint64_t mark;    /* a position below this id may have lost something */
-    uint64_t count;   /* frames it ever had: the newest one's number */
-
-    uint32_t *subscribers; /* owned: file descriptors, in no order */
-    uint32_t subscriber_count;
-    uint32_t subscriber_room;
-    uint32_t unvisited;   /* those at [0, unvisited) in this pass */
-    uint64_t pass_end;    /* newest frame when the pass began */
-    uint64_t undelivered; /* oldest frame not yet offered to all, 0: none */
-    bool in_pass;         /* in that queue */
-    struct topic *next_in_pass; /* in the queue of topics with new frames */
+enum {
+    TOPIC_NAME_MAX = 255,
+    READER_TOPICS_MAX = 16
 };
 
 /*
- * A reader's place among a topic's frames. Everything up to and including
- * the ordinal `last` is behind it, and `sent` bytes of the frame after that,
- * counted in the form that this reader gets.
+ * A topic: a name and a chain through the ring. It lasts while a frame of it
+ * is held or somebody holds it, and is then forgotten. The second part is
+ * sse.c's: who subscribes, and how far the delivery of what is new has come.
  */
-struct cursor {
+struct topic {
+    uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
+    uint64_t newest;     /* ordinal of its newest held frame, 0: none held */
+    uint64_t evicted;    /* ordinal of its newest evicted frame, 0: none */
+    uint64_t mark;       /* a position below this id may have lost something */
+    uint64_t count;      /* frames it ever had: the newest one's number */
+    uint32_t references; /* topic_hold() less topic_drop() */
+
+    uint32_t subscriber_count;
+    uint32_t subscriber_room;
+    uint32_t *subscribers; /* owned: file descriptors, in no order */
+    uint32_t unvisited;    /* those at [0, unvisited) in this pass */
+    bool in_pass;          /* in the queue of topics with new frames */
+    struct topic *next_in_pass;
+    uint64_t pass_end;    /* newest frame when the pass began */
+    uint64_t undelivered; /* oldest frame not yet offered to all, 0: none */
+
+    struct slice name; /* in the same piece of memory */
+};
+
+/* A reader's place among the frames of one topic: everything up to and
+ * including the ordinal `last` is behind it. */
+struct place {
+    struct topic *topic;
     uint64_t last;
+    uint32_t index; /* sse.c's: in topic->subscribers */
+};
+
+/* How far a reader has come: bytes of the frame after his places, counted in
+ * the form that he gets; and how many frames he has passed. */
+struct cursor {
     uint32_t sent;
-    uint32_t events; /* frames passed: what has been sent whole */
+    uint32_t events;
 };
 
 /* What a reader gets of a frame. */
@@ -148,17 +169,42 @@ enum form {
     FORM_SPLICED = 2, /* with the splice text, where there is a place */
 };
 
+/* What is read: the frames of up to READER_TOPICS_MAX topics as one sequence,
+ * up to and including an ordinal. */
+struct reader {
+    struct place *places; /* not owned; one for each topic */
+    unsigned count;
+    unsigned form; /* a set of enum form, the same from one frame's begin to
+                      its end */
+    uint64_t until;
+};
+
 /*
  * Allocates a ring for at most `limit` frames and `size` bytes, whose first
  * event comes after the id `newest_id`. `splice_text` must outlive it.
- * Returns 0, or -1 with errno (ENOMEM). ring_release() frees it.
+ * Returns 0, or -1 with errno (ENOMEM). ring_release() frees it and all its
+ * topics.
  */
 int ring_init(struct ring *ring, uint64_t limit, size_t size,
               uint64_t newest_id, struct slice splice_text);
 void ring_release(struct ring *ring);
 
-/* A topic of which nothing is held and nobody subscribes to; no allocation. */
-void topic_init(struct topic *topic, const struct ring *ring);
+/*
+ * The topic of that name, held until topic_drop(). topic_hold() makes it if
+ * there is none; NULL if there is no memory for it. topic_find() does not
+ * hold it, and returns NULL if nothing is known of it.
+ */
+struct topic *topic_hold(struct ring *ring, struct slice name);
+struct topic *topic_find(const struct ring *ring, struct slice name);
+void topic_drop(struct ring *ring, struct topic *topic);
+
+/* From now on a position below `id` on this topic may have lost something;
+ * ids go on above it. */
+void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id);
+
+/* The history begins after `id`: the same for every topic. Nothing has been
+ * appended yet. */
+void ring_begin_after(struct ring *ring, uint64_t id);
 
 /*
  * The oldest ordinal that would still be held if a frame of `length` bytes
@@ -168,12 +214,13 @@ uint64_t ring_oldest_after(const struct ring *ring, size_t length);
 
 /*
  * Appends a whole frame, envelope included, copying its bytes, and evicts
- * what has to go. `id` is greater than ring->newest_id; `splice` is the place
- * of the splice text in `bytes`, or 0. bytes.length <= ring->size. Returns
- * the frame's ordinal. Cannot fail.
+ * what has to go. The topic is held. `id` is greater than ring->newest_id;
+ * `splice` is the place of the splice text in `bytes`, or 0; `end` marks the
+ * frame that finishes its topic. bytes.length <= ring->size. Returns the
+ * frame's ordinal. Cannot fail.
  */
 uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
-                     struct slice bytes, uint32_t splice);
+                     struct slice bytes, uint32_t splice, bool end);
 
 /* The entry of a held frame. */
 const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal);
@@ -183,18 +230,16 @@ const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal);
 uint64_t ring_find(const struct ring *ring, uint64_t id);
 
 /*
- * Places for a cursor's `last`, so that what follows is: nothing but what
- * comes from now on; what is newer than `id`; the newest `count` frames;
- * all that is held. Time is at most in proportion to the frames that follow.
+ * Values for a place's `last`, so that what follows is: all that is held;
+ * nothing but what comes from now on; what is newer than `id`. The time is
+ * at most in proportion to the frames that follow.
  */
+uint64_t topic_start(const struct topic *topic);
 uint64_t topic_end(const struct topic *topic);
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
                     uint64_t id);
-uint64_t topic_back(const struct ring *ring, const struct topic *topic,
-                    uint64_t count);
-uint64_t topic_start(const struct topic *topic);
 
-/* The ordinal of the topic's frame after `last` (a place as above, or an
+/* The ordinal of the topic's frame after `last` (a value as above, or an
  * ordinal of this topic), 0 if there is none yet. */
 uint64_t topic_after(const struct ring *ring, const struct topic *topic,
                      uint64_t last);
@@ -203,24 +248,36 @@ uint64_t topic_after(const struct ring *ring, const struct topic *topic,
 uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
                            uint64_t last);
 
-/* Whether a frame that the cursor has not passed is gone. */
-bool topic_overrun(const struct topic *topic, const struct cursor *cursor);
+/* Whether the newest thing that happened to the topic is that it was
+ * finished. */
+bool topic_finished(const struct ring *ring, const struct topic *topic);
+
+/* The ordinal of the frame that the reader gets next, 0 if there is none. */
+uint64_t reader_next(const struct ring *ring, const struct reader *reader);
+
+/* Whether a frame that the reader has not passed is gone. */
+bool reader_overrun(const struct reader *reader);
+
+/* Moves the reader's places: back, over the newest `count` held frames of
+ * all his topics together, from where each ends; or on, over those whose id
+ * is at most `id`. */
+void reader_back(const struct ring *ring, const struct reader *reader,
+                 uint64_t count);
+void reader_skip(const struct ring *ring, const struct reader *reader,
+                 uint64_t id);
 
 /*
  * Fills at most `room` iovecs with at most about `budget` bytes (a frame
- * more, at the most) of what follows the cursor, up to and including the
- * ordinal `until`; adjacent bytes are joined. Returns how many iovecs. They
- * point into the ring and hold until the next append. The cursor must not be
- * overrun. ring_advance() then moves the cursor by the bytes that were
- * taken; it returns those that go beyond `until`. Both take `form`, a set of
- * enum form, which must be the same from one frame's begin to its end.
+ * more, at the most) of what follows the reader's places, without the first
+ * `sent`; adjacent bytes are joined. Returns how many iovecs. They point into
+ * the ring and hold until the next append. The reader must not be overrun.
+ * ring_advance() then moves places and cursor by the bytes that were taken;
+ * it returns those that go beyond reader->until.
  */
-int ring_gather(const struct ring *ring, const struct topic *topic,
-                const struct cursor *cursor, uint64_t until, unsigned form,
-                struct iovec *iov, int room, size_t budget);
-size_t ring_advance(const struct ring *ring, const struct topic *topic,
-                    struct cursor *cursor, uint64_t until, unsigned form,
-                    size_t bytes);
+int ring_gather(const struct ring *ring, const struct reader *reader,
+                uint32_t sent, struct iovec *iov, int room, size_t budget);
+size_t ring_advance(const struct ring *ring, const struct reader *reader,
+                    struct cursor *cursor, size_t bytes);
 
 /* ------------------------------------------------------------------ http.c
  *
@@ -301,6 +358,14 @@ bool http_has_body(const struct request *request);
 bool http_query(struct slice query, const char *name, char *value, size_t size,
                 struct slice *result);
 
+/* The same for the first one of that name in *query, which is then what
+ * comes after it. */
+bool http_query_next(struct slice *query, const char *name, char *value,
+                     size_t size, struct slice *result);
+
+/* Why this is not the name of a topic, NULL if it is one. */
+const char *http_topic_refused(struct slice name);
+
 /* Whether a Host (or its like) is "localhost" or an IP address, with or
  * without a port: a name that no DNS server can have made up. */
 bool http_host_is_local(struct slice host);
@@ -325,9 +390,22 @@ bool slice_equals(struct slice slice, const char *text);
  * False if it is anything else or over `maximum`. */
 bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number);
 
+/*
+ * Where the next such byte is in [at, end); `end` if there is none. *known is
+ * NULL at first, and then what the call before said: so that no byte is
+ * looked at twice, however many there are of another kind.
+ */
+const char *find_next(const char **known, const char *at, const char *end,
+                      char byte);
+
 /* How many bytes the UTF-8 sequence (RFC 3629) at the start of a text that is
  * not empty has; 0 if there is none. */
 size_t utf8_sequence(struct slice text);
+
+/* How many bytes at the start of a text that begins with no sequence one
+ * U+FFFD stands for: the Encoding standard's UTF-8 decoder, which is the
+ * practice of Unicode 15.0, section 3.9 ("maximal subparts"). */
+size_t utf8_malformed(struct slice text);
 
 /* The body of a request, as its bytes arrive. */
 struct body {
@@ -362,6 +440,65 @@ void http_body_init(struct body *body, const struct request *request);
 ssize_t http_body_read(struct body *body, struct slice data,
                        struct slice *piece);
 
+/*
+ * An event stream that is being read (WHATWG HTML, section 9.2.6,
+ * "Interpreting an event stream"), in pieces of any length. It buffers an
+ * event's values and no lines: comments and unknown fields may be of any
+ * length. The values are as they came; what is no UTF-8 is for the caller to
+ * replace.
+ *
+ * An id is its own block's and does not last beyond it.
+ */
+enum {
+    EVENT_NAME_MAX = 255,
+    EVENT_NUMBER_MAX = 16, /* digits of an id or a retry */
+    EVENT_FIELD_NAME_MAX = 5,
+};
+
+struct event_parser {
+    enum {
+        EVENT_BOM,  /* field_length bytes of it have come */
+        EVENT_NAME, /* of a field, or at the begin of a line */
+        EVENT_SPACE,
+        EVENT_VALUE,
+        EVENT_AFTER_CR,
+    } state;
+    enum event_field {
+        FIELD_OTHER,
+        FIELD_DATA,
+        FIELD_EVENT,
+        FIELD_ID,
+        FIELD_RETRY,
+    } field;
+    bool complete; /* the values are those of an event */
+    bool has_data;
+    bool has_id;
+    bool too_long;      /* the data has more than `room` bytes */
+    char *data;         /* not owned */
+    size_t room;        /* of it */
+    size_t length;      /* of the data; its lines end in LF, but the last */
+    size_t name_length; /* over EVENT_NAME_MAX: it is longer than that */
+    size_t id_length;   /* over EVENT_NUMBER_MAX: likewise */
+    size_t retry_length;
+    size_t candidate_length;
+    size_t field_length;
+    char name[EVENT_NAME_MAX + 1];
+    char id[EVENT_NUMBER_MAX + 1];
+    char retry[EVENT_NUMBER_MAX + 1]; /* digits alone */
+    char candidate[EVENT_NUMBER_MAX + 1];
+    char field_name[EVENT_FIELD_NAME_MAX + 1];
+};
+
+/* Begins a stream. `data` has `room` bytes and is the caller's. */
+void event_parser_init(struct event_parser *parser, char *data, size_t room);
+
+/*
+ * Reads until an event is complete or the bytes are used up; returns how many
+ * it took. With parser->complete the values hold until the next call, which
+ * begins the next event. What comes after the last blank line is no event.
+ */
+size_t event_parser_read(struct event_parser *parser, struct slice data);
+
 /* A response head to be written; what is zero is left out. */
 struct response {
     int status;
@@ -372,6 +509,7 @@ struct response {
     bool authenticate;
     bool ranges;           /* bytes ranges are served */
     bool no_length;        /* no Content-Length: 204, 304 */
+    bool no_cache;         /* a later answer may be another */
     uint64_t length;       /* of the content: Content-Length */
     const char *date;      /* now, see http_date() */
     const char *type;      /* Content-Type */

@@ -3,7 +3,7 @@
  * every boundary, topics' chains, gathering in every form and from every byte
  * on, and a model: 100,000 random operations against a naive array.
  */
-#include "sse.h"
+#include "test/one_reader.h"
 
 #include <criterion/criterion.h>
 #include <stdio.h>
@@ -17,11 +17,11 @@ enum {
 
 #define SPLICE "<spliced>"
 
-static void begin(struct ring *ring, uint64_t limit, size_t size,
-                  uint64_t newest_id, struct topic *topic)
+static struct topic *begin(struct ring *ring, uint64_t limit, size_t size,
+                           uint64_t newest_id)
 {
     cr_assert(ring_init(ring, limit, size, newest_id, SLICE(SPLICE)) == 0);
-    topic_init(topic, ring);
+    return topic_hold(ring, SLICE(""));
 }
 
 /* A frame whose content is `length` bytes that depend on its id, written
@@ -69,17 +69,16 @@ static uint64_t append(struct ring *ring, struct topic *topic, uint64_t id,
     uint32_t splice;
     struct slice frame = make_frame(bytes, id, length, &splice);
 
-    return ring_append(ring, topic, id, frame, spliced ? splice : 0);
+    return ring_append(ring, topic, id, frame, spliced ? splice : 0, false);
 }
 
 /* Gathers what follows the cursor; returns the bytes and moves nothing. */
-static size_t gather(const struct ring *ring, const struct topic *topic,
-                     const struct cursor *cursor, uint64_t until, unsigned form,
+static size_t gather(const struct ring *ring, struct topic *topic,
+                     const struct one *cursor, uint64_t until, unsigned form,
                      char *out, int room, size_t budget)
 {
     struct iovec iov[IOV_MAX_HERE];
-    int count =
-        ring_gather(ring, topic, cursor, until, form, iov, room, budget);
+    int count = one_gather(ring, topic, cursor, until, form, iov, room, budget);
     size_t length = 0;
 
     cr_assert(count <= room);
@@ -101,21 +100,21 @@ Test(ring, refuses_what_memory_cannot_hold)
 Test(ring, holds_nothing_at_first)
 {
     struct ring ring;
-    struct topic topic;
-    struct cursor cursor = { 0 };
+    struct topic *topic;
+    struct one cursor = { 0 };
     char out[16];
 
-    begin(&ring, 4, 100, 41, &topic);
+    topic = begin(&ring, 4, 100, 41);
     cr_assert(ring.oldest == ring.next && ring.newest_id == 41);
-    cr_assert(topic.mark == 41);
+    cr_assert(topic->mark == 41);
     cr_assert(ring_find(&ring, 100) == ring.oldest - 1);
-    cr_assert(topic_start(&topic) == 0 && topic_end(&topic) == 0);
-    cr_assert(topic_seek(&ring, &topic, 41) == 0);
-    cr_assert(topic_back(&ring, &topic, 3) == 0);
-    cr_assert(topic_after(&ring, &topic, 0) == 0);
-    cr_assert(topic_count_after(&ring, &topic, 0) == 0);
-    cr_assert(!topic_overrun(&topic, &cursor));
-    cr_assert(gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED, out, 4,
+    cr_assert(topic_start(topic) == 0 && topic_end(topic) == 0);
+    cr_assert(topic_seek(&ring, topic, 41) == 0);
+    cr_assert(one_back(&ring, topic, 3) == 0);
+    cr_assert(topic_after(&ring, topic, 0) == 0);
+    cr_assert(topic_count_after(&ring, topic, 0) == 0);
+    cr_assert(!one_overrun(topic, &cursor));
+    cr_assert(gather(&ring, topic, &cursor, UINT64_MAX, FORM_CHUNKED, out, 4,
                      100) == 0);
     ring_release(&ring);
 }
@@ -123,35 +122,35 @@ Test(ring, holds_nothing_at_first)
 Test(ring, evicts_by_count)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
 
-    begin(&ring, 3, 10000, 0, &topic);
+    topic = begin(&ring, 3, 10000, 0);
     for (uint64_t id = 1; id <= 10; id++) {
-        cr_assert(append(&ring, &topic, id, 5, false) == id);
+        cr_assert(append(&ring, topic, id, 5, false) == id);
         cr_assert(ring.next - ring.oldest == (id < 3 ? id : 3));
     }
-    cr_assert(ring.oldest == 8 && topic.oldest == 8 && topic.newest == 10);
-    cr_assert(topic.evicted == 7 && topic.mark == 7 && topic.count == 10);
+    cr_assert(ring.oldest == 8 && topic->oldest == 8 && topic->newest == 10);
+    cr_assert(topic->evicted == 7 && topic->mark == 7 && topic->count == 10);
     ring_release(&ring);
 }
 
 Test(ring, evicts_by_bytes)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
 
-    begin(&ring, 100, 100, 0, &topic);
+    topic = begin(&ring, 100, 100, 0);
     for (uint64_t id = 1; id <= 3; id++)
-        append(&ring, &topic, id, 8, false); /* 20 bytes each */
+        append(&ring, topic, id, 8, false); /* 20 bytes each */
     cr_assert(ring.used == 60 && ring.oldest == 1);
-    append(&ring, &topic, 4, 28, false); /* 40: fits just */
+    append(&ring, topic, 4, 28, false); /* 40: fits just */
     cr_assert(ring.used == 100 && ring.oldest == 1);
     cr_assert(ring_oldest_after(&ring, 1) == 2);
     cr_assert(ring_oldest_after(&ring, 21) == 3);
-    append(&ring, &topic, 5, 9, false); /* 21: two have to go */
+    append(&ring, topic, 5, 9, false); /* 21: two have to go */
     cr_assert(ring.used == 81 && ring.oldest == 3);
-    append(&ring, &topic, 6, 88, false); /* all of it */
-    cr_assert(ring.used == 100 && ring.oldest == 6 && topic.oldest == 6);
+    append(&ring, topic, 6, 88, false); /* all of it */
+    cr_assert(ring.used == 100 && ring.oldest == 6 && topic->oldest == 6);
     ring_release(&ring);
 }
 
@@ -162,16 +161,16 @@ Test(ring, wraps_anywhere)
 
     for (size_t length = 1; length <= 25; length++) {
         struct ring ring;
-        struct topic topic;
+        struct topic *topic;
 
-        begin(&ring, 1, 37, 0, &topic);
+        topic = begin(&ring, 1, 37, 0);
         for (uint64_t id = 1; id <= 74; id++) {
-            struct cursor cursor = { .last = topic_end(&topic) };
+            struct one cursor = { .last = topic_end(topic) };
             size_t size =
                 expect_frame(expected, id, length, false, FORM_CHUNKED);
 
-            append(&ring, &topic, id, length, false);
-            cr_assert(gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED,
+            append(&ring, topic, id, length, false);
+            cr_assert(gather(&ring, topic, &cursor, UINT64_MAX, FORM_CHUNKED,
                              out, 2, EVERYTHING) == size);
             cr_assert(memcmp(out, expected, size) == 0);
         }
@@ -183,23 +182,23 @@ Test(ring, wraps_anywhere)
 Test(ring, finds_ids_with_gaps)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
 
-    begin(&ring, 4, 10000, 0, &topic);
+    topic = begin(&ring, 4, 10000, 0);
     for (uint64_t i = 1; i <= 10; i++)
-        append(&ring, &topic, i * 10, 5, false);
+        append(&ring, topic, i * 10, 5, false);
     for (uint64_t id = 0; id <= 120; id++) {
         uint64_t expected = id < 70 ? 6 : id > 100 ? 10 : id / 10;
 
         cr_assert(ring_find(&ring, id) == expected, "%d", (int)id);
-        cr_assert(topic_seek(&ring, &topic, id) == expected);
-        cr_assert(topic_count_after(&ring, &topic, expected) == 10 - expected);
-        cr_assert(topic_after(&ring, &topic, expected) ==
+        cr_assert(topic_seek(&ring, topic, id) == expected);
+        cr_assert(topic_count_after(&ring, topic, expected) == 10 - expected);
+        cr_assert(topic_after(&ring, topic, expected) ==
                   (expected < 10 ? expected + 1 : 0));
     }
-    cr_assert(topic_start(&topic) == 6 && topic_end(&topic) == 10);
+    cr_assert(topic_start(topic) == 6 && topic_end(topic) == 10);
     for (uint64_t count = 0; count < 7; count++)
-        cr_assert(topic_back(&ring, &topic, count) ==
+        cr_assert(one_back(&ring, topic, count) ==
                   (count < 4 ? 10 - count : 6));
     ring_release(&ring);
 }
@@ -207,41 +206,41 @@ Test(ring, finds_ids_with_gaps)
 Test(ring, chains_topics)
 {
     struct ring ring;
-    struct topic busy, quiet;
-    struct cursor cursor = { 0 };
+    struct topic *busy, *quiet;
+    struct one cursor = { 0 };
 
-    begin(&ring, 6, 10000, 0, &busy);
-    topic_init(&quiet, &ring);
-    append(&ring, &quiet, 1, 5, false);
+    busy = begin(&ring, 6, 10000, 0);
+    quiet = topic_hold(&ring, SLICE("quiet"));
+    append(&ring, quiet, 1, 5, false);
     for (uint64_t id = 2; id <= 4; id++)
-        append(&ring, &busy, id, 5, false);
-    append(&ring, &quiet, 5, 5, false);
-    append(&ring, &busy, 6, 5, false);
-    cr_assert(topic_after(&ring, &quiet, 0) == 1);
-    cr_assert(topic_after(&ring, &quiet, 1) == 5);
-    cr_assert(topic_seek(&ring, &quiet, 4) == 1, "4 is another topic's");
-    cr_assert(topic_seek(&ring, &busy, 5) == 4);
-    cr_assert(topic_count_after(&ring, &quiet, 0) == 2);
-    cr_assert(!topic_overrun(&quiet, &cursor));
-    append(&ring, &busy, 7, 5, false); /* evicts 1 */
-    cr_assert(topic_overrun(&quiet, &cursor));
-    cr_assert(topic_after(&ring, &quiet, 0) == 5);
-    cr_assert(topic_count_after(&ring, &quiet, 0) == 1);
-    cr_assert(quiet.oldest == 5 && quiet.mark == 1);
+        append(&ring, busy, id, 5, false);
+    append(&ring, quiet, 5, 5, false);
+    append(&ring, busy, 6, 5, false);
+    cr_assert(topic_after(&ring, quiet, 0) == 1);
+    cr_assert(topic_after(&ring, quiet, 1) == 5);
+    cr_assert(topic_seek(&ring, quiet, 4) == 1, "4 is another topic's");
+    cr_assert(topic_seek(&ring, busy, 5) == 4);
+    cr_assert(topic_count_after(&ring, quiet, 0) == 2);
+    cr_assert(!one_overrun(quiet, &cursor));
+    append(&ring, busy, 7, 5, false); /* evicts 1 */
+    cr_assert(one_overrun(quiet, &cursor));
+    cr_assert(topic_after(&ring, quiet, 0) == 5);
+    cr_assert(topic_count_after(&ring, quiet, 0) == 1);
+    cr_assert(quiet->oldest == 5 && quiet->mark == 1);
     cr_assert(ring_frame(&ring, 5)->previous == 0);
-    cursor.last = topic_end(&quiet);
+    cursor.last = topic_end(quiet);
     for (uint64_t id = 8; id <= 20; id++)
-        append(&ring, &busy, id, 5, false);
+        append(&ring, busy, id, 5, false);
     /* all of it is gone, and he who had all of it has lost nothing */
-    cr_assert(quiet.oldest == 0 && quiet.newest == 0 && quiet.mark == 5);
-    cr_assert(!topic_overrun(&quiet, &cursor));
-    cr_assert(topic_after(&ring, &quiet, cursor.last) == 0);
-    cr_assert(topic_start(&quiet) == 5 && topic_end(&quiet) == 5);
-    cr_assert(topic_seek(&ring, &quiet, 100) == 5);
-    cr_assert(topic_seek(&ring, &quiet, 0) == 5);
-    cr_assert(topic_back(&ring, &quiet, 1) == 5);
-    append(&ring, &quiet, 21, 5, false);
-    cr_assert(topic_after(&ring, &quiet, cursor.last) == 21);
+    cr_assert(quiet->oldest == 0 && quiet->newest == 0 && quiet->mark == 5);
+    cr_assert(!one_overrun(quiet, &cursor));
+    cr_assert(topic_after(&ring, quiet, cursor.last) == 0);
+    cr_assert(topic_start(quiet) == 5 && topic_end(quiet) == 5);
+    cr_assert(topic_seek(&ring, quiet, 100) == 5);
+    cr_assert(topic_seek(&ring, quiet, 0) == 5);
+    cr_assert(one_back(&ring, quiet, 1) == 5);
+    append(&ring, quiet, 21, 5, false);
+    cr_assert(topic_after(&ring, quiet, cursor.last) == 21);
     cr_assert(ring_frame(&ring, 21)->number == 3);
     ring_release(&ring);
 }
@@ -250,19 +249,20 @@ Test(ring, chains_topics)
 Test(ring, a_new_topic_is_empty)
 {
     struct ring ring;
-    struct topic busy, empty;
-    struct cursor cursor = { 0 };
+    struct topic *busy, *empty;
+    struct one cursor = { 0 };
 
-    begin(&ring, 4, 10000, 0, &busy);
+    busy = begin(&ring, 4, 10000, 0);
     for (uint64_t id = 1; id <= 20; id++) {
-        append(&ring, &busy, id, 5, false);
-        topic_init(&empty, &ring);
-        cr_assert(empty.mark == id && empty.count == 0);
-        cr_assert(topic_after(&ring, &empty, 0) == 0);
-        cr_assert(topic_count_after(&ring, &empty, 0) == 0);
-        cr_assert(topic_seek(&ring, &empty, id) == 0);
-        cr_assert(topic_back(&ring, &empty, 2) == 0);
-        cr_assert(!topic_overrun(&empty, &cursor));
+        append(&ring, busy, id, 5, false);
+        empty = topic_hold(&ring, SLICE("empty"));
+        cr_assert(empty->mark == 0 && empty->count == 0);
+        cr_assert(topic_after(&ring, empty, 0) == 0);
+        cr_assert(topic_count_after(&ring, empty, 0) == 0);
+        cr_assert(topic_seek(&ring, empty, id) == 0);
+        cr_assert(one_back(&ring, empty, 2) == 0);
+        cr_assert(!one_overrun(empty, &cursor));
+        topic_drop(&ring, empty);
     }
     ring_release(&ring);
 }
@@ -272,14 +272,13 @@ Test(ring, holds_as_many_as_it_may)
 {
     for (uint64_t limit = 1; limit <= 33; limit++) {
         struct ring ring;
-        struct topic topic;
+        struct topic *topic;
 
-        begin(&ring, limit, 10000, 0, &topic);
+        topic = begin(&ring, limit, 10000, 0);
         for (uint64_t id = 1; id <= 2 * limit; id++)
-            append(&ring, &topic, id, 5, false);
+            append(&ring, topic, id, 5, false);
         cr_assert(ring.next - ring.oldest == limit);
-        cr_assert(topic_count_after(&ring, &topic, topic_start(&topic)) ==
-                  limit);
+        cr_assert(topic_count_after(&ring, topic, topic_start(topic)) == limit);
         for (uint64_t id = limit + 1; id <= 2 * limit; id++)
             cr_assert(ring_frame(&ring, id)->id == id);
         ring_release(&ring);
@@ -290,28 +289,29 @@ Test(ring, holds_as_many_as_it_may)
 Test(ring, an_overrun_begins_with_the_first_frame_missed)
 {
     struct ring ring;
-    struct topic topic;
-    struct cursor cursor = { 0 };
+    struct topic *topic;
+    struct one cursor = { 0 };
 
-    begin(&ring, 2, 10000, 0, &topic);
-    append(&ring, &topic, 1, 5, false);
-    append(&ring, &topic, 2, 5, false);
-    cr_assert(!topic_overrun(&topic, &cursor));
-    append(&ring, &topic, 3, 5, false); /* evicts 1 */
-    cr_assert(topic_overrun(&topic, &cursor));
+    topic = begin(&ring, 2, 10000, 0);
+    append(&ring, topic, 1, 5, false);
+    append(&ring, topic, 2, 5, false);
+    cr_assert(!one_overrun(topic, &cursor));
+    append(&ring, topic, 3, 5, false); /* evicts 1 */
+    cr_assert(one_overrun(topic, &cursor));
     cursor.last = 1;
-    cr_assert(!topic_overrun(&topic, &cursor), "1 was passed before it went");
+    cr_assert(!one_overrun(topic, &cursor), "1 was passed before it went");
     cursor.sent = 3; /* in the middle of 2 */
-    append(&ring, &topic, 4, 5, false);
-    cr_assert(topic_overrun(&topic, &cursor));
+    append(&ring, topic, 4, 5, false);
+    cr_assert(one_overrun(topic, &cursor));
     ring_release(&ring);
 }
 
 /* Three frames, of which the second has no place for the splice text, in
  * memory in which the third wraps. */
-static void begin_three(struct ring *ring, struct topic *topic)
+static struct topic *begin_three(struct ring *ring)
 {
-    begin(ring, 8, 120, 0, topic);
+    struct topic *topic = begin(ring, 8, 120, 0);
+
     append(ring, topic, 1, 40, false);
     append(ring, topic, 2, 20, true);
     append(ring, topic, 3, 5, false);
@@ -319,6 +319,7 @@ static void begin_three(struct ring *ring, struct topic *topic)
     cr_assert(ring->oldest == 2);
     cr_assert(ring_frame(ring, 4)->offset + ring_frame(ring, 4)->length >
               ring->size);
+    return topic;
 }
 
 static size_t expect_three(char *out, unsigned form)
@@ -333,26 +334,26 @@ static size_t expect_three(char *out, unsigned form)
 Test(ring, gathers_in_every_form_from_every_byte)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
     char expected[600], out[600];
 
-    begin_three(&ring, &topic);
+    topic = begin_three(&ring);
     for (unsigned form = 0; form < 4; form++) {
         size_t total = expect_three(expected, form);
 
         for (size_t step = 1; step <= total; step++) {
-            struct cursor cursor = { .last = topic_start(&topic) };
+            struct one cursor = { .last = topic_start(topic) };
             size_t at = 0;
 
             while (at < total) {
-                size_t got = gather(&ring, &topic, &cursor, UINT64_MAX, form,
+                size_t got = gather(&ring, topic, &cursor, UINT64_MAX, form,
                                     out, IOV_MAX_HERE, EVERYTHING);
                 size_t taken = step < got ? step : got;
 
                 cr_assert(got == total - at, "%u %zu %zu", form, step, at);
                 cr_assert(memcmp(out, expected + at, got) == 0);
-                cr_assert(ring_advance(&ring, &topic, &cursor, UINT64_MAX, form,
-                                       taken) == 0);
+                cr_assert(one_advance(&ring, topic, &cursor, UINT64_MAX, form,
+                                      taken) == 0);
                 at += taken;
             }
             cr_assert(cursor.last == 4 && cursor.sent == 0);
@@ -365,23 +366,23 @@ Test(ring, gathers_in_every_form_from_every_byte)
 Test(ring, joins_what_is_adjacent)
 {
     struct ring ring;
-    struct topic topic;
-    struct cursor cursor = { 0 };
+    struct topic *topic;
+    struct one cursor = { 0 };
     struct iovec iov[8];
 
-    begin(&ring, 100, 1000, 0, &topic);
+    topic = begin(&ring, 100, 1000, 0);
     for (uint64_t id = 1; id <= 10; id++)
-        append(&ring, &topic, id, 8, false);
-    cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED, iov,
-                          8, EVERYTHING) == 1);
+        append(&ring, topic, id, 8, false);
+    cr_assert(one_gather(&ring, topic, &cursor, UINT64_MAX, FORM_CHUNKED, iov,
+                         8, EVERYTHING) == 1);
     cr_assert(iov[0].iov_len == 200);
-    cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, FORM_PLAIN, iov,
-                          8, EVERYTHING) == 8);
+    cr_assert(one_gather(&ring, topic, &cursor, UINT64_MAX, FORM_PLAIN, iov, 8,
+                         EVERYTHING) == 8);
     for (uint64_t id = 11; id <= 60; id++)
-        append(&ring, &topic, id, 8, false);
-    cursor.last = topic_start(&topic);
-    cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, FORM_CHUNKED, iov,
-                          8, EVERYTHING) == 2);
+        append(&ring, topic, id, 8, false);
+    cursor.last = topic_start(topic);
+    cr_assert(one_gather(&ring, topic, &cursor, UINT64_MAX, FORM_CHUNKED, iov,
+                         8, EVERYTHING) == 2);
     cr_assert(iov[0].iov_len + iov[1].iov_len == 1000);
     ring_release(&ring);
 }
@@ -402,16 +403,16 @@ static size_t end_of_frame(unsigned form, size_t budget)
 Test(ring, stops_at_its_budget)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
     char expected[600], out[600];
 
-    begin_three(&ring, &topic);
+    topic = begin_three(&ring);
     for (unsigned form = 0; form < 4; form++) {
-        struct cursor cursor = { .last = topic_start(&topic) };
+        struct one cursor = { .last = topic_start(topic) };
         size_t total = expect_three(expected, form);
 
         for (size_t budget = 1; budget <= total; budget++) {
-            size_t got = gather(&ring, &topic, &cursor, UINT64_MAX, form, out,
+            size_t got = gather(&ring, topic, &cursor, UINT64_MAX, form, out,
                                 IOV_MAX_HERE, budget);
 
             cr_assert(got == end_of_frame(form, budget), "%zu: %zu", budget,
@@ -426,18 +427,18 @@ Test(ring, stops_at_its_budget)
 Test(ring, stops_when_there_is_no_room)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
     struct iovec whole[IOV_MAX_HERE], part[IOV_MAX_HERE];
 
-    begin_three(&ring, &topic);
+    topic = begin_three(&ring);
     for (unsigned form = 0; form < 4; form++) {
-        struct cursor cursor = { .last = topic_start(&topic) };
-        int count = ring_gather(&ring, &topic, &cursor, UINT64_MAX, form, whole,
-                                IOV_MAX_HERE, EVERYTHING);
+        struct one cursor = { .last = topic_start(topic) };
+        int count = one_gather(&ring, topic, &cursor, UINT64_MAX, form, whole,
+                               IOV_MAX_HERE, EVERYTHING);
 
         for (int room = 0; room <= count; room++) {
-            cr_assert(ring_gather(&ring, &topic, &cursor, UINT64_MAX, form,
-                                  part, room, EVERYTHING) == room);
+            cr_assert(one_gather(&ring, topic, &cursor, UINT64_MAX, form, part,
+                                 room, EVERYTHING) == room);
             for (int i = 0; i < room; i++)
                 cr_assert(part[i].iov_base == whole[i].iov_base &&
                           part[i].iov_len == whole[i].iov_len);
@@ -449,24 +450,23 @@ Test(ring, stops_when_there_is_no_room)
 Test(ring, stops_at_the_frame_it_is_told)
 {
     struct ring ring;
-    struct topic topic;
+    struct topic *topic;
     char expected[600], out[600];
 
-    begin_three(&ring, &topic);
+    topic = begin_three(&ring);
     for (unsigned form = 0; form < 4; form++) {
-        struct cursor cursor = { .last = topic_start(&topic) };
+        struct one cursor = { .last = topic_start(topic) };
         size_t total = expect_three(expected, form), got;
 
-        cr_assert(gather(&ring, &topic, &cursor, 1, form, out, IOV_MAX_HERE,
+        cr_assert(gather(&ring, topic, &cursor, 1, form, out, IOV_MAX_HERE,
                          EVERYTHING) == 0);
-        cr_assert(ring_advance(&ring, &topic, &cursor, 1, form, 5) == 5);
-        got = gather(&ring, &topic, &cursor, 3, form, out, IOV_MAX_HERE,
+        cr_assert(one_advance(&ring, topic, &cursor, 1, form, 5) == 5);
+        got = gather(&ring, topic, &cursor, 3, form, out, IOV_MAX_HERE,
                      EVERYTHING);
         cr_assert(got == total - expect_frame(out, 4, 30, true, form));
-        cr_assert(ring_advance(&ring, &topic, &cursor, 3, form, got + 17) ==
-                  17);
+        cr_assert(one_advance(&ring, topic, &cursor, 3, form, got + 17) == 17);
         cr_assert(cursor.last == 3 && cursor.sent == 0 && cursor.events == 2);
-        cr_assert(ring_advance(&ring, &topic, &cursor, 3, form, 9) == 9);
+        cr_assert(one_advance(&ring, topic, &cursor, 3, form, 9) == 9);
     }
     ring_release(&ring);
 }
@@ -475,30 +475,30 @@ Test(ring, stops_at_the_frame_it_is_told)
 Test(ring, gathers_one_topic_of_several)
 {
     struct ring ring;
-    struct topic topics[3];
+    struct topic *topics[3];
     char expected[600], out[600];
     struct iovec iov[IOV_MAX_HERE];
 
-    begin(&ring, 100, 300, 0, &topics[0]);
+    topics[0] = begin(&ring, 100, 300, 0);
     for (int i = 1; i < 3; i++)
-        topic_init(&topics[i], &ring);
+        topics[i] = topic_hold(&ring, (struct slice){ "abc" + i, 1 });
     for (uint64_t id = 1; id <= 60; id++) {
-        append(&ring, &topics[id % 3], id, 8, false); /* 20 bytes; holds 15 */
+        append(&ring, topics[id % 3], id, 8, false); /* 20 bytes; holds 15 */
         for (uint64_t i = 0; i < 3; i++) {
-            struct cursor cursor = { .last = topic_start(&topics[i]) };
+            struct one cursor = { .last = topic_start(topics[i]) };
             size_t length = 0;
 
             for (uint64_t held = ring.oldest; held < ring.next; held++)
                 if (held % 3 == i)
                     length += expect_frame(expected + length, held, 8, false,
                                            FORM_CHUNKED);
-            cr_assert(gather(&ring, &topics[i], &cursor, UINT64_MAX,
+            cr_assert(gather(&ring, topics[i], &cursor, UINT64_MAX,
                              FORM_CHUNKED, out, IOV_MAX_HERE,
                              EVERYTHING) == length);
             cr_assert(memcmp(out, expected, length) == 0);
-            cr_assert(ring_gather(&ring, &topics[i], &cursor, UINT64_MAX,
-                                  FORM_CHUNKED, iov, IOV_MAX_HERE,
-                                  EVERYTHING) == (int)(length / 20));
+            cr_assert(one_gather(&ring, topics[i], &cursor, UINT64_MAX,
+                                 FORM_CHUNKED, iov, IOV_MAX_HERE,
+                                 EVERYTHING) == (int)(length / 20));
         }
     }
     ring_release(&ring);
@@ -526,7 +526,7 @@ struct model_frame {
 struct model_reader {
     int topic;
     unsigned form;
-    struct cursor cursor;
+    struct one cursor;
     size_t sent; /* bytes of the frame after cursor.last */
 };
 
@@ -588,7 +588,7 @@ static void check_invariants(const struct ring *ring)
     must(ring->oldest == oldest && ring->next == count + 1);
 }
 
-static void random_append(struct ring *ring, struct topic *topics)
+static void random_append(struct ring *ring, struct topic **topics)
 {
     struct model_frame frame = {
         .id = ring->newest_id + 1 + (uint64_t)(random() % 3),
@@ -602,7 +602,7 @@ static void random_append(struct ring *ring, struct topic *topics)
     all[++count] = frame;
     predicted = ring_oldest_after(ring, frame.length + FRAME_HEAD + FRAME_TAIL);
     must(predicted == oldest && predicted >= before);
-    must(append(ring, &topics[frame.topic], frame.id, frame.length,
+    must(append(ring, topics[frame.topic], frame.id, frame.length,
                 frame.spliced) == count);
     check_invariants(ring);
 }
@@ -617,7 +617,7 @@ static uint64_t model_evicted(int topic)
     return ordinal;
 }
 
-static void check_places(const struct ring *ring, const struct topic *topic,
+static void check_places(const struct ring *ring, struct topic *topic,
                          int number)
 {
     uint64_t id = ring->newest_id > 200
@@ -633,7 +633,7 @@ static void check_places(const struct ring *ring, const struct topic *topic,
         held++;
     }
     must(topic_after(ring, topic, place) == expected);
-    place = topic_back(ring, topic, back);
+    place = one_back(ring, topic, back);
     must(topic_count_after(ring, topic, place) == (back < held ? back : held));
     must(topic_count_after(ring, topic, topic_start(topic)) == held);
     must(topic_after(ring, topic, topic_end(topic)) == 0);
@@ -654,29 +654,29 @@ static size_t model_left(const struct model_reader *reader)
     return left - reader->sent;
 }
 
-static void random_read(struct ring *ring, struct topic *topics,
+static void random_read(struct ring *ring, struct topic **topics,
                         struct model_reader *reader)
 {
-    const struct topic *topic = &topics[reader->topic];
+    struct topic *topic = topics[reader->topic];
     uint64_t next = model_after(reader->topic, reader->cursor.last);
     char out[SIZE * 2], expected[800];
     size_t budget = 1 + (size_t)random() % 500, got, taken, size;
     int room = random() % 2 ? IOV_MAX_HERE : 1 + (int)(random() % 8);
 
     if (model_overrun(reader->topic, reader->cursor.last)) {
-        must(topic_overrun(topic, &reader->cursor));
-        reader->cursor = (struct cursor){ .last = topic_start(topic) };
+        must(one_overrun(topic, &reader->cursor));
+        reader->cursor = (struct one){ .last = topic_start(topic) };
         reader->sent = 0;
         return;
     }
-    must(!topic_overrun(topic, &reader->cursor));
+    must(!one_overrun(topic, &reader->cursor));
     got = gather(ring, topic, &reader->cursor, UINT64_MAX, reader->form, out,
                  room, budget);
     must((got > 0) == (next != 0));
     must(got >= budget || got == model_left(reader) || room < IOV_MAX_HERE);
     taken = got ? 1 + (size_t)random() % got : 0;
-    must(ring_advance(ring, topic, &reader->cursor, UINT64_MAX, reader->form,
-                      taken) == 0);
+    must(one_advance(ring, topic, &reader->cursor, UINT64_MAX, reader->form,
+                     taken) == 0);
     for (size_t at = 0; at < taken; at += size) {
         size_t length = expect_frame(expected, all[next].id, all[next].length,
                                      all[next].spliced, reader->form);
@@ -693,7 +693,7 @@ static void random_read(struct ring *ring, struct topic *topics,
     must(reader->cursor.sent == reader->sent);
 }
 
-static void random_operation(struct ring *ring, struct topic *topics,
+static void random_operation(struct ring *ring, struct topic **topics,
                              struct model_reader *readers)
 {
     int topic = (int)(random() % TOPICS);
@@ -703,7 +703,7 @@ static void random_operation(struct ring *ring, struct topic *topics,
         random_append(ring, topics);
         break;
     case 1:
-        check_places(ring, &topics[topic], topic);
+        check_places(ring, topics[topic], topic);
         break;
     default:
         random_read(ring, topics, &readers[random() % READERS]);
@@ -714,13 +714,13 @@ static void random_operation(struct ring *ring, struct topic *topics,
 Test(ring, agrees_with_a_naive_one)
 {
     struct ring ring;
-    struct topic topics[TOPICS];
+    struct topic *topics[TOPICS];
     struct model_reader readers[READERS];
 
     srandom(MODEL_SEED);
-    begin(&ring, LIMIT, SIZE, 0, &topics[0]);
+    topics[0] = begin(&ring, LIMIT, SIZE, 0);
     for (int i = 0; i < TOPICS; i++)
-        topic_init(&topics[i], &ring);
+        topics[i] = topic_hold(&ring, (struct slice){ "abc" + i, 1 });
     for (int i = 0; i < READERS; i++)
         readers[i] =
             (struct model_reader){ .topic = i % TOPICS, .form = (unsigned)i };

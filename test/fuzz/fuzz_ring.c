@@ -4,7 +4,7 @@
  * each form takes some bytes. After each step the invariants at the head of
  * ring.c hold, and all agrees with a list of every frame that ever was.
  */
-#include "sse.h"
+#include "test/one_reader.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -30,16 +30,16 @@ struct kept {
     const struct topic *topic;
 };
 
-struct reader {
+struct one_of {
     struct topic *topic;
     unsigned form;
-    struct cursor cursor;
+    struct one cursor;
 };
 
 struct state {
     struct ring ring;
-    struct topic topics[TOPICS];
-    struct reader readers[READERS];
+    struct topic *topics[TOPICS];
+    struct one_of readers[READERS];
     struct kept kept[FRAMES + 1];
     uint64_t count; /* of those */
     const uint8_t *input;
@@ -162,7 +162,7 @@ static uint64_t naive_oldest(const struct state *state)
 static void append(struct state *state)
 {
     unsigned which = next_byte(state), length = next_byte(state);
-    struct topic *topic = &state->topics[which % TOPICS];
+    struct topic *topic = state->topics[which % TOPICS];
     struct kept *kept = &state->kept[state->count + 1];
     char bytes[SIZE_MAX_HERE];
     uint64_t predicted;
@@ -180,8 +180,8 @@ static void append(struct state *state)
     put_frame(kept, FORM_CHUNKED, bytes);
     predicted = ring_oldest_after(&state->ring, kept->length);
     check(ring_append(&state->ring, topic, kept->id,
-                      (struct slice){ bytes, kept->length },
-                      kept->splice) == state->count + 1);
+                      (struct slice){ bytes, kept->length }, kept->splice,
+                      false) == state->count + 1);
     state->count++;
     check(state->ring.oldest == predicted);
     check(state->ring.oldest == naive_oldest(state));
@@ -217,7 +217,7 @@ static void look(struct state *state)
 {
     const struct ring *ring = &state->ring;
     unsigned which = next_byte(state), back = next_byte(state);
-    const struct topic *topic = &state->topics[which % TOPICS];
+    struct topic *topic = state->topics[which % TOPICS];
     uint64_t id = ring->newest_id + 2, place, found, held;
 
     id -= back < id ? back : id;
@@ -228,7 +228,7 @@ static void look(struct state *state)
     check(found < ring->oldest || state->kept[found].id <= id);
     check(found + 1 == ring->next || state->kept[found + 1].id > id);
     held = naive_count_after(state, topic, 0);
-    place = topic_back(ring, topic, back % 20);
+    place = one_back(ring, topic, back % 20);
     check(topic_count_after(ring, topic, place) ==
           (back % 20 < held ? back % 20 : held));
     check(topic_count_after(ring, topic, topic_start(topic)) == held);
@@ -239,7 +239,7 @@ static void look(struct state *state)
 
 /* Puts all that follows the cursor into `out`. */
 static size_t naive_stream(const struct state *state,
-                           const struct reader *reader, uint64_t until,
+                           const struct one_of *reader, uint64_t until,
                            char *out)
 {
     uint64_t ordinal = reader->cursor.last;
@@ -254,7 +254,7 @@ static size_t naive_stream(const struct state *state,
 }
 
 /* Where the cursor has to be, `bytes` further on. */
-static void naive_advance(const struct state *state, struct reader *reader,
+static void naive_advance(const struct state *state, struct one_of *reader,
                           size_t bytes)
 {
     char frame[STREAM_MAX];
@@ -270,7 +270,7 @@ static void naive_advance(const struct state *state, struct reader *reader,
             return;
         }
         bytes -= left;
-        reader->cursor = (struct cursor){
+        reader->cursor = (struct one){
             .last = next,
             .events = reader->cursor.events + 1,
         };
@@ -278,7 +278,7 @@ static void naive_advance(const struct state *state, struct reader *reader,
 }
 
 static bool naive_overrun(const struct state *state,
-                          const struct reader *reader)
+                          const struct one_of *reader)
 {
     for (uint64_t ordinal = reader->cursor.last + 1;
          ordinal < state->ring.oldest; ordinal++)
@@ -303,14 +303,14 @@ static size_t check_gathered(const struct iovec *iov, int count,
     return got;
 }
 
-static void check_advance(const struct state *state, struct reader *reader,
+static void check_advance(const struct state *state, struct one_of *reader,
                           uint64_t until, size_t bytes, size_t beyond)
 {
-    struct reader naive = *reader;
+    struct one_of naive = *reader;
 
     naive_advance(state, &naive, bytes);
-    check(ring_advance(&state->ring, reader->topic, &reader->cursor, until,
-                       reader->form, bytes + beyond) == beyond);
+    check(one_advance(&state->ring, reader->topic, &reader->cursor, until,
+                      reader->form, bytes + beyond) == beyond);
     check(reader->cursor.last == naive.cursor.last);
     check(reader->cursor.sent == naive.cursor.sent);
     check(reader->cursor.events == naive.cursor.events);
@@ -319,25 +319,25 @@ static void check_advance(const struct state *state, struct reader *reader,
 static void read_some(struct state *state)
 {
     unsigned how = next_byte(state);
-    struct reader *reader = &state->readers[how % READERS];
+    struct one_of *reader = &state->readers[how % READERS];
     int room = (int)(how / READERS % ROOM_MAX) + 1, count;
     size_t budget = next_byte(state) + 1, length, got;
     uint64_t until = state->ring.next - 1;
     char expected[STREAM_MAX];
     struct iovec iov[ROOM_MAX];
 
-    check(topic_overrun(reader->topic, &reader->cursor) ==
+    check(one_overrun(reader->topic, &reader->cursor) ==
           naive_overrun(state, reader));
-    if (topic_overrun(reader->topic, &reader->cursor)) {
-        reader->cursor = (struct cursor){ .last = topic_start(reader->topic) };
+    if (one_overrun(reader->topic, &reader->cursor)) {
+        reader->cursor = (struct one){ .last = topic_start(reader->topic) };
         return;
     }
     /* a frame that is begun is not behind the end */
     if (how >= 128 && reader->cursor.sent == 0)
         until -= next_byte(state) % 4 % (until + 1);
     length = naive_stream(state, reader, until, expected);
-    count = ring_gather(&state->ring, reader->topic, &reader->cursor, until,
-                        reader->form, iov, room, budget);
+    count = one_gather(&state->ring, reader->topic, &reader->cursor, until,
+                       reader->form, iov, room, budget);
     check(count <= room);
     got = check_gathered(iov, count, expected, length);
     check(got == length || got >= budget || count == room);
@@ -352,11 +352,11 @@ static void read_some(struct state *state)
 static void move_reader(struct state *state)
 {
     unsigned which = next_byte(state);
-    struct reader *reader = &state->readers[which % READERS];
+    struct one_of *reader = &state->readers[which % READERS];
 
-    reader->topic = &state->topics[which / READERS % TOPICS];
-    reader->cursor = (struct cursor){
-        .last = topic_back(&state->ring, reader->topic, which / 16),
+    reader->topic = state->topics[which / READERS % TOPICS];
+    reader->cursor = (struct one){
+        .last = one_back(&state->ring, reader->topic, which / 16),
     };
 }
 
@@ -369,10 +369,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
                     SIZE_MIN + next_byte(&state), next_byte(&state),
                     SLICE(SPLICE)) == 0);
     for (unsigned i = 0; i < TOPICS; i++)
-        topic_init(&state.topics[i], &state.ring);
+        state.topics[i] =
+            topic_hold(&state.ring, (struct slice){ "abc" + i, 1 });
     for (unsigned i = 0; i < READERS; i++)
         state.readers[i] =
-            (struct reader){ .topic = &state.topics[i % 2], .form = i };
+            (struct one_of){ .topic = state.topics[i % 2], .form = i };
     while (state.input < state.end) {
         static void (*const operations[])(struct state *) = {
             append, append, look, read_some, read_some, move_reader,
@@ -381,7 +382,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
         operations[next_byte(&state) % 6](&state);
         check_frames(&state);
         for (unsigned i = 0; i < TOPICS; i++)
-            check_topic(&state, &state.topics[i]);
+            check_topic(&state, state.topics[i]);
     }
     ring_release(&state.ring);
     return 0;
