@@ -857,10 +857,9 @@ static void event_begin_value(struct event_parser *parser)
         parser->name_length = 0;
         break;
     case FIELD_ID:
-        parser->candidate_length = 0;
-        break;
     case FIELD_RETRY:
         parser->candidate_length = 0;
+        parser->candidate_has_nul = false;
         break;
     case FIELD_OTHER:
         break;
@@ -881,6 +880,8 @@ static void event_append_value(struct event_parser *parser, struct slice bytes)
     case FIELD_RETRY:
         append_bounded(parser->candidate, &parser->candidate_length,
                        EVENT_NUMBER_MAX, bytes);
+        if (memchr(bytes.data, '\0', bytes.length))
+            parser->candidate_has_nul = true;
         break;
     case FIELD_OTHER:
         break;
@@ -900,7 +901,7 @@ static void event_end_value(struct event_parser *parser)
 {
     struct slice value = { parser->candidate, parser->candidate_length };
 
-    if (parser->field == FIELD_ID && !memchr(value.data, '\0', value.length)) {
+    if (parser->field == FIELD_ID && !parser->candidate_has_nul) {
         memcpy(parser->id, value.data, value.length);
         parser->id_length = value.length;
         parser->has_id = true;

@@ -473,7 +473,8 @@ struct event_parser {
     bool complete; /* the values are those of an event */
     bool has_data;
     bool has_id;
-    bool too_long;      /* the data has more than `room` bytes */
+    bool too_long; /* the data has more than `room` bytes */
+    bool candidate_has_nul;
     char *data;         /* not owned */
     size_t room;        /* of it */
     size_t length;      /* of the data; its lines end in LF, but the last */

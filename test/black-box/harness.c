@@ -63,8 +63,13 @@ static int add_words(const char **arguments, int count, const char *variable)
     return count;
 }
 
-static _Noreturn void run_child(const char *const options[], int out, int err,
-                                pid_t parent)
+/* What the child has in place of the test's own. */
+struct standard {
+    int in, out, err;
+};
+
+static _Noreturn void run_child(const char *const options[],
+                                struct standard standard, pid_t parent)
 {
     const char *arguments[OPTIONS_MAX];
     const char *path = getenv("SSED");
@@ -81,20 +86,21 @@ static _Noreturn void run_child(const char *const options[], int out, int err,
     arguments[count] = NULL;
     if (preload)
         setenv("LD_PRELOAD", preload, 1);
-    dup2(out, STDOUT_FILENO);
-    dup2(err, STDERR_FILENO);
+    dup2(standard.in, STDIN_FILENO);
+    dup2(standard.out, STDOUT_FILENO);
+    dup2(standard.err, STDERR_FILENO);
     execvp(arguments[0], (char *const *)(uintptr_t)arguments);
     _exit(127);
 }
 
-static pid_t start_child(const char *const options[], int out, int err)
+static pid_t start_child(const char *const options[], struct standard standard)
 {
     pid_t parent = getpid();
     pid_t pid = fork();
 
     cr_assert(pid >= 0, "fork: %s", strerror(errno));
     if (pid == 0)
-        run_child(options, out, err, parent);
+        run_child(options, standard, parent);
     return pid;
 }
 
@@ -132,7 +138,8 @@ int run_to_end(const char *const options[], char *out, char *err)
 {
     int out_fd = memfd_create("out", MFD_CLOEXEC);
     int err_fd = memfd_create("err", MFD_CLOEXEC);
-    int status = await_exit(start_child(options, out_fd, err_fd));
+    struct standard standard = { STDIN_FILENO, out_fd, err_fd };
+    int status = await_exit(start_child(options, standard));
     char *text = read_all(out_fd);
 
     snprintf(out, 4096, "%s", text);
@@ -186,6 +193,12 @@ static void find_address(struct server *server)
 
 void server_start_list(struct server *server, const char *const options[])
 {
+    server_start_list_input(server, STDIN_FILENO, options);
+}
+
+void server_start_list_input(struct server *server, int input,
+                             const char *const options[])
+{
     const char *all[OPTIONS_MAX] = { "--interval", "0" };
     bool listens = false;
     int count = 2;
@@ -201,7 +214,8 @@ void server_start_list(struct server *server, const char *const options[])
     }
     all[count] = NULL;
     *server = (struct server){ .log = memfd_create("log", MFD_CLOEXEC) };
-    server->pid = start_child(all, server->log, server->log);
+    server->pid =
+        start_child(all, (struct standard){ input, server->log, server->log });
     server_await_log(server, "event=ready");
     find_address(server);
 }
@@ -431,6 +445,34 @@ uint64_t publish_on(struct client *client, const char *text, size_t length)
     return strtoull(id, NULL, 10);
 }
 
+void post(const struct server *server, const char *target, const char *type,
+          const char *body, struct response *response)
+{
+    size_t size = strlen(target) + strlen(body) + 256;
+    char *request = malloc(size);
+
+    cr_assert(request);
+    snprintf(request, size,
+             "POST %s HTTP/1.1\r\nHost: localhost\r\n%s%s%s"
+             "Content-Length: %zu\r\n\r\n%s",
+             target, type ? "Content-Type: " : "", type ? type : "",
+             type ? "\r\n" : "", strlen(body), body);
+    ask(server, request, response);
+    free(request);
+}
+
+uint64_t publish_to(const struct server *server, const char *target,
+                    const char *text)
+{
+    struct response response;
+    char id[32];
+
+    post(server, target, NULL, text, &response);
+    cr_assert(response.status == 201, "%d %s", response.status, response.body);
+    cr_assert(json_string(response.body, "id", id, sizeof(id)));
+    return strtoull(id, NULL, 10);
+}
+
 uint64_t publish(const struct server *server, const char *text)
 {
     struct client client;
@@ -546,13 +588,19 @@ static void take_field(struct block *block, const char *line, size_t length)
     };
 
     for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-        size_t name = strlen(fields[i].name);
+        size_t name = strlen(fields[i].name), used;
 
         if (length < name || strncmp(line, fields[i].name, name) != 0)
             continue;
-        cr_assert(length - name < fields[i].size);
-        snprintf((char *)block + fields[i].place, fields[i].size, "%.*s",
-                 (int)(length - name), line + name);
+        used = 0;
+        if (fields[i].place == offsetof(struct block, data) &&
+            block->lines++ > 0) {
+            used = strlen(block->data);
+            block->data[used++] = '\n';
+        }
+        cr_assert(used + length - name < fields[i].size);
+        snprintf((char *)block + fields[i].place + used, fields[i].size - used,
+                 "%.*s", (int)(length - name), line + name);
         return;
     }
     cr_assert_fail("an unknown line: %.*s", (int)length, line);
@@ -564,6 +612,7 @@ static void take_block(struct stream *stream, const char *end,
     const char *line = stream->text;
 
     block->id[0] = block->retry[0] = block->event[0] = block->data[0] = '\0';
+    block->lines = 0;
     while (line <= end) {
         size_t length = strcspn(line, "\n");
 
@@ -615,6 +664,29 @@ void stream_expect_message(struct stream *stream, const char *type, uint64_t id,
     cr_assert(json_number(block.data, "id", &number) && number == id);
     cr_assert(json_string(block.data, "message", got, sizeof(got)));
     cr_assert_str_eq(got, message);
+}
+
+void stream_expect_event(struct stream *stream, const char *id,
+                         const char *event, const char *data)
+{
+    struct block block;
+
+    cr_assert(stream_next(stream, &block), "the stream ended before %s %s", id,
+              data);
+    cr_assert(strcmp(block.id, id ? id : "") == 0 &&
+                  strcmp(block.event, event ? event : "") == 0 &&
+                  strcmp(block.data, data ? data : "") == 0,
+              "got %s '%s' '%s' for %s '%s' '%s'", block.id, block.event,
+              block.data, id, event, data);
+}
+
+void stream_expect_end(struct stream *stream)
+{
+    struct block block;
+
+    cr_assert(!stream_next(stream, &block), "no end but %s %s", block.id,
+              block.data);
+    cr_assert(stream->complete || !stream->chunked, "it was cut");
 }
 
 void stream_close(struct stream *stream)

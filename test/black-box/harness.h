@@ -45,7 +45,8 @@ struct block {
     char id[64];
     char retry[16];
     char event[64];
-    char data[70000];
+    char data[70000]; /* its lines joined by LF */
+    unsigned lines;   /* of the data */
 };
 
 struct stream {
@@ -64,6 +65,13 @@ int patience(void);
 #define server_start(server, ...) \
     server_start_list(server, (const char *[]){ __VA_ARGS__, NULL })
 void server_start_list(struct server *server, const char *const options[]);
+/* The same with this descriptor, which stays the caller's, as its standard
+ * input. */
+#define server_start_input(server, input, ...) \
+    server_start_list_input(server, input,     \
+                            (const char *[]){ __VA_ARGS__, NULL })
+void server_start_list_input(struct server *server, int input,
+                             const char *const options[]);
 /* Ends it with SIGTERM; it must exit with 0 and have logged no error. */
 void server_stop(struct server *server);
 /* Waits for its end; returns the exit status, or minus the signal. */
@@ -96,6 +104,12 @@ void ask(const struct server *server, const char *request,
 /* A field's value, or NULL. Valid until the next call. */
 const char *response_field(const struct response *response, const char *name);
 
+/* One POST with this media type (NULL: none) and body. */
+void post(const struct server *server, const char *target, const char *type,
+          const char *body, struct response *response);
+/* Publishes to a topic on a connection of its own; the id of the event. */
+uint64_t publish_to(const struct server *server, const char *target,
+                    const char *text);
 /* Publishes on a connection of its own; the id of the event. */
 uint64_t publish(const struct server *server, const char *text);
 uint64_t publish_on(struct client *client, const char *text, size_t length);
@@ -115,6 +129,12 @@ void stream_expect(struct stream *stream, struct block *block,
 /* The next block, which must be this message with this id. */
 void stream_expect_message(struct stream *stream, const char *type, uint64_t id,
                            const char *message);
+/* The next block, which must have this id, event name and data; NULL: none
+ * of it. */
+void stream_expect_event(struct stream *stream, const char *id,
+                         const char *event, const char *data);
+/* The stream must end, with its last chunk. */
+void stream_expect_end(struct stream *stream);
 void stream_close(struct stream *stream);
 
 /* Values of a flat JSON object; the string unescaped into `value`. */

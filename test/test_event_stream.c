@@ -1,0 +1,385 @@
+/*
+ * The event stream parser: the examples and rules of WHATWG HTML, section
+ * 9.2.6, every split of a set of streams in three, and a second, naive
+ * implementation, to the letter of the standard, on random input.
+ */
+#include "sse.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ROOM = 40, /* for data */
+    EVENTS_MAX = 64,
+    TEXT_MAX = 512,
+};
+
+/* What a stream holds, as a text that can be compared: a line for each event,
+ * its parts in brackets. */
+struct result {
+    char text[8192];
+    size_t length;
+};
+
+static void put_part(struct result *result, const char *name, const char *bytes,
+                     size_t length)
+{
+    cr_assert(result->length + length + 64 < sizeof(result->text));
+    result->length +=
+        (size_t)sprintf(result->text + result->length, "%s%zu[", name, length);
+    memcpy(result->text + result->length, bytes, length);
+    result->length += length;
+    result->text[result->length++] = ']';
+}
+
+static void put_event(struct result *result, const struct event_parser *parser)
+{
+    if (parser->too_long)
+        put_part(result, "long", "", 0);
+    else
+        put_part(result, "data", parser->data, parser->length);
+    put_part(result, "event", parser->name, parser->name_length);
+    if (parser->has_id)
+        put_part(result, "id", parser->id, parser->id_length);
+    put_part(result, "retry", parser->retry, parser->retry_length);
+    result->text[result->length++] = '\n';
+}
+
+static void feed(struct event_parser *parser, struct slice data,
+                 struct result *result)
+{
+    while (data.length) {
+        size_t taken = event_parser_read(parser, data);
+
+        cr_assert(taken > 0 && taken <= data.length);
+        cr_assert(parser->complete || taken == data.length);
+        data.data += taken;
+        data.length -= taken;
+        if (parser->complete)
+            put_event(result, parser);
+    }
+}
+
+/* Parses a stream that comes in three pieces, each in memory of its own, so
+ * that nothing can look over an end. */
+static void parse_pieces(struct slice stream, size_t first, size_t second,
+                         struct result *result)
+{
+    size_t ends[] = { 0, first, second, stream.length };
+    struct event_parser parser;
+    char room[ROOM];
+
+    result->length = 0;
+    event_parser_init(&parser, room, sizeof(room));
+    for (int i = 0; i < 3; i++) {
+        size_t length = ends[i + 1] - ends[i];
+        char *piece = malloc(length + 1);
+
+        cr_assert(piece);
+        memcpy(piece, stream.data + ends[i], length);
+        feed(&parser, (struct slice){ piece, length }, result);
+        free(piece);
+    }
+    result->text[result->length] = '\0';
+}
+
+#define TEXT(literal)                  \
+    {                                  \
+        (literal), sizeof(literal) - 1 \
+    }
+
+static const struct {
+    struct slice stream;
+    struct slice events;
+} cases[] = {
+    /* the standard's examples */
+    { TEXT("data: YHOO\ndata: +2\ndata: 10\n\n"),
+      TEXT("data10[YHOO\n+2\n10]event0[]retry0[]\n") },
+    { TEXT(": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid"
+           "\n\ndata:  third event\n\n"),
+      TEXT("data11[first event]event0[]id1[1]retry0[]\n"
+           "data12[second event]event0[]id0[]retry0[]\n"
+           "data12[ third event]event0[]retry0[]\n") },
+    { TEXT("data\n\ndata\ndata\n\ndata:"),
+      TEXT("data0[]event0[]retry0[]\ndata1[\n]event0[]retry0[]\n") },
+    { TEXT("data:test\n\ndata: test\n\n"),
+      TEXT("data4[test]event0[]retry0[]\ndata4[test]event0[]retry0[]\n") },
+    /* line ends */
+    { TEXT("data: a\r\ndata: b\rdata: c\n\r\n"),
+      TEXT("data5[a\nb\nc]event0[]retry0[]\n") },
+    { TEXT("data: a\r\rdata: b\r\n\r\ndata: c\n\n"),
+      TEXT("data1[a]event0[]retry0[]\ndata1[b]event0[]retry0[]\n"
+           "data1[c]event0[]retry0[]\n") },
+    { TEXT("\r\n\n\r\r\n\ndata: a\n\r"), TEXT("data1[a]event0[]retry0[]\n") },
+    /* the byte order mark: one, at the start */
+    { TEXT("\xEF\xBB\xBF"
+           "data: a\n\n"),
+      TEXT("data1[a]event0[]retry0[]\n") },
+    { TEXT("\xEF\xBB\xBF\xEF\xBB\xBF"
+           "data: a\n\ndata: b\n\n"),
+      TEXT("data1[b]event0[]retry0[]\n") },
+    { TEXT("\xEF\xBB"
+           "data: a\n\ndata: b\n\n"),
+      TEXT("data1[b]event0[]retry0[]\n") },
+    { TEXT("\xEF\n"
+           "data: a\n\n"),
+      TEXT("data1[a]event0[]retry0[]\n") },
+    { TEXT("data: a\n\xEF\xBB\xBF"
+           "data: b\n\n"),
+      TEXT("data1[a]event0[]retry0[]\n") },
+    /* fields */
+    { TEXT("event: x\n\ndata: a\n\n"), TEXT("data1[a]event0[]retry0[]\n") },
+    { TEXT("event: x\nevent: y\ndata: a\n\n"),
+      TEXT("data1[a]event1[y]retry0[]\n") },
+    { TEXT("event: x\nevent\ndata: a\n\n"),
+      TEXT("data1[a]event0[]retry0[]\n") },
+    { TEXT("Data: a\ndata : a\n data: a\ndat: a\ndatab: a\n\n"), TEXT("") },
+    { TEXT("data: a:b: c\n\n"), TEXT("data6[a:b: c]event0[]retry0[]\n") },
+    { TEXT("data::\ndata:  \n\n"), TEXT("data3[:\n ]event0[]retry0[]\n") },
+    { TEXT("comment: x\n:\n:data: a\ndata: a\n\n"),
+      TEXT("data1[a]event0[]retry0[]\n") },
+    { TEXT("data: a\0b\n\n"), TEXT("data3[a\0b]event0[]retry0[]\n") },
+    /* ids */
+    { TEXT("id: 7\ndata: a\n\ndata: b\n\n"),
+      TEXT("data1[a]event0[]id1[7]retry0[]\ndata1[b]event0[]retry0[]\n") },
+    { TEXT("id: 7\nid: 8\0\ndata: a\n\n"),
+      TEXT("data1[a]event0[]id1[7]retry0[]\n") },
+    { TEXT("id: 7\nid:\ndata: a\n\n"),
+      TEXT("data1[a]event0[]id0[]retry0[]\n") },
+    { TEXT("id: 1234567890123456\ndata: a\n\n"),
+      TEXT("data1[a]event0[]id16[1234567890123456]retry0[]\n") },
+    { TEXT("id: 123456789012345678\ndata: a\n\n"),
+      TEXT("data1[a]event0[]id17[12345678901234567]retry0[]\n") },
+    /* retry */
+    { TEXT("retry: 10\nretry: x\nretry: 1 \nretry:\nretry: -1\ndata: a\n\n"),
+      TEXT("data1[a]event0[]retry2[10]\n") },
+    { TEXT("retry: 10\n\ndata: a\n\n"), TEXT("data1[a]event0[]retry0[]\n") },
+    { TEXT("retry: 12345678901234567\ndata: a\n\n"),
+      TEXT("data1[a]event0[]retry0[]\n") },
+    /* too long; and the next one is well */
+    { TEXT("data: 0123456789012345678901234567890123456789\n\n"),
+      TEXT("data40[0123456789012345678901234567890123456789]event0[]retry0[]"
+           "\n") },
+    { TEXT("data: 01234567890123456789012345678901234567890\n\ndata: b\n\n"),
+      TEXT("long0[]event0[]retry0[]\ndata1[b]event0[]retry0[]\n") },
+    { TEXT("data: 0123456789012345678901234567890123456789\ndata\n\n"),
+      TEXT("long0[]event0[]retry0[]\n") },
+    /* what is not complete */
+    { TEXT("data: a\n"), TEXT("") },
+    { TEXT("data: a"), TEXT("") },
+    { TEXT(""), TEXT("") },
+};
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+Test(event_stream, means_the_same_however_it_is_split)
+{
+    struct result result;
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct slice stream = cases[i].stream;
+
+        for (size_t first = 0; first <= stream.length; first++)
+            for (size_t second = first; second <= stream.length; second++) {
+                struct slice events = cases[i].events;
+
+                parse_pieces(stream, first, second, &result);
+                cr_assert(result.length == events.length &&
+                              memcmp(result.text, events.data, events.length) ==
+                                  0,
+                          "%zu %zu %zu: %s", i, first, second, result.text);
+            }
+    }
+}
+
+Test(event_stream, a_name_of_any_length_is_told_from_one_too_long)
+{
+    struct event_parser parser;
+    char room[ROOM], stream[1024];
+
+    for (size_t length = 0; length < 300; length++) {
+        int size = sprintf(stream, "event: %0*d\ndata: a\n\n", (int)length, 0);
+
+        if (length == 0)
+            size = sprintf(stream, "event:\ndata: a\n\n");
+        event_parser_init(&parser, room, sizeof(room));
+        cr_assert(event_parser_read(&parser,
+                                    (struct slice){ stream, (size_t)size }) ==
+                  (size_t)size);
+        cr_assert(parser.complete);
+        cr_assert(parser.name_length ==
+                  (length > EVENT_NAME_MAX ? EVENT_NAME_MAX + 1 : length));
+    }
+}
+
+/* However long a comment or an unknown field is, nothing of it is kept. */
+Test(event_stream, skips_lines_of_any_length)
+{
+    static char line[100000];
+    struct event_parser parser;
+    char room[ROOM];
+
+    memset(line, 'x', sizeof(line));
+    for (int colon = 0; colon < 2; colon++) {
+        line[0] = colon ? ':' : 'x';
+        event_parser_init(&parser, room, sizeof(room));
+        for (int i = 0; i < 50; i++)
+            cr_assert(event_parser_read(&parser,
+                                        (struct slice){ line, sizeof(line) }) ==
+                      sizeof(line));
+        event_parser_read(&parser, SLICE("\ndata: a\n\n"));
+        cr_assert(parser.complete && parser.length == 1 && !parser.too_long);
+    }
+}
+
+/* ------------------------------------------------------ the naive one
+ *
+ * Cuts the whole stream into lines first, and then does what the standard
+ * says for each. What this project bounds is told apart afterwards.
+ */
+struct naive {
+    char data[TEXT_MAX], name[TEXT_MAX], id[TEXT_MAX], retry[TEXT_MAX];
+    size_t data_length, name_length, id_length, retry_length;
+    bool has_id;
+};
+
+static void naive_dispatch(struct naive *naive, struct result *result)
+{
+    if (naive->data_length > 0) {
+        naive->data_length--; /* the last LF */
+        if (naive->data_length > ROOM)
+            put_part(result, "long", "", 0);
+        else
+            put_part(result, "data", naive->data, naive->data_length);
+        put_part(result, "event", naive->name, naive->name_length);
+        if (naive->has_id)
+            put_part(result, "id", naive->id,
+                     naive->id_length > EVENT_NUMBER_MAX ? EVENT_NUMBER_MAX + 1
+                                                         : naive->id_length);
+        put_part(result, "retry", naive->retry, naive->retry_length);
+        result->text[result->length++] = '\n';
+    }
+    *naive = (struct naive){ 0 };
+}
+
+static void naive_field(struct naive *naive, struct slice name,
+                        struct slice value)
+{
+    if (slice_is(name, "data")) {
+        memcpy(naive->data + naive->data_length, value.data, value.length);
+        naive->data_length += value.length;
+        naive->data[naive->data_length++] = '\n';
+    } else if (slice_is(name, "event")) {
+        memcpy(naive->name, value.data, value.length);
+        naive->name_length = value.length;
+    } else if (slice_is(name, "id") && !memchr(value.data, 0, value.length)) {
+        memcpy(naive->id, value.data, value.length);
+        naive->id_length = value.length;
+        naive->has_id = true;
+    } else if (slice_is(name, "retry") && value.length > 0 &&
+               value.length <= EVENT_NUMBER_MAX) {
+        for (size_t i = 0; i < value.length; i++)
+            if (value.data[i] < '0' || value.data[i] > '9')
+                return;
+        memcpy(naive->retry, value.data, value.length);
+        naive->retry_length = value.length;
+    }
+}
+
+static void naive_line(struct naive *naive, struct slice line,
+                       struct result *result)
+{
+    const char *colon = memchr(line.data, ':', line.length);
+    struct slice name = line, value = { line.data + line.length, 0 };
+
+    if (line.length == 0) {
+        naive_dispatch(naive, result);
+        return;
+    }
+    if (colon == line.data)
+        return;
+    if (colon) {
+        name.length = (size_t)(colon - line.data);
+        value.data = colon + 1;
+        value.length = line.length - name.length - 1;
+        if (value.length && *value.data == ' ') {
+            value.data++;
+            value.length--;
+        }
+    }
+    naive_field(naive, name, value);
+}
+
+static void naive_parse(struct slice stream, struct result *result)
+{
+    struct naive naive = { 0 };
+    size_t at = 0;
+
+    result->length = 0;
+    if (stream.length >= 3 && memcmp(stream.data, "\xEF\xBB\xBF", 3) == 0)
+        at = 3;
+    while (at < stream.length) {
+        size_t end = at;
+
+        while (end < stream.length && stream.data[end] != '\n' &&
+               stream.data[end] != '\r')
+            end++;
+        if (end == stream.length)
+            break;
+        naive_line(&naive, (struct slice){ stream.data + at, end - at },
+                   result);
+        at = end + 1;
+        if (stream.data[end] == '\r' && at < stream.length &&
+            stream.data[at] == '\n')
+            at++;
+    }
+    result->text[result->length] = '\0';
+}
+
+static size_t random_stream(char *stream)
+{
+    static const char *const parts[] = {
+        "data",  "data",    "data:",        "data: ",
+        "event", "id",      "retry",        ":",
+        ":",     " ",       "\n",           "\n",
+        "\r",    "\r\n",    "\n\n",         "x",
+        "7",     "12345",   "ssed.",        "\xEF",
+        "\xBB",  "\xBF",    "\xE4\xBD\xA0", "012345678901234567890",
+        "\n\n",  "event: ", "id: ",         "retry: ",
+    };
+    size_t length = 0, count = (size_t)random() % 30;
+
+    for (size_t i = 0; i < count; i++) {
+        const char *part = parts[(size_t)random() % COUNT(parts)];
+
+        if (random() % 40 == 0)
+            stream[length++] = '\0';
+        memcpy(stream + length, part, strlen(part));
+        length += strlen(part);
+    }
+    return length;
+}
+
+#define SEED 20261123
+
+Test(event_stream, agrees_with_a_naive_one)
+{
+    char stream[2048];
+    struct result expected, got;
+
+    srandom(SEED);
+    for (int i = 0; i < 200000; i++) {
+        struct slice all = { stream, random_stream(stream) };
+        size_t second = (size_t)random() % (all.length + 1);
+        size_t first = (size_t)random() % (second + 1);
+
+        naive_parse(all, &expected);
+        parse_pieces(all, first, second, &got);
+        cr_assert(got.length == expected.length &&
+                      memcmp(got.text, expected.text, got.length) == 0,
+                  "seed %d, round %d, split at %zu and %zu:\n%s\nexpected\n%s",
+                  SEED, i, first, second, got.text, expected.text);
+    }
+}
