@@ -1626,3 +1626,96 @@ Test(file, an_empty_one_has_no_part)
         cr_assert(response.length == 0 && response.range_total == 0);
     }
 }
+
+/* --------------------------------------------------------------- topics */
+
+Test(topic, is_made_of_segments)
+{
+    static const char *const good[] = {
+        "a", "chat/42", "A-Z.a_z~0:9@x", "a/b/c", "...", ".a/b.", "-", "a/...",
+    };
+    static const struct {
+        const char *name, *why;
+    } bad[] = {
+        { "", "255" },
+        { "/", "slash" },
+        { "/a", "slash" },
+        { "a/", "slash" },
+        { "a//b", "segment" },
+        { ".", "segment" },
+        { "..", "segment" },
+        { "a/..", "segment" },
+        { "./a", "segment" },
+        { "a/./b", "segment" },
+        { "a b", "made of" },
+        { "a%20", "made of" },
+        { "\xC3\xA9", "made of" },
+        { "a\x7F", "made of" },
+        { "a?", "made of" },
+        { "a\"", "made of" },
+        { "a\n", "made of" },
+        { "a\\", "made of" },
+    };
+    char longest[TOPIC_NAME_MAX + 1];
+
+    for (size_t i = 0; i < COUNT(good); i++)
+        cr_assert(!http_topic_refused(slice_of(good[i])), "%s", good[i]);
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        const char *why = http_topic_refused(slice_of(bad[i].name));
+
+        cr_assert(why && strstr(why, bad[i].why), "%s: %s", bad[i].name,
+                  why ? why : "taken");
+    }
+    cr_assert(http_topic_refused((struct slice){ "a\0b", 3 }));
+    memset(longest, 'x', sizeof(longest));
+    cr_assert(!http_topic_refused((struct slice){ longest, TOPIC_NAME_MAX }));
+    cr_assert(
+        http_topic_refused((struct slice){ longest, TOPIC_NAME_MAX + 1 }));
+}
+
+Test(query, gives_one_after_the_other)
+{
+    struct slice query = slice_of("x=0&topic=a%2Fb&y&topic=&topic=c&topics=d"),
+                 value;
+    char buffer[16];
+    static const char *const expected[] = { "a/b", "", "c" };
+
+    for (size_t i = 0; i < COUNT(expected); i++) {
+        cr_assert(
+            http_query_next(&query, "topic", buffer, sizeof(buffer), &value));
+        cr_assert(slice_is(value, expected[i]));
+    }
+    cr_assert(
+        !http_query_next(&query, "topic", buffer, sizeof(buffer), &value));
+}
+
+/* The table of Unicode 15.0, section 3.9, "U+FFFD substitution of maximal
+ * subparts", and ends that are cut. */
+Test(utf8, one_replacement_stands_for_a_maximal_subpart)
+{
+    static const struct {
+        const char *text;
+        size_t length;
+    } cases[] = {
+        { "\xF1\x80\x80\x41", 3 },
+        { "\xE1\x80\x41", 2 },
+        { "\xC2\x41", 1 },
+        { "\xC0\xAF", 1 },
+        { "\xE0\x80\xBF", 1 },
+        { "\xF0\x81\x82", 1 },
+        { "\xED\xA0\x80", 1 },
+        { "\xF4\x91\x92", 1 },
+        { "\xFF", 1 },
+        { "\x80\x80", 1 },
+        { "\xE4\xBD", 2 },
+        { "\xE4", 1 },
+        { "\xF0\x90\x80", 3 },
+        { "\xF5\x80\x80\x80", 1 },
+        { "\xF0\x9F\x98\xF0", 3 },
+        { "\xC2", 1 },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++)
+        cr_assert(utf8_malformed(slice_of(cases[i].text)) == cases[i].length,
+                  "%zu", i);
+}

@@ -504,6 +504,296 @@ Test(ring, gathers_one_topic_of_several)
     ring_release(&ring);
 }
 
+/* ---------------------------------------------------------------- topics */
+
+Test(topics, last_while_held_or_in_the_ring)
+{
+    struct ring ring;
+    struct topic *main = begin(&ring, 2, 10000, 5), *a, *b;
+
+    cr_assert(topic_find(&ring, SLICE("a")) == NULL);
+    a = topic_hold(&ring, SLICE("a"));
+    cr_assert(a && topic_find(&ring, SLICE("a")) == a);
+    cr_assert(topic_hold(&ring, SLICE("a")) == a);
+    b = topic_hold(&ring, SLICE("ab"));
+    cr_assert(b != a && topic_find(&ring, SLICE("ab")) == b);
+    topic_drop(&ring, a);
+    cr_assert(topic_find(&ring, SLICE("a")) == a, "one hold is left");
+    append(&ring, a, 6, 5, false);
+    topic_drop(&ring, a);
+    cr_assert(topic_find(&ring, SLICE("a")) == a, "a frame is held");
+    topic_drop(&ring, b);
+    cr_assert(topic_find(&ring, SLICE("ab")) == NULL);
+    append(&ring, main, 7, 5, false);
+    append(&ring, main, 8, 5, false); /* evicts 6 */
+    cr_assert(topic_find(&ring, SLICE("a")) == NULL);
+    ring_release(&ring);
+}
+
+Test(topics, what_is_forgotten_leaves_its_mark)
+{
+    struct ring ring;
+    struct topic *main = begin(&ring, 2, 10000, 5), *topic;
+
+    topic = topic_hold(&ring, SLICE("a"));
+    cr_assert(topic->mark == 5);
+    append(&ring, topic, 10, 5, false);
+    append(&ring, main, 20, 5, false);
+    append(&ring, main, 30, 5, false); /* evicts 10 */
+    cr_assert(topic->mark == 10 && main->mark == 5);
+    topic_drop(&ring, topic);
+    topic = topic_hold(&ring, SLICE("never seen"));
+    cr_assert(topic->mark == 10, "it may be one that was forgotten");
+    append(&ring, main, 40, 5, false); /* evicts 20 */
+    cr_assert(topic->mark == 10, "what is known is not touched by others");
+    cr_assert(main->mark == 20);
+    topic_drop(&ring, topic);
+    topic = topic_hold(&ring, SLICE("b"));
+    cr_assert(topic->mark == 10, "main is not forgotten");
+    ring_release(&ring);
+}
+
+Test(topics, a_mark_can_be_raised)
+{
+    struct ring ring;
+    struct topic *main = begin(&ring, 2, 10000, 5), *topic;
+
+    topic = topic_hold(&ring, SLICE("a"));
+    append(&ring, topic, 10, 5, false);
+    topic_raise_mark(&ring, topic, 8);
+    cr_assert(topic->mark == 8 && main->mark == 5 && ring.newest_id == 10);
+    topic_raise_mark(&ring, topic, 15);
+    cr_assert(topic->mark == 15 && main->mark == 5 && ring.newest_id == 15);
+    topic_raise_mark(&ring, topic, 9);
+    cr_assert(topic->mark == 15);
+    append(&ring, main, 16, 5, false);
+    append(&ring, main, 17, 5, false); /* evicts 10 */
+    cr_assert(topic->mark == 15, "it does not fall");
+    topic_drop(&ring, topic);
+    cr_assert(ring.mark == 15);
+    ring_release(&ring);
+}
+
+Test(topics, a_history_can_begin_later)
+{
+    struct ring ring;
+    struct topic *main = begin(&ring, 2, 10000, 0), *topic;
+
+    topic = topic_hold(&ring, SLICE("a"));
+    ring_begin_after(&ring, 99);
+    cr_assert(main->mark == 99 && topic->mark == 99 && ring.newest_id == 99);
+    topic_drop(&ring, topic);
+    topic = topic_hold(&ring, SLICE("b"));
+    cr_assert(topic->mark == 99);
+    cr_assert(append(&ring, topic, 100, 5, false) == 1);
+    ring_release(&ring);
+}
+
+Test(topics, are_finished_by_their_newest_frame)
+{
+    struct ring ring;
+    struct topic *main = begin(&ring, 2, 10000, 0), *topic;
+    char bytes[64];
+    uint32_t splice;
+
+    topic = topic_hold(&ring, SLICE("a"));
+    cr_assert(!topic_finished(&ring, topic));
+    append(&ring, topic, 1, 5, false);
+    cr_assert(!topic_finished(&ring, topic));
+    ring_append(&ring, topic, 2, make_frame(bytes, 2, 5, &splice), 0, true);
+    cr_assert(topic_finished(&ring, topic) && !topic_finished(&ring, main));
+    append(&ring, topic, 3, 5, false);
+    cr_assert(!topic_finished(&ring, topic), "it has been opened again");
+    ring_append(&ring, topic, 4, make_frame(bytes, 4, 5, &splice), 0, true);
+    append(&ring, main, 5, 5, false);
+    cr_assert(topic_finished(&ring, topic));
+    append(&ring, main, 6, 5, false); /* evicts the end */
+    cr_assert(!topic_finished(&ring, topic));
+    ring_release(&ring);
+}
+
+/* A thousand names, in no order, come and go; each is found as itself. */
+Test(topics, are_found_by_name)
+{
+    enum {
+        NAMES = 1000
+    };
+    static struct topic *topics[NAMES];
+    struct ring ring;
+    char name[16];
+
+    begin(&ring, 1, 1000, 0);
+    srandom(1);
+    for (int i = 0; i < 20 * NAMES; i++) {
+        int which = (int)(random() % NAMES);
+        struct slice slice = { name, (size_t)sprintf(name, "%x/%d",
+                                                     which * 7919, which) };
+
+        cr_assert(topic_find(&ring, slice) == topics[which]);
+        if (topics[which]) {
+            topic_drop(&ring, topics[which]);
+            topics[which] = NULL;
+        } else {
+            topics[which] = topic_hold(&ring, slice);
+            cr_assert(topics[which]->references == 1);
+            cr_assert(topics[which]->name.length == slice.length);
+        }
+    }
+    ring_release(&ring);
+}
+
+/* --------------------------------------------------------------- readers
+ *
+ * Readers of several topics, against a list of all frames.
+ */
+enum {
+    MANY = 6,
+    ROUNDS = 20000
+};
+
+static struct {
+    uint64_t id;
+    size_t length;
+    int topic;
+} listed[ROUNDS + 1];
+
+/* What a reader of the topics in `set` gets after the ordinal `after`. */
+static size_t expect_several(const struct ring *ring, unsigned set,
+                             uint64_t after, char *out)
+{
+    uint64_t ordinal = after + 1 > ring->oldest ? after + 1 : ring->oldest;
+    size_t length = 0;
+
+    for (; ordinal < ring->next; ordinal++)
+        if (set >> listed[ordinal].topic & 1)
+            length += expect_frame(out + length, listed[ordinal].id,
+                                   listed[ordinal].length, false, FORM_CHUNKED);
+    return length;
+}
+
+static size_t gather_several(const struct ring *ring,
+                             const struct reader *reader, uint32_t sent,
+                             char *out)
+{
+    struct iovec iov[IOV_MAX_HERE];
+    int parts = ring_gather(ring, reader, sent, iov, IOV_MAX_HERE, EVERYTHING);
+    size_t length = 0;
+
+    for (int i = 0; i < parts; i++) {
+        memcpy(out + length, iov[i].iov_base, iov[i].iov_len);
+        length += iov[i].iov_len;
+    }
+    return length;
+}
+
+static struct reader several(struct place *places, struct topic **topics,
+                             unsigned set)
+{
+    struct reader reader = { .places = places,
+                             .form = FORM_CHUNKED,
+                             .until = UINT64_MAX };
+
+    for (int i = 0; i < MANY; i++)
+        if (set >> i & 1)
+            places[reader.count++] = (struct place){ .topic = topics[i] };
+    return reader;
+}
+
+/* Where a reader's places are, as one number: the newest frame behind him. */
+static uint64_t behind(const struct ring *ring, const struct reader *reader)
+{
+    uint64_t next = reader_next(ring, reader);
+
+    return next ? next - 1 : ring->next - 1;
+}
+
+static void check_several(const struct ring *ring, struct topic **topics)
+{
+    struct place places[MANY];
+    unsigned set = 1 + (unsigned)random() % ((1 << MANY) - 1);
+    struct reader reader = several(places, topics, set);
+    struct cursor cursor = { 0 };
+    uint64_t back = (uint64_t)random() % 20, newest = ring->next - 1;
+    char expected[4096], got[4096];
+    size_t length, taken;
+
+    /* the newest `back` of them */
+    reader_back(ring, &reader, back);
+    for (uint64_t left = back; newest >= ring->oldest && left > 0; newest--)
+        left -= set >> listed[newest].topic & 1;
+    length = expect_several(ring, set, newest, expected);
+    cr_assert(gather_several(ring, &reader, 0, got) == length);
+    cr_assert(memcmp(got, expected, length) == 0);
+    cr_assert(!reader_overrun(&reader));
+    /* some of the bytes are taken, and the rest follows */
+    taken = (size_t)random() % (length + 1);
+    cr_assert(ring_advance(ring, &reader, &cursor, taken) == 0);
+    cr_assert(gather_several(ring, &reader, cursor.sent, got) ==
+              length - taken);
+    cr_assert(memcmp(got, expected + taken, length - taken) == 0);
+    /* those up to an id are passed over */
+    if (cursor.sent == 0 && ring->next > ring->oldest) {
+        uint64_t ordinal =
+            ring->oldest + (uint64_t)random() % (ring->next - ring->oldest);
+        uint64_t place = behind(ring, &reader);
+
+        reader_skip(ring, &reader, listed[ordinal].id);
+        length = expect_several(ring, set, place > ordinal ? place : ordinal,
+                                expected);
+        cr_assert(gather_several(ring, &reader, 0, got) == length);
+        cr_assert(memcmp(got, expected, length) == 0);
+    }
+}
+
+Test(readers, get_several_topics_as_one_sequence)
+{
+    struct ring ring;
+    struct topic *topics[MANY];
+    uint64_t id = 0;
+
+    srandom(2);
+    begin(&ring, 30, 800, 0);
+    for (int i = 0; i < MANY; i++)
+        topics[i] = topic_hold(&ring, (struct slice){ "abcdef" + i, 1 });
+    for (int i = 0; i < ROUNDS; i++) {
+        int topic = (int)(random() % MANY);
+        size_t length = 1 + (size_t)random() % 40;
+        uint64_t ordinal;
+
+        id += 1 + (uint64_t)random() % 3;
+        ordinal = append(&ring, topics[topic], id, length, false);
+        listed[ordinal].id = id;
+        listed[ordinal].length = length;
+        listed[ordinal].topic = topic;
+        check_several(&ring, topics);
+    }
+    ring_release(&ring);
+}
+
+/* Whichever of his topics has lost the frame. */
+Test(readers, are_overrun_in_any_of_their_topics)
+{
+    struct ring ring;
+    struct topic *topics[MANY];
+    struct place places[MANY];
+    struct reader reader;
+
+    topics[0] = begin(&ring, 2, 10000, 0);
+    for (int i = 1; i < MANY; i++)
+        topics[i] = topic_hold(&ring, (struct slice){ "abcdef" + i, 1 });
+    reader = several(places, topics, 7);
+    append(&ring, topics[2], 1, 5, false);
+    append(&ring, topics[3], 2, 5, false);
+    cr_assert(!reader_overrun(&reader));
+    append(&ring, topics[3], 3, 5, false); /* evicts 1 */
+    cr_assert(reader_overrun(&reader));
+    places[2].last = topic_end(topics[2]);
+    cr_assert(!reader_overrun(&reader));
+    append(&ring, topics[3], 4, 5, false);
+    cr_assert(!reader_overrun(&reader), "another's is none of his");
+    ring_release(&ring);
+}
+
 /* ----------------------------------------------------------------- model
  *
  * The naive ring: all frames ever, and the ordinal of the oldest held.

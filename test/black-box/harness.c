@@ -512,7 +512,7 @@ static void stream_request(struct stream *stream, const struct server *server,
 void stream_open(struct stream *stream, const struct server *server,
                  const char *target, const char *fields)
 {
-    char request[4096];
+    char request[12288];
 
     snprintf(request, sizeof(request),
              "GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n", target, fields);
