@@ -344,6 +344,7 @@ static uint64_t walk_choose(struct walk *walk)
 static uint64_t walk_begin(struct walk *walk, const struct ring *ring,
                            const struct reader *reader)
 {
+    assert(reader->count > 0);
     walk->ring = ring;
     walk->count = reader->count;
     for (unsigned i = 0; i < reader->count; i++)

@@ -296,23 +296,23 @@ enum phase {
 
 struct server {
     struct options options;
+    uint32_t frame_size;
     enum phase phase;
     uint64_t phase_end; /* when the phase ends by itself; ms */
     struct ring ring;
     struct topic *main_topic;             /* held */
     struct topic *pass_first, *pass_last; /* topics with new frames */
-    uint32_t frame_size;
     char *frame; /* owned: where a frame is made, frame_size bytes */
 
     int epoll;
     int signals;
-    int root;           /* --root's folder, -1: bundled pages */
-    struct conn *input; /* standard input, NULL: it is not published */
-    bool input_is_file; /* epoll cannot watch it: it is always ready */
-    struct listener listeners[LISTENERS_MAX];
+    int root; /* --root's folder, -1: bundled pages */
     unsigned listener_count;
+    struct listener listeners[LISTENERS_MAX];
     bool accepting;
+    bool input_is_file;    /* epoll cannot watch it: it is always ready */
     uint64_t accept_again; /* ms, when !accepting */
+    struct conn *input;    /* standard input, NULL: it is not published */
 
     struct conn *conns; /* owned, conn_limit of them */
     uint32_t conn_limit;
@@ -2344,7 +2344,7 @@ static const char *refused_query(const struct server *server,
                                  const struct publication *publication,
                                  struct slice query)
 {
-    bool main = publication->topic == server->main_topic;
+    bool is_main = publication->topic == server->main_topic;
     bool keep = server->options.ids == IDS_KEEP;
     bool streamed = publication->from == FROM_EVENTS;
     const struct {
@@ -2352,8 +2352,9 @@ static const char *refused_query(const struct server *server,
         const char *name;
         const char *why;
     } refused[] = {
-        { main, "event", "event= is for topics: the main stream has no names" },
-        { main, "end", "end= is for topics: the main stream has no end" },
+        { is_main, "event",
+          "event= is for topics: the main stream has no names" },
+        { is_main, "end", "end= is for topics: the main stream has no end" },
         { true, "topic",
           "topic= is for subscribing: publish to /events/TOPIC" },
         { streamed, "event",
@@ -2661,7 +2662,7 @@ static const char *take_parsed(const struct server *server,
 {
     const struct event_parser *parser = &publication->parser;
     struct event *event = &publication->event;
-    bool main = publication->topic == server->main_topic;
+    bool is_main = publication->topic == server->main_topic;
     const char *refused = NULL;
 
     *event = (struct event){
@@ -2672,7 +2673,7 @@ static const char *take_parsed(const struct server *server,
     if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
         return "with --ids keep each event has its id: a number from 1 to "
                "9007199254740991";
-    if (!main)
+    if (!is_main)
         refused = refused_name(event->name);
     if (!refused)
         publication->due = DUE_EVENT;
@@ -3163,6 +3164,7 @@ static void route(struct server *server, struct conn *conn)
 /* Moves what has not been parsed to the front, to make room behind it. */
 static void compact_input(struct exchange *exchange)
 {
+    assert(exchange);
     if (exchange->in_start == 0)
         return;
     exchange->in_end -= exchange->in_start;

@@ -481,7 +481,7 @@ Test(ring, gathers_one_topic_of_several)
 
     topics[0] = begin(&ring, 100, 300, 0);
     for (int i = 1; i < 3; i++)
-        topics[i] = topic_hold(&ring, (struct slice){ "abc" + i, 1 });
+        topics[i] = topic_hold(&ring, (struct slice){ &"abc"[i], 1 });
     for (uint64_t id = 1; id <= 60; id++) {
         append(&ring, topics[id % 3], id, 8, false); /* 20 bytes; holds 15 */
         for (uint64_t i = 0; i < 3; i++) {
@@ -754,7 +754,7 @@ Test(readers, get_several_topics_as_one_sequence)
     srandom(2);
     begin(&ring, 30, 800, 0);
     for (int i = 0; i < MANY; i++)
-        topics[i] = topic_hold(&ring, (struct slice){ "abcdef" + i, 1 });
+        topics[i] = topic_hold(&ring, (struct slice){ &"abcdef"[i], 1 });
     for (int i = 0; i < ROUNDS; i++) {
         int topic = (int)(random() % MANY);
         size_t length = 1 + (size_t)random() % 40;
@@ -780,7 +780,7 @@ Test(readers, are_overrun_in_any_of_their_topics)
 
     topics[0] = begin(&ring, 2, 10000, 0);
     for (int i = 1; i < MANY; i++)
-        topics[i] = topic_hold(&ring, (struct slice){ "abcdef" + i, 1 });
+        topics[i] = topic_hold(&ring, (struct slice){ &"abcdef"[i], 1 });
     reader = several(places, topics, 7);
     append(&ring, topics[2], 1, 5, false);
     append(&ring, topics[3], 2, 5, false);
@@ -1010,7 +1010,7 @@ Test(ring, agrees_with_a_naive_one)
     srandom(MODEL_SEED);
     topics[0] = begin(&ring, LIMIT, SIZE, 0);
     for (int i = 0; i < TOPICS; i++)
-        topics[i] = topic_hold(&ring, (struct slice){ "abc" + i, 1 });
+        topics[i] = topic_hold(&ring, (struct slice){ &"abc"[i], 1 });
     for (int i = 0; i < READERS; i++)
         readers[i] =
             (struct model_reader){ .topic = i % TOPICS, .form = (unsigned)i };

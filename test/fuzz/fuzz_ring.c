@@ -370,7 +370,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
                     SLICE(SPLICE)) == 0);
     for (unsigned i = 0; i < TOPICS; i++)
         state.topics[i] =
-            topic_hold(&state.ring, (struct slice){ "abc" + i, 1 });
+            topic_hold(&state.ring, (struct slice){ &"abc"[i], 1 });
     for (unsigned i = 0; i < READERS; i++)
         state.readers[i] =
             (struct one_of){ .topic = state.topics[i % 2], .form = i };
