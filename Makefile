@@ -132,6 +132,12 @@ valgrind: $(SSED) $(BUILD)/test/black_box ## run the server under valgrind
 	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
 		$(BUILD)/test/black_box --jobs 2 --filter '!(folder)/*'
 
+SOAK_SECONDS ?= 60
+
+soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
+	SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) $(BUILD)/test/black_box \
+		--filter 'soak/*' --verbose=1 | grep -v SKIP
+
 hold: $(SSED) $(BUILD)/test/hold ## 10,000 subscribers, each event to each
 	test/hold.sh ./$(SSED) $(BUILD)/test/hold
 
@@ -186,6 +192,6 @@ help: ## list the targets
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
 
-.PHONY: all run debug deps test asan fuzz valgrind hold check check-compiler \
+.PHONY: all run debug deps test asan fuzz valgrind soak hold check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:

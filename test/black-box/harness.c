@@ -623,21 +623,28 @@ static void take_block(struct stream *stream, const char *end,
     memmove(stream->text, end + 2, stream->length + 1);
 }
 
+bool stream_take(struct stream *stream, struct block *block)
+{
+    const char *end;
+
+    while (!(end = strstr(stream->text, "\n\n")))
+        if (!stream_decode(stream))
+            return false;
+    take_block(stream, end, block);
+    return true;
+}
+
 bool stream_next(struct stream *stream, struct block *block)
 {
     int64_t deadline = now_ms() + patience();
-    const char *end;
 
-    while (!(end = strstr(stream->text, "\n\n"))) {
-        if (stream_decode(stream))
-            continue;
+    while (!stream_take(stream, block)) {
         if (stream->complete || stream->client.ended)
             return false;
         cr_assert(client_receive(&stream->client, patience()) &&
                       now_ms() < deadline,
                   "waited for an event, have: %s", stream->text);
     }
-    take_block(stream, end, block);
     return true;
 }
 

@@ -123,6 +123,8 @@ void stream_open_1_0(struct stream *stream, const struct server *server,
 void stream_begin(struct stream *stream);
 /* The next block. False if the stream has ended instead. */
 bool stream_next(struct stream *stream, struct block *block);
+/* The next block if it has been received, without waiting. */
+bool stream_take(struct stream *stream, struct block *block);
 /* The next block, which must be of this type. */
 void stream_expect(struct stream *stream, struct block *block,
                    const char *type);
