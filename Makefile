@@ -132,6 +132,13 @@ valgrind: $(SSED) $(BUILD)/test/black_box ## run the server under valgrind
 	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
 		$(BUILD)/test/black_box --jobs 2 --filter '!(folder)/*'
 
+readme: $(SSED) ## run the commands of README.md
+	@for tool in curl node ping python3; do \
+		command -v $$tool >/dev/null || missing=1; \
+	done; \
+	test -z "$$missing" || { $(call apt_install,curl iputils-ping nodejs python3); }
+	test/readme.sh ./$(SSED)
+
 SOAK_SECONDS ?= 60
 
 soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
@@ -192,6 +199,6 @@ help: ## list the targets
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
 
-.PHONY: all run debug deps test asan fuzz valgrind soak hold check check-compiler \
+.PHONY: all run debug deps test asan fuzz valgrind readme soak hold check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:

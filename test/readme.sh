@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Usage: readme.sh SSED
+# Runs the commands of README.md as they stand there, but for the ports, which
+# are free ones, and for how long they run. Needs curl, python3, node, ping.
+set -uo pipefail
+readme=$(cd "$(dirname "$0")/.." && pwd)/README.md
+root=$(dirname "$readme")
+ssed=$(realpath "$1")
+work=$(mktemp -d)
+cd "$work" || exit 1
+ln -s "$ssed" ssed
+ln -s "$root/static" static
+servers=()
+trap 'status=$?; kill "${servers[@]}" 2>/dev/null; wait; rm -rf "$work"; exit $status' EXIT
+
+# start NAME OPTION...: a server of its own; its port is then in $port
+start() {
+    local log=$work/$1.log
+    shift
+    : >"$log"
+    ./ssed --port 0 "$@" 2>"$log" <"${input:-/dev/null}" &
+    servers+=($!)
+    until port=$(sed -n 's/.*listening address=.*:\([0-9]*\)$/\1/p' "$log") &&
+        [ -n "$port" ] && grep -q event=ready "$log"; do
+        kill -0 "${servers[-1]}" || { cat "$log"; exit 1; }
+    done
+}
+
+# block TEXT: the block of commands that has this text
+block() {
+    awk -v text="$1" '
+        /^```sh$/ { inside = 1; block = ""; next }
+        /^```$/ && inside { inside = 0; if (index(block, text)) { printf "%s", block; exit } }
+        inside { block = block $0 "\n" }' "$readme"
+}
+
+# run SECONDS TEXT: what that block prints in that time, on the main server
+run() {
+    local commands
+    commands=$(block "$2" | sed "s/localhost:3000/localhost:$main/g; s/(\"localhost\", 3000)/(\"localhost\", $main)/; s/--port [0-9]*/--port 0/; s/0.0.0.0:3000/0.0.0.0:0/")
+    [ -n "$commands" ] || { echo "no block with: $2"; return 1; }
+    timeout "$1" bash -c "$commands" 2>&1
+}
+
+# expect WHAT PATTERN: standard input must have it
+expect() {
+    local text
+    text=$(cat)
+    if grep -q -- "$2" <<<"$text"; then
+        echo "ok: $1"
+    else
+        printf 'FAILED: %s: no "%s" in:\n%s\n' "$1" "$2" "$text"
+        touch "$work/failed"
+    fi
+}
+
+start main --interval 0
+main=$port
+
+run 1 "curl -N localhost:3000/events/chat/42" >"$work/watch" &
+watch=$!
+until grep -q 'topic=chat/42' "$work/main.log"; do :; done
+run 5 "curl -d '你好'" | expect "publish" '"subscribers":1}'
+wait $watch
+expect "watch a topic" "data: 你好" <"$work/watch"
+run 1 "Last-Event-ID: 17954" | expect "an old id is a gap" "event: ssed.gap"
+block "Last-Event-ID: 17954" | sed -n 2p | sed "s/3000/$main/; s/^/timeout 1 /" |
+    bash 2>&1 | expect "earliest" "data: 你好"
+block "Last-Event-ID: 17954" | sed -n 3p | sed "s/3000/$main/; s/^/timeout 1 /" |
+    bash 2>&1 | expect "the newest ten" "data: 你好"
+run 1 "topic=chat/42&topic=jobs" | expect "several topics" "retry: 3000"
+run 5 "curl -X DELETE" | expect "finish a topic" '"id"'
+curl -s -o /dev/null -w '%{http_code}\n' "localhost:$main/events/chat/42" |
+    expect "a finished topic" 204
+run 5 "printf 'data: Hel" | expect "a stream of events" '"count":2'
+curl -s "localhost:$main/events/chat/43?lastEventId=earliest" |
+    expect "and its end" "event: ssed.end"
+run 3 "while sleep 1" | expect "a shell loop" '"id"'
+run 20 "import http.client" | expect "publish with Python" '"count":5'
+run 20 'method: "POST"' | expect "publish with Node" "subscribers: 0"
+run 8 "import time, urllib.request" | expect "subscribe with Python" "100 %"
+run 5 "pipeThrough" | expect "subscribe with Node" "data: done"
+block "sed -u" | sed -n "3,\$p" | sed "s/localhost:3000/localhost:$main/" >log.sh
+timeout 2 bash log.sh >/dev/null 2>&1
+timeout 1 curl -sN "localhost:$main/events/log?last=1" |
+    expect "a log into a running server" "data: "
+
+ping -c 2 localhost >"$work/ping" 2>&1
+input=$work/ping start ping - --topic ping
+timeout 1 curl -sN "localhost:$port/events/ping?last=10" |
+    expect "standard input" "data: .*PING"
+run 2 "--topic ping" | expect "as it stands there" "event=input topic=ping"
+run 3 "--ids keep --port" | expect "one server feeds another" \
+    "event=input topic=jobs"
+run 2 "--root static" | expect "a folder of pages" "event=ready"
+
+head -c 24 /dev/urandom | base64 >token
+start token --token-file token
+curl -s -d hello -H "Authorization: Bearer $(cat token)" \
+    "localhost:$port/events/jobs" | expect "publish with a token" '"id"'
+curl -s -d hello "localhost:$port/events/jobs" | expect "and without" Bearer
+curl -s "localhost:$main/healthz" | expect "is it well" ok
+[ ! -e "$work/failed" ]
