@@ -1658,14 +1658,20 @@ static void log_access(const struct server *server, const struct conn *conn,
     static const char *const methods[] = { "-",    "DELETE",  "GET",
                                            "HEAD", "OPTIONS", "POST" };
     const struct request *request = &conn->exchange->request;
+    const struct topic *topic = conn->exchange->publication.topic;
     char peer[PEER_SIZE], path[512];
 
     if (!server->options.access_log)
         return;
+    if (topic) /* the body lies where the request was */
+        snprintf(path, sizeof(path), "/events%s%.*s",
+                 topic->name.length ? "/" : "", (int)topic->name.length,
+                 topic->name.data);
+    else
+        log_quote(path, sizeof(path), request->path);
     log_client(server, LEVEL_INFO, "request",
                "peer=%s method=%s path=%s status=%d bytes=%llu",
-               format_peer(peer, conn), methods[request->method],
-               log_quote(path, sizeof(path), request->path), status,
+               format_peer(peer, conn), methods[request->method], path, status,
                (unsigned long long)length);
 }
 

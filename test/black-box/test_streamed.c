@@ -397,6 +397,38 @@ Test(streamed, is_told_of_the_drain)
     stream_close(&stream);
 }
 
+/* The body has long been where the request's head was. */
+Test(streamed, is_logged_with_its_path)
+{
+    struct server server;
+    struct stream stream;
+    struct client client;
+    struct response response;
+
+    server_start(&server, "--first-id", "1", "--access-log");
+    open_topic(&stream, &server, "/events/a/b");
+    begin_body(&client, &server, "/events/a/b?end=1");
+    for (int i = 1; i <= 9; i++) {
+        char id[16];
+
+        send_chunk(&client, "data: x\n\n");
+        snprintf(id, sizeof(id), "%d", i);
+        stream_expect_event(&stream, id, NULL, "x");
+    }
+    end_body(&client, &response);
+    server_await_log(&server, " method=POST path=/events/a/b status=201 ");
+    client_send(&client, "POST /events HTTP/1.1\r\nHost: localhost\r\n"
+                         "Content-Length: 2\r\n\r\n");
+    client_send(&client, "x");
+    usleep(20000);
+    client_send(&client, "y");
+    client_response(&client, &response, false);
+    server_await_log(&server, " method=POST path=/events status=201 ");
+    client_close(&client);
+    stream_close(&stream);
+    server_stop(&server);
+}
+
 /* A chunk that is malformed, after an event. */
 Test(streamed, must_be_framed)
 {
