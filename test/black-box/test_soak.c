@@ -556,7 +556,8 @@ static void release_all(void)
 Test(soak, the_books_balance)
 {
     const char *seconds = getenv("SOAK_SECONDS");
-    int64_t end = now_ms() + 1000 * (seconds ? atoi(seconds) : 10), next = 0;
+    int64_t end = now_ms() + INT64_C(1000) * (seconds ? atoi(seconds) : 10),
+            next = 0;
     struct server server;
 
     server_start(&server, "--history", "1100000", "--history-bytes", "256M",
