@@ -50,11 +50,11 @@ struct publisher {
 
 struct subscriber {
     struct stream stream;
-    bool connected;
     int64_t back_at; /* when not */
     int64_t asleep;  /* does not read before that */
     int topics[TOPICS_EACH];
     int topic_count;
+    bool connected;
     uint64_t first, last; /* positions: where it began, where it is */
     uint64_t *ids;        /* owned: what it has got */
     size_t count, room;
@@ -581,7 +581,9 @@ Test(soak, the_books_balance)
         check_subscriber(&subscribers[i]);
     for (size_t i = 0; i < left_count; i++)
         check_subscriber(&left[i]);
-    cr_log_info("%zu events, %llu times resumed, %llu subscribers replaced",
+    if (seconds)
+        fprintf(stderr,
+                "%zu events, %llu times resumed, %llu subscribers replaced\n",
                 entry_count, (unsigned long long)resumed,
                 (unsigned long long)replaced);
     cr_assert(entry_count > 0 && resumed > 0 && replaced > 0);
