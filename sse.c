@@ -3571,6 +3571,7 @@ static void check_phase(struct server *server)
         return;
     if (server->now >= server->phase_end ||
         server->in_state[CONN_STREAM] + server->in_state[CONN_RESPOND] +
+                server->in_state[CONN_LINGER] +
                 server->queues[QUEUE_ANSWERS].count ==
             0)
         server->phase = PHASE_STOP;

@@ -255,6 +255,57 @@ Test(publish, with_a_token)
     server_stop(&server);
 }
 
+/* The same rules hold for topics, plain and streamed, and for their end. */
+Test(publish, to_topics_is_for_the_same)
+{
+    static const struct post refused[] = {
+        { "plain", "/events/a", "Host: evil.example\r\n", "x", 403, "Host" },
+        { "streamed", "/events/a",
+          "Host: evil.example\r\nContent-Type: text/event-stream\r\n",
+          "data: x\n\n", 403, "Host" },
+        { "a foreign page", "/events/a",
+          LOCAL "Origin: http://evil.example\r\n", "x", 403, "Origin" },
+        { "through a proxy", "/events/a", LOCAL "Via: 1.1 a\r\n", "x", 403,
+          "proxy" },
+    };
+    static const struct post unnamed[] = {
+        { "plain", "/events/a", LOCAL, "x", 401, "Bearer" },
+        { "streamed", "/events/a", LOCAL "Content-Type: text/event-stream\r\n",
+          "data: x\n\n", 401, "Bearer" },
+        { "right", "/events/a", LOCAL "Authorization: Bearer sesame\r\n", "x",
+          201, "id" },
+    };
+    struct server server;
+    struct response response;
+    char path[64];
+
+    server_start(&server, NULL);
+    check_posts(&server, refused, COUNT(refused));
+    ask(&server,
+        "DELETE /events/a HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n",
+        &response);
+    cr_assert(response.status == 403);
+    ask(&server, "POST /events/a HTTP/1.0\r\nContent-Length: 1\r\n\r\nx",
+        &response);
+    cr_assert(response.status == 403);
+    ask(&server, "DELETE /events/a HTTP/1.1\r\n" LOCAL "\r\n", &response);
+    cr_assert(response.status == 404, "nothing has been published");
+    server_stop(&server);
+    snprintf(path, sizeof(path), "/tmp/ssed-test-%d.token", getpid());
+    write_token(path, "sesame");
+    server_start(&server, "--token-file", path);
+    unlink(path);
+    check_posts(&server, unnamed, COUNT(unnamed));
+    ask(&server, "DELETE /events/a HTTP/1.1\r\n" LOCAL "\r\n", &response);
+    cr_assert(response.status == 401);
+    ask(&server,
+        "DELETE /events/a HTTP/1.1\r\n" LOCAL
+        "Authorization: Bearer sesame\r\n\r\n",
+        &response);
+    cr_assert(response.status == 200);
+    server_stop(&server);
+}
+
 Test(publish, in_chunks_and_when_asked_to_continue)
 {
     struct server server;
