@@ -44,7 +44,7 @@ struct response {
 struct block {
     char id[64];
     char retry[16];
-    char event[64];
+    char event[256];
     char data[70000]; /* its lines joined by LF */
     unsigned lines;   /* of the data */
 };

@@ -196,6 +196,40 @@ Test(streamed, slows_a_fast_publisher_and_loses_nothing)
     server_stop(&server);
 }
 
+/* An answer does not have to wait for the end of the body behind it, though
+ * that has to wait for room in the ring. */
+Test(streamed, holds_no_earlier_answer_back)
+{
+    enum {
+        COUNT = 200,
+        READERS = 100
+    };
+    static char requests[COUNT * 32];
+    struct server server;
+    struct stream streams[READERS];
+    struct client client;
+    struct response response;
+    size_t length;
+
+    server_start(&server, "--first-id", "1", "--history", "2");
+    for (int i = 0; i < READERS; i++)
+        open_topic(&streams[i], &server, "/events/a");
+    length =
+        (size_t)sprintf(requests, HEAD "Content-Length: 5\r\n\r\nfirst" HEAD
+                                       "Content-Type: " EVENTS
+                                       "\r\nContent-Length: 1000000\r\n\r\n");
+    for (int i = 0; i < COUNT; i++)
+        length += (size_t)sprintf(requests + length, "data: x\n\n");
+    client_connect(&client, &server);
+    client_send(&client, requests);
+    client_response(&client, &response, false);
+    cr_assert_str_eq(response.body, "{\"id\":\"1\",\"subscribers\":100}\n");
+    client_close(&client);
+    for (int i = 0; i < READERS; i++)
+        stream_close(&streams[i]);
+    server_stop(&server);
+}
+
 Test(streamed, finishes_the_topic_at_a_proper_end)
 {
     struct server server;
@@ -303,9 +337,11 @@ Test(streamed, refuses_what_it_cannot_be)
     };
     struct server server;
     struct response response;
-    char target[512];
+    struct stream stream;
+    char target[512], name[256];
 
     server_start(&server, "--first-id", "1", "--max-event", "10");
+    publish_to(&server, "/events/a", "before");
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         post(&server, cases[i].target, cases[i].type, cases[i].body, &response);
         cr_assert(response.status == cases[i].status, "%s %s: %d",
@@ -319,7 +355,13 @@ Test(streamed, refuses_what_it_cannot_be)
     snprintf(target, sizeof(target), "/events/a?event=%0255d", 0);
     post(&server, target, NULL, "x", &response);
     cr_assert(response.status == 201, "%s", response.body);
-    cr_assert_str_eq(response.body, "{\"id\":\"1\",\"subscribers\":0}\n");
+    cr_assert_str_eq(response.body, "{\"id\":\"2\",\"subscribers\":0}\n");
+    /* what was there is intact, and nothing else is */
+    open_topic(&stream, &server, "/events/a?lastEventId=earliest");
+    stream_expect_event(&stream, "1", NULL, "before");
+    snprintf(name, sizeof(name), "%0255d", 0);
+    stream_expect_event(&stream, "2", name, "x");
+    stream_close(&stream);
     server_stop(&server);
 }
 
