@@ -531,7 +531,7 @@ Test(topics, as_many_and_as_long_as_may_be)
     cr_assert(stream_next(&stream, &block));
     cr_assert(stream_next(&stream, &block));
     cr_assert_str_eq(block.event, "ssed.gap");
-    cr_assert(strlen(block.data) > sizeof(block.event) * 64);
+    cr_assert(strlen(block.data) > 4096);
     snprintf(target, sizeof(target), "/events/%0255d", 15);
     publish_to(&server, target, "x");
     stream_expect_event(&stream, "1", NULL, "x");
