@@ -950,23 +950,20 @@ static size_t text_put_escaped(struct text *text, struct slice value)
     return 1;
 }
 
-/* How many bytes a JSON string takes as they are, up to the first that must
+/* How many bytes a text begins with that are UTF-8; and, for JSON, need not
  * be escaped. */
-static size_t json_plain(struct slice value)
+static size_t plain_length(struct slice text, bool json)
 {
-    size_t at = 0;
+    size_t at = 0, length = 1;
 
-    while (at < value.length) {
-        unsigned char c = (unsigned char)value.data[at];
-        size_t length = 1;
+    while (at < text.length && length) {
+        unsigned char c = (unsigned char)text.data[at];
 
-        if (c < ' ' || c == '"' || c == '\\')
+        if (json && (c < ' ' || c == '"' || c == '\\'))
             break;
-        if (c >= 0x80)
-            length = utf8_sequence(
-                (struct slice){ value.data + at, value.length - at });
-        if (length == 0)
-            break;
+        length = c < 0x80 ? 1
+                          : utf8_sequence((struct slice){ text.data + at,
+                                                          text.length - at });
         at += length;
     }
     return at;
@@ -975,7 +972,7 @@ static size_t json_plain(struct slice value)
 static void text_put_json(struct text *text, struct slice value)
 {
     while (value.length) {
-        size_t plain = json_plain(value);
+        size_t plain = plain_length(value, true);
 
         text_put_bytes(text, value.data, plain);
         slice_skip(&value, plain);
@@ -984,27 +981,11 @@ static void text_put_json(struct text *text, struct slice value)
     }
 }
 
-/* How many bytes a text begins with that are UTF-8. */
-static size_t utf8_valid_length(struct slice text)
-{
-    size_t at = 0, length = 1;
-
-    while (at < text.length && length) {
-        if ((unsigned char)text.data[at] < 0x80)
-            length = 1;
-        else
-            length = utf8_sequence(
-                (struct slice){ text.data + at, text.length - at });
-        at += length;
-    }
-    return at;
-}
-
 /* The text, with U+FFFD for what is no UTF-8: at most three bytes for one. */
 static void text_put_utf8(struct text *text, struct slice value)
 {
     while (value.length) {
-        size_t valid = utf8_valid_length(value);
+        size_t valid = plain_length(value, false);
 
         text_put_bytes(text, value.data, valid);
         slice_skip(&value, valid);
@@ -2387,7 +2368,7 @@ static const char *refused_query(const struct server *server,
 
 static bool utf8_valid(struct slice text)
 {
-    return utf8_valid_length(text) == text.length;
+    return plain_length(text, false) == text.length;
 }
 
 /* Why no event may have this name; NULL if one may. */
