@@ -150,6 +150,17 @@ soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a m
 hold: $(SSED) $(BUILD)/test/hold ## 10,000 subscribers, each event to each
 	test/hold.sh ./$(SSED) $(BUILD)/test/hold
 
+# ------------------------------------------------------------------- bench
+
+BENCH := fan floor scale
+WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
+
+$(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
+	$(LINK) -o $@ $^
+$(BUILD)/bench/scale: $(BUILD)/ring.o $(BUILD)/http.o
+$(BUILD)/bench/scale: HARDENING_LINK += $(WRAP)
+bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generator and the floor
+
 # ------------------------------------------------------------------ checks
 
 # left out: what warns of two parameters of one type, of casts that epoll and
@@ -175,7 +186,7 @@ check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
 		$(wildcard *.c)
 
 check-compiler: CFLAGS += -Werror
-check-compiler: $(OBJECTS) $(TEST_OBJECTS)
+check-compiler: $(OBJECTS) $(TEST_OBJECTS) $(BENCH:%=$(BUILD)/bench/%.o)
 
 check-deps: deps
 	@command -v clang >/dev/null && command -v clang-tidy >/dev/null && \
@@ -199,8 +210,9 @@ clean: ## remove what was built
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
--include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
+-include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
+	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all run debug deps test asan fuzz valgrind readme soak hold check check-compiler \
+.PHONY: all bench-tools run debug deps test asan fuzz valgrind readme soak hold check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:

@@ -1306,6 +1306,14 @@ enum io {
     IO_OVERRUN
 };
 
+/* As writev(2); one piece, which is the rule, costs the kernel less so. */
+static ssize_t send_iovecs(int fd, const struct iovec *iov, int count)
+{
+    if (count == 1)
+        return send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
+    return writev(fd, iov, count);
+}
+
 /* Passes over what a subscriber that was ahead has had elsewhere. */
 static void stream_skip(struct server *server, struct conn *conn)
 {
@@ -1341,7 +1349,7 @@ static enum io stream_write(struct server *server, struct conn *conn,
             return IO_DONE;
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
-        sent = writev((int)conn_fd(server, conn), iov, count);
+        sent = send_iovecs((int)conn_fd(server, conn), iov, count);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent < 0)
