@@ -2878,7 +2878,8 @@ static const char *refused_publication(const struct server *server,
     *status = 400;
     if (!refused)
         refused = take_query(server, publication, request->query);
-    if (!refused && publication->from != FROM_DELETE && !http_has_body(request))
+    if (!refused && !http_has_body(request) &&
+        (publication->from == FROM_PLAIN || !publication->end))
         refused = "the request has no body";
     if (refused)
         return refused;

@@ -261,6 +261,38 @@ Test(streamed, finishes_the_topic_at_a_proper_end)
     server_stop(&server);
 }
 
+/* A stream without an event just finishes the topic, one without a byte too;
+ * without end= it is none. */
+Test(streamed, may_be_nothing_but_an_end)
+{
+    static const char *const bodies[] = { "", ": nothing\n\n" };
+    struct server server;
+    struct response response;
+
+    server_start(&server, "--first-id", "1");
+    for (int i = 0; i < 2; i++) {
+        struct stream stream;
+        char id[16], end[64];
+
+        post(&server, "/events/a", EVENTS, bodies[i], &response);
+        cr_assert(response.status == 400);
+        publish_to(&server, "/events/a", "x");
+        open_topic(&stream, &server, "/events/a");
+        post(&server, "/events/a?end=1", EVENTS, bodies[i], &response);
+        cr_assert(response.status == 201, "%s", response.body);
+        cr_assert_str_eq(
+            response.body,
+            "{\"count\":0,\"skipped\":0,\"first\":null,\"last\":null}\n");
+        snprintf(id, sizeof(id), "%d", 2 * i + 2);
+        snprintf(end, sizeof(end), "{\"topic\":\"a\",\"last\":\"%d\"}",
+                 2 * i + 1);
+        stream_expect_event(&stream, id, "ssed.end", end);
+        stream_expect_end(&stream);
+        stream_close(&stream);
+    }
+    server_stop(&server);
+}
+
 /* What ends a streamed body before its end: what was before it is in the
  * history, and the answer says how far it came. */
 Test(streamed, says_how_far_it_came)
