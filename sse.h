@@ -267,8 +267,8 @@ void reader_skip(const struct ring *ring, const struct reader *reader,
                  uint64_t id);
 
 /*
- * Fills at most `room` iovecs with at most about `budget` bytes (a frame
- * more, at the most) of what follows the reader's places, without the first
+ * Fills at most `room` iovecs with about `budget` bytes (a frame more, at the
+ * most) of what follows the reader's places, without the first
  * `sent`; adjacent bytes are joined. Returns how many iovecs. They point into
  * the ring and hold until the next append. The reader must not be overrun.
  * ring_advance() then moves places and cursor by the bytes that were taken;

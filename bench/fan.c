@@ -37,14 +37,15 @@ enum {
     PER_ADDRESS = 20000, /* subscribers from one loopback address */
     EVENTS_MAX = 512,    /* of one epoll_wait */
     READ_MAX = 65536,
-    LINE_KEPT = 96, /* of a line: what matters is at its start */
+    LINE_KEPT = 256, /* of a line: what matters is at its start */
     EXACT = 32,     /* buckets to a power of two: within 3 % */
     BUCKETS = 64 * EXACT,
     TIMED_MAX = 1 << 16, /* events whose last receipt is timed */
     STAMP = 20,          /* digits of a time in an event's data */
     CHUNK = 32768,       /* of a streamed body */
     SETTLE = 500,        /* ms after the last has connected */
-    PATIENCE = 10000,    /* ms for what is under way to arrive */
+    REPLAY_DEPTH = 20,
+    PATIENCE = 10000, /* ms for what is under way to arrive */
 };
 
 struct options {
@@ -54,7 +55,10 @@ struct options {
     int subscribers, processes;
     double rate;
     int depth;
+    double count; /* events at most, with depth or stream */
     bool stream;
+    double replay; /* events stored before the subscribers come */
+    double raw;    /* bytes that each is sent: not an event stream */
     int size;
     double seconds;
     int mute;      /* per cent who never read */
@@ -93,6 +97,7 @@ struct tally {
     double connect_seconds;
     double overhead; /* seconds of CPU that it used itself */
     uint64_t longest;
+    uint64_t ended; /* when the last event came, of the monotonic clock */
     uint64_t histogram[BUCKETS];
     uint64_t last_receipt[TIMED_MAX]; /* the latest latency of each event */
 };
@@ -114,6 +119,7 @@ struct usage {
 
 struct published {
     uint64_t count, first, last;
+    uint64_t began; /* of the monotonic clock */
     double seconds;
 };
 
@@ -124,6 +130,7 @@ static struct options options = {
     .rate = 10,
     .size = 100,
     .seconds = 10,
+    .count = 1e18,
 };
 static struct shared *shared;
 
@@ -217,9 +224,20 @@ static void send_all(int fd, const char *bytes, size_t length)
 
 /* ----------------------------------------------------------- subscribers */
 
-static void take_event(struct subscriber *subscriber, struct tally *tally)
+/* The number at the start of a text that ends in something else. */
+static uint64_t digits(const char *text, const char *end)
 {
-    uint64_t latency = now_ns() - subscriber->stamp;
+    uint64_t number = 0;
+
+    for (; text < end && *text >= '0' && *text <= '9'; text++)
+        number = number * 10 + (uint64_t)(*text - '0');
+    return number;
+}
+
+static void take_event(struct subscriber *subscriber, struct tally *tally,
+                       uint64_t now)
+{
+    uint64_t latency = now - subscriber->stamp;
     uint64_t index = subscriber->block_id - shared->first_id;
 
     if (subscriber->block_id <= subscriber->last)
@@ -231,49 +249,60 @@ static void take_event(struct subscriber *subscriber, struct tally *tally)
     tally->histogram[bucket_of(latency)]++;
     if (latency > tally->longest)
         tally->longest = latency;
-    if (shared->first_id && index < TIMED_MAX &&
+    if (index < TIMED_MAX && shared->first_id &&
         latency > tally->last_receipt[index])
         tally->last_receipt[index] = latency;
 }
 
-static void take_line(struct subscriber *subscriber, struct tally *tally)
+static void end_block(struct subscriber *subscriber, struct tally *tally,
+                      uint64_t now)
 {
-    const char *line = subscriber->line;
+    if (subscriber->stamp)
+        take_event(subscriber, tally, now);
+    if (subscriber->block_id && !subscriber->first)
+        subscriber->first = subscriber->block_id;
+    if (subscriber->block_id > subscriber->last)
+        subscriber->last = subscriber->block_id;
+    subscriber->block_id = 0;
+    subscriber->stamp = 0;
+}
 
-    subscriber->line[subscriber->kept] = '\0';
-    if (subscriber->kept == 0) {
-        if (subscriber->stamp)
-            take_event(subscriber, tally);
-        if (subscriber->block_id && !subscriber->first)
-            subscriber->first = subscriber->block_id;
-        if (subscriber->block_id > subscriber->last)
-            subscriber->last = subscriber->block_id;
-        subscriber->block_id = 0;
-        subscriber->stamp = 0;
-    } else if (strncmp(line, "id: ", 4) == 0) {
-        subscriber->block_id = strtoull(line + 4, NULL, 10);
-    } else if (strncmp(line, "data: ", 6) == 0) {
-        const char *stamp = strchr(line, '@'); /* in JSON or alone */
+static void take_line(struct subscriber *subscriber, struct tally *tally,
+                      const char *line, size_t length, uint64_t now)
+{
+    const char *end = line + length;
+
+    if (length == 0) {
+        end_block(subscriber, tally, now);
+    } else if (length > 4 && memcmp(line, "id: ", 4) == 0) {
+        subscriber->block_id = digits(line + 4, end);
+    } else if (length > 6 && memcmp(line, "data: ", 6) == 0) {
+        const char *stamp = memchr(line, '@', length); /* in JSON or alone */
 
         if (stamp)
-            subscriber->stamp = strtoull(stamp + 1, NULL, 10);
+            subscriber->stamp = digits(stamp + 1, end);
     }
 }
 
-/* Content: cut into lines, of each of which the start is kept. */
+/* Content: cut into lines. One that is not complete is kept, its start. */
 static void take_content(struct subscriber *subscriber, struct tally *tally,
-                         const char *bytes, size_t length)
+                         const char *bytes, size_t length, uint64_t now)
 {
     while (length > 0) {
         const char *end = memchr(bytes, '\n', length);
         size_t line = end ? (size_t)(end - bytes) : length;
-        size_t room = LINE_KEPT - 1 - subscriber->kept;
+        size_t room = LINE_KEPT - subscriber->kept;
         size_t kept = line < room ? line : room;
 
-        memcpy(subscriber->line + subscriber->kept, bytes, kept);
-        subscriber->kept += (uint32_t)kept;
-        if (end) {
-            take_line(subscriber, tally);
+        if (end && subscriber->kept == 0) {
+            take_line(subscriber, tally, bytes, line, now);
+        } else {
+            memcpy(subscriber->line + subscriber->kept, bytes, kept);
+            subscriber->kept += (uint32_t)kept;
+        }
+        if (end && subscriber->kept) {
+            take_line(subscriber, tally, subscriber->line, subscriber->kept,
+                      now);
             subscriber->kept = 0;
         }
         bytes += line + (end != NULL);
@@ -315,20 +344,45 @@ static void take_framing(struct subscriber *subscriber, char byte)
     }
 }
 
+/* The same for a whole size, or a whole end, which is the rule; returns how
+ * many bytes that took, 0 if it is not whole. */
+static size_t take_whole_framing(struct subscriber *subscriber,
+                                 const char *bytes, size_t length)
+{
+    uint32_t size = 0;
+
+    if (subscriber->place == IN_END && length >= 2 && bytes[1] == '\n') {
+        subscriber->place = IN_SIZE;
+        return 2;
+    }
+    if (subscriber->place != IN_SIZE || subscriber->chunk || length < 10 ||
+        bytes[9] != '\n')
+        return 0;
+    for (int i = 0; i < 8; i++)
+        size = size * 16 + hex_digit(bytes[i]);
+    subscriber->chunk = size;
+    subscriber->place = IN_DATA;
+    return 10;
+}
+
 static void take_bytes(struct subscriber *subscriber, struct tally *tally,
                        const char *bytes, size_t length)
 {
-    while (length > 0) {
-        size_t taken = 1;
+    uint64_t now = now_ns();
 
-        if (subscriber->place == IN_DATA) {
+    tally->ended = now;
+    while (length > 0) {
+        size_t taken = take_whole_framing(subscriber, bytes, length);
+
+        if (taken == 0 && subscriber->place == IN_DATA) {
             taken = length < subscriber->chunk ? length : subscriber->chunk;
-            take_content(subscriber, tally, bytes, taken);
+            take_content(subscriber, tally, bytes, taken, now);
             subscriber->chunk -= (uint32_t)taken;
             if (subscriber->chunk == 0)
                 subscriber->place = IN_END;
-        } else {
+        } else if (taken == 0) {
             take_framing(subscriber, *bytes);
+            taken = 1;
         }
         bytes += taken;
         length -= taken;
@@ -341,6 +395,8 @@ static void subscribe(struct subscriber *subscriber, int epoll, unsigned host,
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = index };
     char request[512], field[64] = "";
 
+    if (options.replay > 0)
+        snprintf(field, sizeof(field), "Last-Event-ID: earliest\r\n");
     if (subscriber->last)
         snprintf(field, sizeof(field), "Last-Event-ID: %llu\r\n",
                  (unsigned long long)subscriber->last);
@@ -366,7 +422,10 @@ static void receive(struct subscriber *subscriber, struct tally *tally)
 
     if (n > 0) {
         tally->bytes += (uint64_t)n;
-        take_bytes(subscriber, tally, bytes, (size_t)n);
+        if (options.raw > 0)
+            tally->ended = now_ns();
+        else
+            take_bytes(subscriber, tally, bytes, (size_t)n);
     } else if (n == 0 || errno != EAGAIN) {
         tally->cut++;
         close(subscriber->fd);
@@ -375,12 +434,20 @@ static void receive(struct subscriber *subscriber, struct tally *tally)
 }
 
 /* Whether everybody who reads has had what is expected. */
-static bool all_have(const struct subscriber *subscribers, int count)
+static bool all_have(const struct subscriber *subscribers, int count,
+                     const struct tally *tally)
 {
+    if (options.raw > 0)
+        return (double)tally->bytes >= options.raw * count;
     for (int i = 0; i < count; i++)
         if (!subscribers[i].mute && subscribers[i].last < shared->expected)
             return false;
     return true;
+}
+
+static bool is_over(void)
+{
+    return __atomic_load_n(&shared->over, __ATOMIC_SEQ_CST);
 }
 
 static void receive_ready(struct subscriber *subscribers, int epoll,
@@ -444,9 +511,9 @@ static _Noreturn void run_subscribers(int number, int count)
     __atomic_add_fetch(&shared->ready, 1, __ATOMIC_SEQ_CST);
     begin = now_ns();
     spent = own_seconds();
-    while (!shared->over || !all_have(subscribers, count)) {
+    while (!is_over() || !all_have(subscribers, count, tally)) {
         receive_ready(subscribers, epoll, tally);
-        if (!shared->over)
+        if (!is_over())
             reconnect_some(subscribers, count, epoll, host, tally, begin);
         else if (!deadline)
             deadline = now_ns() + (uint64_t)PATIENCE * 1000000;
@@ -575,7 +642,7 @@ static void publish_at_depth(int fd, struct published *published)
 
     if (!requests)
         fail("malloc");
-    while (now_ns() < end) {
+    while (now_ns() < end && (double)published->count < options.count) {
         size_t length = 0;
 
         for (int i = 0; i < options.depth; i++)
@@ -598,6 +665,7 @@ static void publish_stream(int fd, struct published *published)
     static char chunk[CHUNK + 256], answer[4096];
     uint64_t end = now_ns() + (uint64_t)(options.seconds * 1e9);
     size_t event = (size_t)options.size + 8, length = 0;
+    uint64_t sent = 0;
     char head[256];
     int size = snprintf(head, sizeof(head),
                         "POST %s HTTP/1.1\r\nHost: localhost\r\n"
@@ -606,8 +674,8 @@ static void publish_stream(int fd, struct published *published)
                         options.target);
 
     send_all(fd, head, (size_t)size);
-    while (now_ns() < end) {
-        for (length = 0; length + event <= CHUNK; length += event) {
+    while (now_ns() < end && (double)sent < options.count) {
+        for (length = 0; length + event <= CHUNK; length += event, sent++) {
             memcpy(chunk + length, "data: ", 6);
             put_data(chunk + length + 6, now_ns());
             memcpy(chunk + length + event - 2, "\n\n", 2);
@@ -632,8 +700,7 @@ static void publish_stream(int fd, struct published *published)
 
 static struct published publish(void)
 {
-    struct published published = { 0 };
-    uint64_t begin = now_ns();
+    struct published published = { .began = now_ns() };
     int fd = connect_from(0);
 
     if (options.stream)
@@ -642,7 +709,7 @@ static struct published publish(void)
         publish_at_depth(fd, &published);
     else
         publish_at_rate(fd, &published);
-    published.seconds = (double)(now_ns() - begin) / 1e9;
+    published.seconds = (double)(now_ns() - published.began) / 1e9;
     close(fd);
     return published;
 }
@@ -757,6 +824,8 @@ static void add_tallies(struct report *report)
         all->overhead += tally->overhead;
         if (tally->connect_seconds > all->connect_seconds)
             all->connect_seconds = tally->connect_seconds;
+        if (tally->ended > all->ended)
+            all->ended = tally->ended;
         if (tally->longest > all->longest)
             all->longest = tally->longest;
         for (unsigned i = 0; i < BUCKETS; i++)
@@ -773,6 +842,7 @@ static void print_report(const struct report *report)
     const struct tally *all = &report->all;
     double delivered = (double)(all->events ? all->events : 1);
     double connected = (double)(all->connected ? all->connected : 1);
+    double seconds = (double)(all->ended - report->published.began) / 1e9;
     const struct {
         const char *name;
         double value;
@@ -783,12 +853,15 @@ static void print_report(const struct report *report)
         { "doubled_or_out_of_order", (double)all->doubled },
         { "cut", (double)all->cut },
         { "reconnects", (double)all->reconnects },
-        { "seconds", report->published.seconds },
+        { "seconds_to_publish", report->published.seconds },
+        { "seconds_to_the_last_receipt", seconds },
         { "published_per_second",
-          (double)report->published.count / report->published.seconds },
-        { "delivered_per_second", delivered / report->published.seconds },
+          report->published.seconds > 0
+              ? (double)report->published.count / report->published.seconds
+              : 0 },
+        { "delivered_per_second", delivered / seconds },
         { "delivered_megabytes_per_second",
-          (double)all->bytes / report->published.seconds / 1e6 },
+          (double)all->bytes / seconds / 1e6 },
         { "connects_per_second",
           connected / (all->connect_seconds > 0 ? all->connect_seconds : 1) },
         { "latency_p50_ms", report->latency[0] },
@@ -857,11 +930,12 @@ static void parse_options(int argc, char **argv)
         { "port", 1, NULL, 'p' },      { "pid", 1, NULL, 'i' },
         { "target", 1, NULL, 't' },    { "subscribers", 1, NULL, 'n' },
         { "processes", 1, NULL, 'P' }, { "publish-rate", 1, NULL, 'r' },
-        { "depth", 1, NULL, 'd' },     { "stream", 0, NULL, 'S' },
-        { "size", 1, NULL, 's' },      { "seconds", 1, NULL, 'T' },
-        { "mute", 1, NULL, 'm' },      { "reconnect", 1, NULL, 'R' },
-        { "json", 0, NULL, 'j' },      { "quiet", 0, NULL, 'q' },
-        { NULL, 0, NULL, 0 },
+        { "depth", 1, NULL, 'd' },     { "count", 1, NULL, 'c' },
+        { "replay", 1, NULL, 'y' },    { "raw", 1, NULL, 'w' },
+        { "stream", 0, NULL, 'S' },    { "size", 1, NULL, 's' },
+        { "seconds", 1, NULL, 'T' },   { "mute", 1, NULL, 'm' },
+        { "reconnect", 1, NULL, 'R' }, { "json", 0, NULL, 'j' },
+        { "quiet", 0, NULL, 'q' },     { NULL, 0, NULL, 0 },
     };
     int code, index = 0;
 
@@ -899,6 +973,15 @@ static void parse_options(int argc, char **argv)
         case 'd':
             options.depth = (int)value;
             break;
+        case 'y':
+            options.replay = value;
+            break;
+        case 'w':
+            options.raw = value;
+            break;
+        case 'c':
+            options.count = value;
+            break;
         case 'S':
             options.stream = true;
             break;
@@ -924,12 +1007,15 @@ static void parse_options(int argc, char **argv)
     }
     if (options.port <= 0 || options.pid <= 0 || options.processes < 1 ||
         options.processes > PROCESSES_MAX) {
-        fprintf(stderr, "usage: fan --port P --pid PID [--target /events/fan] "
-                        "[--subscribers 1000] [--processes 1]\n"
-                        "  [--publish-rate 10 | --depth D | --stream] [--size "
-                        "100] [--seconds 10]\n"
-                        "  [--mute PERCENT] [--reconnect PERCENT] [--json] "
-                        "[--quiet]\n");
+        fprintf(
+            stderr,
+            "usage: fan --port P --pid PID [--target /events/fan] "
+            "[--subscribers 1000] [--processes 1]\n"
+            "  [--publish-rate 10 | --depth D | --stream] [--count N] [--size "
+            "100] [--seconds 10]\n"
+            "  [--replay N | --raw BYTES] [--mute PERCENT] [--reconnect "
+            "PERCENT] [--json] "
+            "[--quiet]\n");
         exit(2);
     }
 }
@@ -952,6 +1038,44 @@ static void raise_descriptors(void)
     }
 }
 
+static void start_all(pid_t *children)
+{
+    show_progress("connecting");
+    for (int i = 0; i < options.processes; i++)
+        children[i] =
+            start_subscribers(i, options.subscribers / options.processes);
+    while (__atomic_load_n(&shared->ready, __ATOMIC_SEQ_CST) <
+           options.processes)
+        wait_ms(10);
+}
+
+/* Publishes to those who are connected. */
+static void run_live(struct report *report, pid_t *children)
+{
+    start_all(children);
+    wait_ms(SETTLE);
+    show_progress("publishing");
+    report->before = usage_now();
+    report->published = publish();
+    shared->expected = report->published.last;
+    __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
+}
+
+/* What there is, if anything, has been published when they come. */
+static void run_arrivals(struct report *report, pid_t *children)
+{
+    if (options.replay > 0) {
+        options.depth = REPLAY_DEPTH;
+        options.count = options.replay;
+        report->published = publish();
+        shared->expected = report->published.last;
+    }
+    report->published.began = now_ns();
+    report->before = usage_now();
+    __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
+    start_all(children);
+}
+
 int main(int argc, char **argv)
 {
     static struct report report;
@@ -964,19 +1088,10 @@ int main(int argc, char **argv)
     if (shared == MAP_FAILED)
         fail("mmap");
     report.idle = usage_now();
-    show_progress("connecting");
-    for (int i = 0; i < options.processes; i++)
-        children[i] =
-            start_subscribers(i, options.subscribers / options.processes);
-    while (__atomic_load_n(&shared->ready, __ATOMIC_SEQ_CST) <
-           options.processes)
-        wait_ms(10);
-    wait_ms(SETTLE);
-    show_progress("publishing");
-    report.before = usage_now();
-    report.published = publish();
-    shared->expected = report.published.last;
-    __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
+    if (options.replay > 0 || options.raw > 0)
+        run_arrivals(&report, children);
+    else
+        run_live(&report, children);
     show_progress("waiting for the last");
     for (int i = 0; i < options.processes; i++)
         waitpid(children[i], NULL, 0);

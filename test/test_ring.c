@@ -415,8 +415,11 @@ Test(ring, stops_at_its_budget)
             size_t got = gather(&ring, topic, &cursor, UINT64_MAX, form, out,
                                 IOV_MAX_HERE, budget);
 
-            cr_assert(got == end_of_frame(form, budget), "%zu: %zu", budget,
-                      got);
+            /* what is one range of bytes can end anywhere */
+            cr_assert(got == (form == FORM_CHUNKED
+                                  ? budget
+                                  : end_of_frame(form, budget)),
+                      "%zu: %zu", budget, got);
             cr_assert(memcmp(out, expected, got) == 0);
         }
     }
