@@ -38,7 +38,7 @@ enum {
     EVENTS_MAX = 512,    /* of one epoll_wait */
     READ_MAX = 65536,
     LINE_KEPT = 256, /* of a line: what matters is at its start */
-    EXACT = 32,     /* buckets to a power of two: within 3 % */
+    EXACT = 32,      /* buckets to a power of two: within 3 % */
     BUCKETS = 64 * EXACT,
     TIMED_MAX = 1 << 16, /* events whose last receipt is timed */
     STAMP = 20,          /* digits of a time in an event's data */
