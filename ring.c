@@ -184,6 +184,7 @@ static void evict_oldest(struct ring *ring)
 
     ring->used -= frame->length;
     topic->evicted = ordinal;
+    topic->evicted_id = frame->id;
     if (topic->mark < frame->id)
         topic->mark = frame->id;
     topic->oldest = frame->next;
@@ -403,6 +404,13 @@ void reader_back(const struct ring *ring, const struct reader *reader,
     }
 }
 
+static void place_pass(const struct ring *ring, struct place *place,
+                       uint64_t ordinal)
+{
+    place->last = ordinal;
+    place->ended = at(ring, ordinal)->end;
+}
+
 void reader_skip(const struct ring *ring, const struct reader *reader,
                  uint64_t id)
 {
@@ -410,7 +418,7 @@ void reader_skip(const struct ring *ring, const struct reader *reader,
     uint64_t ordinal = walk_begin(&walk, ring, reader);
 
     for (; ordinal && at(ring, ordinal)->id <= id; ordinal = walk_on(&walk))
-        reader->places[walk.at].last = ordinal;
+        place_pass(ring, &reader->places[walk.at], ordinal);
 }
 
 /* iovecs being filled. The first `skip` bytes put in are left out: they have
@@ -560,7 +568,7 @@ static size_t advance_run(const struct ring *ring, const struct run *run,
     }
     cursor->events += (uint32_t)(low - run->first);
     if (low > run->first)
-        place->last = low - 1;
+        place_pass(ring, place, low - 1);
     return taken < total ? 0 : taken - total;
 }
 
@@ -599,7 +607,7 @@ size_t ring_advance(const struct ring *ring, const struct reader *reader,
             return 0;
         }
         bytes -= left;
-        reader->places[walk.at].last = ordinal;
+        place_pass(ring, &reader->places[walk.at], ordinal);
         cursor->sent = 0;
         cursor->events++;
         ordinal = walk_on(&walk);

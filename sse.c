@@ -1132,6 +1132,13 @@ static void topic_leave(struct server *server, const struct place *left)
     place->index = left->index;
     if (topic->unvisited > topic->subscriber_count)
         topic->unvisited = topic->subscriber_count;
+    if (topic->subscriber_count > 0)
+        return;
+    /* a topic of which something is held lasts: it keeps no room for those
+     * that it once had */
+    free(topic->subscribers);
+    topic->subscribers = NULL;
+    topic->subscriber_room = 0;
 }
 
 static void stream_leave(struct server *server, struct conn *conn,
@@ -1207,12 +1214,12 @@ static void put_farewell(struct text *text, unsigned form, uint64_t retry)
 }
 
 /* Whether no topic of the stream goes on. */
-static bool stream_finished(const struct server *server, struct conn *conn)
+static bool stream_finished(struct conn *conn)
 {
-    struct reader reader = conn_reader(conn);
+    const struct place *places = conn_places(conn);
 
-    for (unsigned i = 0; i < reader.count; i++)
-        if (!topic_finished(&server->ring, reader.places[i].topic))
+    for (unsigned i = 0; i < conn->topics; i++)
+        if (!places[i].ended)
             return false;
     return true;
 }
@@ -1229,7 +1236,7 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
             put_catch_up_end(text, conn);
             conn->replay_end = 0;
         }
-    } else if ((drains || stream_finished(server, conn)) &&
+    } else if ((drains || stream_finished(conn)) &&
                !(conn->flags & FLAG_ENDING) && !conn_next(server, conn)) {
         if (drains)
             put_farewell(text, conn->form,
@@ -1320,7 +1327,7 @@ static void stream_skip(struct server *server, struct conn *conn)
     struct reader reader = conn_reader(conn);
 
     reader_skip(&server->ring, &reader, conn->ahead);
-    if (server->ring.newest_id < conn->ahead)
+    if (server->ring.newest_id < conn->ahead || !server->ring.newest_id)
         return;
     conn->flags &= (uint8_t)~FLAG_AHEAD;
     conn->replay_end = 0;
@@ -1520,7 +1527,7 @@ static enum outcome publish_frame(struct server *server, struct topic *topic,
 
     if (would_overrun(server, frame->length))
         return MUST_WAIT;
-    if (server->options.ids == IDS_KEEP && server->ring.next == 1)
+    if (server->options.ids == IDS_KEEP && !server->ring.newest_id)
         begin_kept_history(server, id);
     ordinal = ring_append(&server->ring, topic, id, text_slice(frame),
                           (uint32_t)splice, end);
@@ -1584,9 +1591,8 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
 static uint64_t topic_newest_id(const struct server *server,
                                 const struct topic *topic)
 {
-    return topic->newest    ? ring_frame(&server->ring, topic->newest)->id
-           : topic->evicted ? topic->mark
-                            : 0;
+    return topic->newest ? ring_frame(&server->ring, topic->newest)->id
+                         : topic->evicted_id;
 }
 
 /* Finishes a topic; *id is then that of its end. */
@@ -1803,6 +1809,7 @@ struct start {
     uint64_t position; /* the id that stands for it */
     uint64_t replay;   /* how many frames are replayed */
     bool gap;          /* something that was asked for may be gone */
+    bool ahead;        /* of the newest id: others have had it */
     bool unusable;     /* because what was given is no id of this history */
     struct slice requested; /* the id that was given; empty if none was */
     char buffer[REQUESTED_MAX];
@@ -1876,6 +1883,9 @@ static bool find_start(const struct server *server, const struct reader *reader,
     start->position = next ? ring_frame(ring, next)->id - 1 : ring->newest_id;
     if (continues && !start->gap)
         start->position = id;
+    /* before kept ids have begun, any position may prove to be behind them */
+    start->ahead = continues && server->options.ids == IDS_KEEP &&
+                   (id > ring->newest_id || ring->newest_id == 0);
     for (unsigned i = 0; i < reader->count; i++)
         start->replay += topic_count_after(ring, reader->places[i].topic,
                                            reader->places[i].last);
@@ -2007,6 +2017,8 @@ static bool join_topics(struct server *server, struct conn *conn)
     uint32_t fd = conn_fd(server, conn);
 
     for (unsigned i = 0; i < conn->topics; i++) {
+        places[i].ended = topic_finished(&server->ring, places[i].topic) &&
+                          places[i].last == places[i].topic->newest;
         if (topic_join(&places[i], fd))
             continue;
         while (i-- > 0)
@@ -2048,7 +2060,7 @@ static bool stream_begin(struct server *server, struct conn *conn,
     conn->bytes = 0;
     conn->since = (uint32_t)(server->now / 1000);
     conn->active = (uint32_t)server->now;
-    if (start->position > server->ring.newest_id) {
+    if (start->ahead) {
         conn->flags |= FLAG_AHEAD;
         conn->ahead = start->position;
     } else if (start->replay && conn->place.topic == server->main_topic) {
@@ -2998,6 +3010,8 @@ static void input_gap(struct server *server)
         skip_input(server, "a gap without the id of its position");
         return;
     }
+    if (server->options.ids == IDS_KEEP && !server->ring.newest_id)
+        begin_kept_history(server, position + 1);
     topic_raise_mark(&server->ring, topic, position);
     for (uint32_t i = topic->subscriber_count; i-- > 0;)
         conn_cut(server, conn_at(server, topic->subscribers[i]), "gap");
@@ -3308,6 +3322,8 @@ static void send_answers(struct server *server, struct conn *conn)
     enum io outcome = write_answers(server, conn);
     bool body = conn->state == CONN_BODY;
 
+    /* it may have been queued in this turn, before epoll's word came */
+    queue_remove(server, conn);
     if (outcome == IO_ERROR) {
         conn_cut(server, conn, "cannot send");
     } else if (outcome == IO_DONE && !body) {
@@ -3668,13 +3684,20 @@ static int loop_timeout(const struct server *server)
     return until - server->now > INT_MAX ? INT_MAX : (int)(until - server->now);
 }
 
-/* Everything that the turn's publishes lead to. */
-static void deliver(struct server *server)
+static void begin_slice(struct server *server)
 {
     server->slice_sends = 0;
     server->slice_bytes = 0;
-    deliver_ready(server);
+}
+
+/* Everything that the turn's publishes lead to. Live delivery and replays
+ * have a slice each, so that however much is replayed, what is new goes out. */
+static void deliver(struct server *server)
+{
+    begin_slice(server);
     deliver_topics(server);
+    begin_slice(server);
+    deliver_ready(server);
 }
 
 static void retry_publishers(struct server *server)

@@ -131,6 +131,7 @@ struct topic {
     uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
     uint64_t newest;     /* ordinal of its newest held frame, 0: none held */
     uint64_t evicted;    /* ordinal of its newest evicted frame, 0: none */
+    uint64_t evicted_id; /* and its id */
     uint64_t mark;       /* a position below this id may have lost something */
     uint64_t count;      /* frames it ever had: the newest one's number */
     uint32_t references; /* topic_hold() less topic_drop() */
@@ -153,6 +154,7 @@ struct place {
     struct topic *topic;
     uint64_t last;
     uint32_t index; /* sse.c's: in topic->subscribers */
+    bool ended;     /* what was passed last has finished the topic */
 };
 
 /* How far a reader has come: bytes of the frame after his places, counted in

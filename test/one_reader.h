@@ -23,7 +23,7 @@ static inline int one_gather(const struct ring *ring, struct topic *topic,
                              unsigned form, struct iovec *iov, int room,
                              size_t budget)
 {
-    struct place place = { topic, one->last, 0 };
+    struct place place = { .topic = topic, .last = one->last };
     struct reader reader = one_reader(&place, until, form);
 
     return ring_gather(ring, &reader, one->sent, iov, room, budget);
@@ -33,7 +33,7 @@ static inline size_t one_advance(const struct ring *ring, struct topic *topic,
                                  struct one *one, uint64_t until, unsigned form,
                                  size_t bytes)
 {
-    struct place place = { topic, one->last, 0 };
+    struct place place = { .topic = topic, .last = one->last };
     struct cursor cursor = { one->sent, one->events };
     struct reader reader = one_reader(&place, until, form);
     size_t beyond = ring_advance(ring, &reader, &cursor, bytes);
@@ -44,7 +44,7 @@ static inline size_t one_advance(const struct ring *ring, struct topic *topic,
 
 static inline bool one_overrun(struct topic *topic, const struct one *one)
 {
-    struct place place = { topic, one->last, 0 };
+    struct place place = { .topic = topic, .last = one->last };
     struct reader reader = one_reader(&place, UINT64_MAX, FORM_PLAIN);
 
     return reader_overrun(&reader);
@@ -54,7 +54,7 @@ static inline bool one_overrun(struct topic *topic, const struct one *one)
 static inline uint64_t one_back(const struct ring *ring, struct topic *topic,
                                 uint64_t count)
 {
-    struct place place = { topic, 0, 0 };
+    struct place place = { .topic = topic };
     struct reader reader = one_reader(&place, UINT64_MAX, FORM_PLAIN);
 
     reader_back(ring, &reader, count);
