@@ -690,3 +690,38 @@ Test(kept_ids, a_history_begins_with_its_first_event)
     stream_close(&ahead);
     server_stop(&server);
 }
+
+/* The same for the position that a server without events gives out itself,
+ * and where the first that is known is a gap of the source. */
+Test(kept_ids, no_position_is_passed_over_before_the_first_event)
+{
+    struct server server;
+    struct stream zero, gap;
+    struct block block;
+    int ends[2];
+
+    server_start(&server, "--ids", "keep");
+    stream_open(&zero, &server, "/events/a", "Last-Event-ID: 0\r\n");
+    stream_expect_event(&zero, "0", NULL, NULL);
+    expect_post(&server, "/events/a?id=500", NULL, "x", 201, "500");
+    cr_assert(!stream_next(&zero, &block), "1 to 499 may be gone");
+    stream_close(&zero);
+    server_stop(&server);
+    cr_assert(pipe(ends) == 0);
+    server_start_input(&server, ends[0], "--ids", "keep", "--topic", "t",
+                       "--stdin", "events", "-");
+    stream_open(&gap, &server, "/events/u", "Last-Event-ID: 30\r\n");
+    stream_expect_event(&gap, "30", NULL, NULL);
+    cr_assert(dprintf(ends[1], "id: 60\nevent: ssed.gap\ndata: {}\n\n") > 0);
+    cr_assert(!stream_next(&gap, &block));
+    stream_close(&gap);
+    stream_open(&gap, &server, "/events/u", "Last-Event-ID: 30\r\n");
+    cr_assert(stream_next(&gap, &block) && !block.id[0]);
+    stream_expect_event(
+        &gap, "60", "ssed.gap",
+        "{\"requested\":\"30\",\"oldest\":null,\"topics\":[\"u\"]}");
+    stream_close(&gap);
+    close(ends[1]);
+    close(ends[0]);
+    server_stop(&server);
+}

@@ -381,6 +381,29 @@ Test(topics, end_when_all_have)
     server_stop(&server);
 }
 
+/* An end that has been sent counts for the stream, though it is evicted. */
+Test(topics, end_when_all_have_though_one_is_evicted)
+{
+    struct server server;
+    struct stream stream;
+    struct response response;
+
+    server_start(&server, "--first-id", "1", "--history", "3");
+    stream_open(&stream, &server, "/events?topic=a&topic=b", "");
+    expect_position(&stream, "0");
+    remove_topic(&server, "/events/a", &response);
+    stream_expect_event(&stream, "1", "ssed.end",
+                        "{\"topic\":\"a\",\"last\":null}");
+    for (int i = 0; i < 4; i++)
+        publish_to(&server, "/events/z", "x"); /* 2 to 5 */
+    remove_topic(&server, "/events/b", &response);
+    stream_expect_event(&stream, "6", "ssed.end",
+                        "{\"topic\":\"b\",\"last\":null}");
+    stream_expect_end(&stream);
+    stream_close(&stream);
+    server_stop(&server);
+}
+
 Test(topics, are_finished_once)
 {
     struct server server;
