@@ -51,7 +51,8 @@ enum {
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
-    IOV_ROOM = 256,      /* iovecs to a writev: bounds the time to fill it */
+    IOV_ROOM = 1024,     /* iovecs to a writev: bounds the time to fill it */
+    PIECE_SMALL = 512,   /* bytes: copying it costs less than an iovec does */
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
@@ -1313,12 +1314,21 @@ enum io {
     IO_OVERRUN
 };
 
-/* As writev(2); one piece, which is the rule, costs the kernel less so. */
-static ssize_t send_iovecs(int fd, const struct iovec *iov, int count)
+/* As writev(2). One piece, which is the rule, costs the kernel less by
+ * send(2); many small ones, as spliced frames are, when they are joined. */
+static ssize_t send_iovecs(int fd, const struct iovec *iov, int count,
+                           size_t bytes)
 {
+    static char joined[IOV_ROOM * PIECE_SMALL];
+    char *end = joined;
+
     if (count == 1)
         return send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
-    return writev(fd, iov, count);
+    if (bytes >= (size_t)count * PIECE_SMALL)
+        return writev(fd, iov, count);
+    for (int i = 0; i < count; i++)
+        end = mempcpy(end, iov[i].iov_base, iov[i].iov_len);
+    return send(fd, joined, bytes, MSG_NOSIGNAL);
 }
 
 /* Passes over what a subscriber that was ahead has had elsewhere. */
@@ -1356,7 +1366,7 @@ static enum io stream_write(struct server *server, struct conn *conn,
             return IO_DONE;
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
-        sent = send_iovecs((int)conn_fd(server, conn), iov, count);
+        sent = send_iovecs((int)conn_fd(server, conn), iov, count, bytes);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent < 0)
