@@ -6,11 +6,12 @@
  * it should have been sent, so a server that stalls is not spared (no
  * coordinated omission). With --depth it sends so many requests at a time and
  * waits for their answers; with --stream it sends one body as fast as it is
- * taken.
+ * taken. Each event also bears its number in its topic: by that it is seen
+ * whether one is missing, whatever the server's ids are like.
  *
  * The subscribers live in processes of their own (--processes), which parse
- * the stream whole: chunks, lines, fields. They share a page of counters with
- * the publisher.
+ * the stream whole: head, chunks, lines, fields. They share memory with the
+ * publisher.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,6 +27,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -33,105 +35,100 @@
 #include <unistd.h>
 
 enum {
-    PROCESSES_MAX = 16,
+    PROCESSES_MAX = 64,
     PER_ADDRESS = 20000, /* subscribers from one loopback address */
     EVENTS_MAX = 512,    /* of one epoll_wait */
     READ_MAX = 65536,
-    LINE_KEPT = 256, /* of a line: what matters is at its start */
-    EXACT = 32,      /* buckets to a power of two: within 3 % */
+    LINE_KEPT = 160, /* of a line: what matters is at its start */
+    ID_KEPT = 32,
+    EXACT = 32, /* buckets to a power of two: within 3 % */
     BUCKETS = 64 * EXACT,
     TIMED_MAX = 1 << 16, /* events whose last receipt is timed */
-    STAMP = 20,          /* digits of a time in an event's data */
-    CHUNK = 32768,       /* of a streamed body */
-    SETTLE = 500,        /* ms after the last has connected */
+    STAMP = 16,          /* digits of a time in an event's data */
+    NUMBER = 8,          /* and of its number */
+    DATA_MIN = STAMP + NUMBER + 2,
+    DATA_MAX = 1 << 20,
+    REQUEST_HEAD = 512,
+    CHUNK = 32768, /* of a streamed body */
+    SETTLE = 300,  /* ms after the last has connected */
     REPLAY_DEPTH = 20,
     PATIENCE = 10000, /* ms for what is under way to arrive */
 };
 
-struct options {
-    const char *target;
-    bool json;
-    int port, pid;
-    int subscribers, processes;
-    double rate;
-    int depth;
-    double count; /* events at most, with depth or stream */
-    bool stream;
-    double replay; /* events stored before the subscribers come */
-    double raw;    /* bytes that each is sent: not an event stream */
-    int size;
-    double seconds;
-    int mute;      /* per cent who never read */
-    int reconnect; /* per cent who come again, each once a second */
-    bool quiet;
+static struct options {
+    const char *target, *ask;
+    double port, pid;
+    double subscribers, processes, topics;
+    double rate, depth, count, seconds, size;
+    double replay;          /* events stored before the subscribers come */
+    double mute, reconnect; /* per cent */
+    bool stream, idle, json, quiet;
+} options = {
+    .target = "/events/fan",
+    .subscribers = 1000,
+    .processes = 1,
+    .topics = 1,
+    .rate = 10,
+    .count = 1e15,
+    .seconds = 10,
+    .size = 100,
 };
 
-/* Where a subscriber is in its stream. */
+/* Where a subscriber is in the bytes of its answer. */
 enum place {
     IN_HEAD,
     IN_SIZE,
-    IN_DATA,
-    IN_END,
+    IN_CHUNK,
+    IN_CHUNK_END,
+    IN_CONTENT, /* without chunks, until the connection ends */
 };
 
 struct subscriber {
     int fd;
-    enum place place;
+    uint8_t place;
     bool mute;
-    uint8_t matched;   /* of the head's end */
-    uint32_t chunk;    /* bytes of it that are left; or its size so far */
-    uint32_t kept;     /* of the line */
-    uint64_t first;    /* position it began with; 0: none yet */
-    uint64_t last;     /* newest id */
-    uint64_t block_id; /* of the block under way */
-    uint64_t stamp;    /* of the block under way; 0: no data */
-    uint64_t received;
+    bool chunked;
+    uint32_t topic;
+    uint32_t chunk;  /* bytes of it that are left; or its size so far */
+    uint32_t kept;   /* of the line */
+    uint64_t number; /* of the newest event */
+    uint64_t stamp;  /* of the event under way; 0: no data */
+    uint64_t coming; /* its number */
+    uint64_t coming_id;
+    uint64_t last_id;
+    char id[ID_KEPT];   /* of the block under way */
+    char last[ID_KEPT]; /* of the newest that was whole: where it stands */
     char line[LINE_KEPT];
 };
 
 /* What a process of subscribers has counted; in shared memory. */
 struct tally {
-    uint64_t events, bytes, reconnects;
-    uint64_t lost, doubled, cut;
-    uint64_t connected;
+    uint64_t connected, events, bytes, reconnects;
+    uint64_t lost, doubled, cut, refused;
+    uint64_t id_gaps; /* ids that are not one above the one before */
     double connect_seconds;
-    double overhead; /* seconds of CPU that it used itself */
+    double own_seconds; /* of CPU */
     uint64_t longest;
-    uint64_t ended; /* when the last event came, of the monotonic clock */
+    uint64_t ended; /* when the last bytes came, of the monotonic clock */
     uint64_t histogram[BUCKETS];
     uint64_t last_receipt[TIMED_MAX]; /* the latest latency of each event */
 };
 
 struct shared {
     struct tally tallies[PROCESSES_MAX];
-    uint64_t first_id; /* of what is published; 0: not known yet */
-    uint64_t expected; /* the newest acknowledged id, at the end */
-    int ready;         /* processes whose subscribers are connected */
-    int done;          /* processes that have ended */
-    bool over;         /* what is expected is known */
+    uint64_t published;
+    const char *act; /* what is going on: for the line of progress */
+    int ready;       /* processes whose subscribers are connected */
+    bool over;       /* nothing more is published */
 };
 
+/* What a process has used. */
 struct usage {
-    double user, system, total; /* seconds */
-    double resident;            /* bytes */
-    double kernel;              /* bytes of TCP memory, of all sockets here */
+    double user, total; /* seconds of CPU */
+    double resident;    /* bytes */
+    double kernel;      /* bytes of slab and socket buffers on this machine */
 };
 
-struct published {
-    uint64_t count, first, last;
-    uint64_t began; /* of the monotonic clock */
-    double seconds;
-};
-
-static struct options options = {
-    .target = "/events/fan",
-    .subscribers = 1000,
-    .processes = 1,
-    .rate = 10,
-    .size = 100,
-    .seconds = 10,
-    .count = 1e18,
-};
 static struct shared *shared;
 
 static _Noreturn void fail(const char *what)
@@ -146,6 +143,15 @@ static uint64_t now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static void sleep_until(uint64_t when)
+{
+    struct timespec at = { (time_t)(when / 1000000000),
+                           (long)(when % 1000000000) };
+
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) == EINTR)
+        ;
 }
 
 /* ------------------------------------------------------------- histogram */
@@ -171,6 +177,7 @@ static uint64_t bucket_value(unsigned bucket)
     return (uint64_t)(EXACT + bucket % EXACT) << (power - 1);
 }
 
+/* In milliseconds. */
 static double percentile(const uint64_t *histogram, double part)
 {
     uint64_t total = 0, seen = 0;
@@ -185,8 +192,17 @@ static double percentile(const uint64_t *histogram, double part)
     return 0;
 }
 
+static void tally_latency(struct tally *tally, uint64_t latency)
+{
+    tally->events++;
+    tally->histogram[bucket_of(latency)]++;
+    if (latency > tally->longest)
+        tally->longest = latency;
+}
+
 /* ----------------------------------------------------------- connections */
 
+/* From 127.0.0.1 and `host` addresses further. */
 static int connect_from(unsigned host)
 {
     struct sockaddr_in address = {
@@ -222,14 +238,38 @@ static void send_all(int fd, const char *bytes, size_t length)
     }
 }
 
+/* A request line and Host. */
+static size_t put_request_line(char *request, const char *method,
+                               uint64_t topic)
+{
+    char suffix[32] = "";
+
+    if (options.topics > 1)
+        snprintf(suffix, sizeof(suffix), "-%llu", (unsigned long long)topic);
+    return (size_t)snprintf(request, REQUEST_HEAD,
+                            "%s %.256s%s HTTP/1.1\r\nHost: localhost\r\n",
+                            method, options.target, suffix);
+}
+
 /* ----------------------------------------------------------- subscribers */
 
-/* The number at the start of a text that ends in something else. */
-static uint64_t digits(const char *text, const char *end)
+/* The value of eight digits, all at once: sums of neighbours, three times. */
+static uint64_t eight_digits(const char *text)
+{
+    uint64_t value;
+
+    memcpy(&value, text, 8);
+    value = (value & UINT64_C(0x0f0f0f0f0f0f0f0f)) * 2561 >> 8;
+    value = (value & UINT64_C(0x00ff00ff00ff00ff)) * 6553601 >> 16;
+    return (value & UINT64_C(0x0000ffff0000ffff)) * UINT64_C(42949672960001) >>
+           32;
+}
+
+static uint64_t digits(const char *text)
 {
     uint64_t number = 0;
 
-    for (; text < end && *text >= '0' && *text <= '9'; text++)
+    for (; *text >= '0' && *text <= '9'; text++)
         number = number * 10 + (uint64_t)(*text - '0');
     return number;
 }
@@ -238,76 +278,114 @@ static void take_event(struct subscriber *subscriber, struct tally *tally,
                        uint64_t now)
 {
     uint64_t latency = now - subscriber->stamp;
-    uint64_t index = subscriber->block_id - shared->first_id;
+    uint64_t topics = (uint64_t)options.topics;
+    uint64_t index = (subscriber->coming - 1) * topics + subscriber->topic;
 
-    if (subscriber->block_id <= subscriber->last)
+    if (subscriber->coming <= subscriber->number) {
         tally->doubled++;
-    else if (subscriber->last && subscriber->block_id != subscriber->last + 1)
-        tally->lost += subscriber->block_id - subscriber->last - 1;
-    subscriber->received++;
-    tally->events++;
-    tally->histogram[bucket_of(latency)]++;
-    if (latency > tally->longest)
-        tally->longest = latency;
-    if (index < TIMED_MAX && shared->first_id &&
-        latency > tally->last_receipt[index])
+        return;
+    }
+    tally->lost += subscriber->coming - subscriber->number - 1;
+    tally->id_gaps +=
+        subscriber->last_id && subscriber->coming_id != subscriber->last_id + 1;
+    subscriber->number = subscriber->coming;
+    subscriber->last_id = subscriber->coming_id;
+    tally_latency(tally, latency);
+    if (index < TIMED_MAX && latency > tally->last_receipt[index])
         tally->last_receipt[index] = latency;
 }
 
-static void end_block(struct subscriber *subscriber, struct tally *tally,
-                      uint64_t now)
+/* "@", the time, "#", the number: in JSON or alone. */
+static void take_data(struct subscriber *subscriber, const char *value,
+                      size_t length)
 {
-    if (subscriber->stamp)
-        take_event(subscriber, tally, now);
-    if (subscriber->block_id && !subscriber->first)
-        subscriber->first = subscriber->block_id;
-    if (subscriber->block_id > subscriber->last)
-        subscriber->last = subscriber->block_id;
-    subscriber->block_id = 0;
-    subscriber->stamp = 0;
+    const char *stamp = memchr(value, '@', length);
+
+    if (!stamp || value + length - stamp < DATA_MIN)
+        return;
+    subscriber->stamp =
+        eight_digits(stamp + 1) * 100000000 + eight_digits(stamp + 9);
+    subscriber->coming = eight_digits(stamp + STAMP + 2);
+}
+
+static void take_id(struct subscriber *subscriber, const char *value,
+                    size_t length)
+{
+    length = length < ID_KEPT ? length : ID_KEPT - 1;
+    memcpy(subscriber->id, value, length);
+    subscriber->id[length] = '\0';
+    subscriber->coming_id =
+        length == 16 ? eight_digits(value) * 100000000 + eight_digits(value + 8)
+                     : digits(subscriber->id);
+}
+
+/* The length of "NAME:" and a blank at the start of the line, 0 if it has
+ * another name. */
+static size_t field(const char *name, size_t name_length, const char *line,
+                    size_t length)
+{
+    if (length < name_length || memcmp(line, name, name_length) != 0)
+        return 0;
+    return name_length + (length > name_length && line[name_length] == ' ');
 }
 
 static void take_line(struct subscriber *subscriber, struct tally *tally,
                       const char *line, size_t length, uint64_t now)
 {
-    const char *end = line + length;
+    size_t name;
 
     if (length == 0) {
-        end_block(subscriber, tally, now);
-    } else if (length > 4 && memcmp(line, "id: ", 4) == 0) {
-        subscriber->block_id = digits(line + 4, end);
-    } else if (length > 6 && memcmp(line, "data: ", 6) == 0) {
-        const char *stamp = memchr(line, '@', length); /* in JSON or alone */
-
-        if (stamp)
-            subscriber->stamp = digits(stamp + 1, end);
+        if (subscriber->stamp)
+            take_event(subscriber, tally, now);
+        subscriber->stamp = 0;
+        memcpy(subscriber->last, subscriber->id, ID_KEPT);
+    } else if ((name = field("data:", 5, line, length)) > 0) {
+        take_data(subscriber, line + name, length - name);
+    } else if ((name = field("id:", 3, line, length)) > 0) {
+        take_id(subscriber, line + name, length - name);
     }
 }
 
-/* Content: cut into lines. One that is not complete is kept, its start. */
-static void take_content(struct subscriber *subscriber, struct tally *tally,
-                         const char *bytes, size_t length, uint64_t now)
+static void take_head_line(struct subscriber *subscriber, struct tally *tally,
+                           const char *line, size_t length)
 {
-    while (length > 0) {
-        const char *end = memchr(bytes, '\n', length);
-        size_t line = end ? (size_t)(end - bytes) : length;
-        size_t room = LINE_KEPT - subscriber->kept;
-        size_t kept = line < room ? line : room;
+    static const char chunked[] = "Transfer-Encoding: chunked";
 
-        if (end && subscriber->kept == 0) {
-            take_line(subscriber, tally, bytes, line, now);
-        } else {
-            memcpy(subscriber->line + subscriber->kept, bytes, kept);
-            subscriber->kept += (uint32_t)kept;
-        }
-        if (end && subscriber->kept) {
-            take_line(subscriber, tally, subscriber->line, subscriber->kept,
-                      now);
-            subscriber->kept = 0;
-        }
-        bytes += line + (end != NULL);
-        length -= line + (end != NULL);
+    if (length == 0)
+        subscriber->place = subscriber->chunked ? IN_SIZE : IN_CONTENT;
+    else if (length >= 12 && memcmp(line, "HTTP/1.", 7) == 0)
+        tally->refused += memcmp(line + 9, "200", 3) != 0;
+    else if (length == sizeof(chunked) - 1 &&
+             strncasecmp(line, chunked, length) == 0)
+        subscriber->chunked = true;
+}
+
+/* Takes bytes to the end of a line, or all: its start is then kept. */
+static size_t take_some(struct subscriber *subscriber, struct tally *tally,
+                        const char *bytes, size_t length, uint64_t now)
+{
+    const char *end = memchr(bytes, '\n', length), *line = bytes;
+    size_t taken = end ? (size_t)(end - bytes) : length, whole = taken;
+
+    if (!end || subscriber->kept) {
+        size_t room = LINE_KEPT - subscriber->kept;
+        size_t kept = taken < room ? taken : room;
+
+        memcpy(subscriber->line + subscriber->kept, bytes, kept);
+        subscriber->kept += (uint32_t)kept;
+        line = subscriber->line;
+        whole = subscriber->kept;
     }
+    if (!end)
+        return taken;
+    subscriber->kept = 0;
+    if (whole && line[whole - 1] == '\r')
+        whole--;
+    if (subscriber->place == IN_HEAD)
+        take_head_line(subscriber, tally, line, whole);
+    else
+        take_line(subscriber, tally, line, whole, now);
+    return taken + 1;
 }
 
 static uint32_t hex_digit(char c)
@@ -315,54 +393,25 @@ static uint32_t hex_digit(char c)
     return (uint32_t)(c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
 }
 
-/* Takes bytes of the framing, one at a time. */
-static void take_framing(struct subscriber *subscriber, char byte)
+/* Takes bytes around a chunk; returns how many. A size of eight digits, which
+ * is ssed's, is taken at once. */
+static size_t take_framing(struct subscriber *subscriber, const char *bytes,
+                           size_t length)
 {
-    static const char end[] = "\r\n\r\n";
+    bool whole = length >= 10 && bytes[9] == '\n' &&
+                 subscriber->place == IN_SIZE && subscriber->chunk == 0;
+    int count = whole ? 8 : *bytes != '\r' && *bytes != '\n';
 
-    switch (subscriber->place) {
-    case IN_HEAD:
-        if (byte == end[subscriber->matched])
-            subscriber->matched++;
-        else
-            subscriber->matched = byte == '\r';
-        if (subscriber->matched == 4)
+    if (subscriber->place == IN_CHUNK_END) {
+        if (*bytes == '\n')
             subscriber->place = IN_SIZE;
-        break;
-    case IN_SIZE:
-        if (byte == '\n')
-            subscriber->place = IN_DATA;
-        else if (byte != '\r')
-            subscriber->chunk = subscriber->chunk * 16 + hex_digit(byte);
-        break;
-    case IN_END:
-        if (byte == '\n')
-            subscriber->place = IN_SIZE;
-        break;
-    case IN_DATA:
-        break;
+        return 1;
     }
-}
-
-/* The same for a whole size, or a whole end, which is the rule; returns how
- * many bytes that took, 0 if it is not whole. */
-static size_t take_whole_framing(struct subscriber *subscriber,
-                                 const char *bytes, size_t length)
-{
-    uint32_t size = 0;
-
-    if (subscriber->place == IN_END && length >= 2 && bytes[1] == '\n') {
-        subscriber->place = IN_SIZE;
-        return 2;
-    }
-    if (subscriber->place != IN_SIZE || subscriber->chunk || length < 10 ||
-        bytes[9] != '\n')
-        return 0;
-    for (int i = 0; i < 8; i++)
-        size = size * 16 + hex_digit(bytes[i]);
-    subscriber->chunk = size;
-    subscriber->place = IN_DATA;
-    return 10;
+    for (int i = 0; i < count; i++)
+        subscriber->chunk = subscriber->chunk * 16 + hex_digit(bytes[i]);
+    if (whole || *bytes == '\n')
+        subscriber->place = IN_CHUNK;
+    return whole ? 10 : 1;
 }
 
 static void take_bytes(struct subscriber *subscriber, struct tally *tally,
@@ -372,110 +421,120 @@ static void take_bytes(struct subscriber *subscriber, struct tally *tally,
 
     tally->ended = now;
     while (length > 0) {
-        size_t taken = take_whole_framing(subscriber, bytes, length);
+        size_t taken;
 
-        if (taken == 0 && subscriber->place == IN_DATA) {
+        if (subscriber->place == IN_CHUNK) {
             taken = length < subscriber->chunk ? length : subscriber->chunk;
-            take_content(subscriber, tally, bytes, taken, now);
+            taken = take_some(subscriber, tally, bytes, taken, now);
             subscriber->chunk -= (uint32_t)taken;
             if (subscriber->chunk == 0)
-                subscriber->place = IN_END;
-        } else if (taken == 0) {
-            take_framing(subscriber, *bytes);
-            taken = 1;
+                subscriber->place = IN_CHUNK_END;
+        } else if (subscriber->place == IN_SIZE ||
+                   subscriber->place == IN_CHUNK_END) {
+            taken = take_framing(subscriber, bytes, length);
+        } else {
+            taken = take_some(subscriber, tally, bytes, length, now);
         }
         bytes += taken;
         length -= taken;
     }
 }
 
-static void subscribe(struct subscriber *subscriber, int epoll, unsigned host,
-                      uint32_t index)
-{
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = index };
-    char request[512], field[64] = "";
+/* A process of subscribers. */
+struct crowd {
+    struct tally *tally;
+    struct subscriber *subscribers;
+    int count;
+    int epoll;
+    unsigned host;
+    uint64_t came_again;
+};
 
-    if (options.replay > 0)
-        snprintf(field, sizeof(field), "Last-Event-ID: earliest\r\n");
-    if (subscriber->last)
-        snprintf(field, sizeof(field), "Last-Event-ID: %llu\r\n",
-                 (unsigned long long)subscriber->last);
-    snprintf(request, sizeof(request),
-             "GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n", options.target,
-             field);
-    subscriber->fd = connect_from(host);
+static void subscribe(struct crowd *crowd, int index)
+{
+    struct subscriber *subscriber = &crowd->subscribers[index];
+    struct epoll_event event = { .events = EPOLLIN,
+                                 .data.u32 = (uint32_t)index };
+    char request[2 * REQUEST_HEAD];
+    size_t length = put_request_line(request, "GET", subscriber->topic);
+    const char *last = options.replay > 0 ? "earliest" : "";
+
+    if (*subscriber->last)
+        last = subscriber->last;
+    length += (size_t)snprintf(request + length, REQUEST_HEAD,
+                               "Accept: text/event-stream\r\n%s%s%s\r\n",
+                               *last ? "Last-Event-ID: " : "", last,
+                               *last ? "\r\n" : "");
+    subscriber->fd =
+        connect_from(crowd->host + (unsigned)(index / PER_ADDRESS));
     subscriber->place = IN_HEAD;
-    subscriber->matched = 0;
+    subscriber->chunked = false;
     subscriber->chunk = subscriber->kept = 0;
-    subscriber->stamp = subscriber->block_id = 0;
-    send_all(subscriber->fd, request, strlen(request));
-    fcntl(subscriber->fd, F_SETFL, O_NONBLOCK);
-    if (!subscriber->mute &&
-        epoll_ctl(epoll, EPOLL_CTL_ADD, subscriber->fd, &event) < 0)
+    subscriber->stamp = 0;
+    send_all(subscriber->fd, request, length);
+    if (subscriber->mute)
+        return;
+    if (fcntl(subscriber->fd, F_SETFL, O_NONBLOCK) < 0 ||
+        epoll_ctl(crowd->epoll, EPOLL_CTL_ADD, subscriber->fd, &event) < 0)
         fail("epoll_ctl");
 }
 
-static void receive(struct subscriber *subscriber, struct tally *tally)
+/* One who has been cut off stays away: what he misses is lost. */
+static void receive(struct crowd *crowd, struct subscriber *subscriber)
 {
     char bytes[READ_MAX];
     ssize_t n = recv(subscriber->fd, bytes, sizeof(bytes), 0);
 
     if (n > 0) {
-        tally->bytes += (uint64_t)n;
-        if (options.raw > 0)
-            tally->ended = now_ns();
-        else
-            take_bytes(subscriber, tally, bytes, (size_t)n);
-    } else if (n == 0 || errno != EAGAIN) {
-        tally->cut++;
+        crowd->tally->bytes += (uint64_t)n;
+        take_bytes(subscriber, crowd->tally, bytes, (size_t)n);
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+        crowd->tally->cut++;
         close(subscriber->fd);
-        subscriber->mute = true;
+        subscriber->fd = -1;
     }
 }
 
-/* Whether everybody who reads has had what is expected. */
-static bool all_have(const struct subscriber *subscribers, int count,
-                     const struct tally *tally)
+/* How many events are missing to those who read. */
+static uint64_t missing(const struct crowd *crowd)
 {
-    if (options.raw > 0)
-        return (double)tally->bytes >= options.raw * count;
-    for (int i = 0; i < count; i++)
-        if (!subscribers[i].mute && subscribers[i].last < shared->expected)
-            return false;
-    return true;
+    uint64_t topics = (uint64_t)options.topics, count = 0;
+
+    for (int i = 0; i < crowd->count; i++) {
+        const struct subscriber *subscriber = &crowd->subscribers[i];
+        uint64_t expected =
+            (shared->published + topics - 1 - subscriber->topic) / topics;
+
+        if (!subscriber->mute && subscriber->number < expected)
+            count += expected - subscriber->number;
+    }
+    return count;
 }
 
-static bool is_over(void)
-{
-    return __atomic_load_n(&shared->over, __ATOMIC_SEQ_CST);
-}
-
-static void receive_ready(struct subscriber *subscribers, int epoll,
-                          struct tally *tally)
+static void receive_ready(struct crowd *crowd)
 {
     struct epoll_event events[EVENTS_MAX];
-    int count = epoll_wait(epoll, events, EVENTS_MAX, 10);
+    int count = epoll_wait(crowd->epoll, events, EVENTS_MAX, 10);
 
     for (int i = 0; i < count; i++)
-        receive(&subscribers[events[i].data.u32], tally);
+        receive(crowd, &crowd->subscribers[events[i].data.u32]);
 }
 
 /* So many of them come again, one after the other, over a second. */
-static void reconnect_some(struct subscriber *subscribers, int count, int epoll,
-                           unsigned host, struct tally *tally, uint64_t begin)
+static void reconnect_some(struct crowd *crowd, uint64_t begin)
 {
-    static uint64_t done;
-    uint64_t due = (now_ns() - begin) / 1000000 * (uint64_t)count *
-                   (uint64_t)options.reconnect / 100 / 1000;
+    double due = (double)(now_ns() - begin) / 1e9 * crowd->count *
+                 options.reconnect / 100;
 
-    for (; done < due; done++) {
-        struct subscriber *subscriber = &subscribers[done % (uint64_t)count];
+    for (; crowd->came_again < (uint64_t)due; crowd->came_again++) {
+        int index = (int)(crowd->came_again % (uint64_t)crowd->count);
+        struct subscriber *subscriber = &crowd->subscribers[index];
 
-        if (subscriber->mute)
+        if (subscriber->mute || subscriber->fd < 0 || !*subscriber->last)
             continue;
         close(subscriber->fd);
-        subscribe(subscriber, epoll, host, (uint32_t)(done % (uint64_t)count));
-        tally->reconnects++;
+        subscribe(crowd, index);
+        crowd->tally->reconnects++;
     }
 }
 
@@ -488,234 +547,282 @@ static double own_seconds(void)
            (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
-/* A process of subscribers, from the first connection to the last event. */
-static _Noreturn void run_subscribers(int number, int count)
+static void connect_all(struct crowd *crowd)
 {
-    struct tally *tally = &shared->tallies[number];
-    struct subscriber *subscribers =
-        calloc((size_t)count, sizeof(*subscribers));
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    uint64_t begin = now_ns(), deadline = 0;
-    unsigned host = 1 + (unsigned)number * 8;
+    uint64_t begin = now_ns();
+
+    for (int i = 0; i < crowd->count; i++) {
+        crowd->subscribers[i].mute = i % 100 < (int)options.mute;
+        crowd->subscribers[i].topic = (uint32_t)i % (uint32_t)options.topics;
+        subscribe(crowd, i);
+        crowd->tally->connected++;
+    }
+    crowd->tally->connect_seconds = (double)(now_ns() - begin) / 1e9;
+    __atomic_add_fetch(&shared->ready, 1, __ATOMIC_SEQ_CST);
+}
+
+static bool is_over(void)
+{
+    return __atomic_load_n(&shared->over, __ATOMIC_SEQ_CST);
+}
+
+/* From the first connection to the last event. */
+static _Noreturn void run_crowd(int process, int count)
+{
+    struct crowd crowd = {
+        .tally = &shared->tallies[process],
+        .subscribers = calloc((size_t)count + 1, sizeof(struct subscriber)),
+        .count = count,
+        .epoll = epoll_create1(EPOLL_CLOEXEC),
+        .host = 1 + (unsigned)process * 8,
+    };
+    uint64_t begin, deadline = 0;
     double spent;
 
-    if (!subscribers || epoll < 0)
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (!crowd.subscribers || crowd.epoll < 0)
         fail("begin");
-    for (int i = 0; i < count; i++) {
-        subscribers[i].mute = i % 100 < options.mute;
-        subscribe(&subscribers[i], epoll, host + (unsigned)(i / PER_ADDRESS),
-                  (uint32_t)i);
-    }
-    tally->connected = (uint64_t)count;
-    tally->connect_seconds = (double)(now_ns() - begin) / 1e9;
-    __atomic_add_fetch(&shared->ready, 1, __ATOMIC_SEQ_CST);
+    connect_all(&crowd);
     begin = now_ns();
     spent = own_seconds();
-    while (!is_over() || !all_have(subscribers, count, tally)) {
-        receive_ready(subscribers, epoll, tally);
+    while (!is_over() || missing(&crowd)) {
+        receive_ready(&crowd);
         if (!is_over())
-            reconnect_some(subscribers, count, epoll, host, tally, begin);
+            reconnect_some(&crowd, begin);
         else if (!deadline)
             deadline = now_ns() + (uint64_t)PATIENCE * 1000000;
         if (deadline && now_ns() > deadline)
             break;
     }
-    tally->overhead = own_seconds() - spent;
-    for (int i = 0; i < count; i++)
-        if (!subscribers[i].mute && subscribers[i].last < shared->expected)
-            tally->lost += shared->expected - subscribers[i].last;
+    crowd.tally->own_seconds = own_seconds() - spent;
+    crowd.tally->lost += missing(&crowd);
     _exit(0);
 }
 
-static pid_t start_subscribers(int number, int count)
+static pid_t start_crowd(int process)
 {
+    int processes = (int)options.processes;
+    int count = (int)options.subscribers / processes +
+                (process < (int)options.subscribers % processes);
     pid_t pid = fork();
 
     if (pid < 0)
         fail("fork");
     if (pid == 0)
-        run_subscribers(number, count);
+        run_crowd(process, count);
     return pid;
 }
 
 /* ------------------------------------------------------------- publisher */
 
-/* The data of an event: its time, and something to fill it. */
-static void put_data(char *data, uint64_t stamp)
+/* The data of event `index`: its time, its number in its topic, and
+ * something to fill it. */
+static void put_data(char *data, uint64_t index, uint64_t stamp)
 {
-    int length = snprintf(data, (size_t)options.size + 1, "@%0*llu", STAMP,
-                          (unsigned long long)stamp);
+    size_t size = (size_t)options.size;
+    char start[DATA_MIN + 16];
 
-    memset(data + length, 'x', (size_t)(options.size - length));
-    data[options.size] = '\0';
+    snprintf(start, sizeof(start), "@%0*llu#%0*llu", STAMP,
+             (unsigned long long)stamp, NUMBER,
+             (unsigned long long)(index / (uint64_t)options.topics + 1));
+    memset(data, 'x', size);
+    memcpy(data, start, DATA_MIN);
 }
 
-/* Reads answers until there have been `count`, and takes their ids. */
-static void take_answers(int fd, unsigned count, struct published *published)
+static size_t put_request(char *request, uint64_t index, uint64_t stamp)
 {
-    static char bytes[READ_MAX];
+    size_t length =
+        put_request_line(request, "POST", index % (uint64_t)options.topics);
+
+    length += (size_t)sprintf(request + length, "Content-Length: %d\r\n\r\n",
+                              (int)options.size);
+    put_data(request + length, index, stamp);
+    return length + (size_t)options.size;
+}
+
+/* The length of the answer at the start of the bytes; 0 if it is not whole.
+ * One that is no success ends it all. */
+static size_t answer_length(const char *bytes)
+{
+    const char *end = strstr(bytes, "\r\n\r\n");
+    const char *field = strcasestr(bytes, "\r\nContent-Length: ");
+    size_t length;
+
+    if (!end)
+        return 0;
+    length = (size_t)(end + 4 - bytes);
+    if (field && field < end)
+        length += strtoul(field + 18, NULL, 10);
+    if (strlen(bytes) < length)
+        return 0;
+    if (strncmp(bytes + 9, "20", 2) == 0)
+        return length;
+    fprintf(stderr, "fan: the answer was:\n%.*s\n", (int)length, bytes);
+    exit(2);
+}
+
+/* Reads answers until there have been `count`. */
+static void take_answers(int fd, unsigned count)
+{
+    static char bytes[READ_MAX + 1];
     static size_t length;
+    size_t used = 0, answer;
 
     while (count > 0) {
-        const char *end = memmem(bytes, length, "\"}\n", 3), *id;
-        const char *tail = end ? end : memmem(bytes, length, "}\n", 2);
         ssize_t n;
 
-        if (tail) {
-            size_t used = (size_t)(strchr(tail, '\n') + 1 - bytes);
-
-            if (strncmp(bytes, "HTTP/1.1 201 ", 13) != 0) {
-                bytes[length] = '\0';
-                fprintf(stderr, "fan: publishing was answered with:\n%s",
-                        bytes);
-                exit(2);
-            }
-            id = memmem(bytes, used, "\"id\":\"", 6);
-            if (id)
-                published->last = strtoull(id + 6, NULL, 10);
-            if (published->count++ == 0)
-                shared->first_id = published->first = published->last;
-            length -= used;
-            memmove(bytes, bytes + used, length);
-            bytes[length] = '\0';
+        while (count > 0 && (answer = answer_length(bytes + used)) > 0) {
+            used += answer;
             count--;
-            continue;
         }
-        n = recv(fd, bytes + length, sizeof(bytes) - 1 - length, 0);
+        length -= used;
+        memmove(bytes, bytes + used, length + 1);
+        used = 0;
+        if (count == 0)
+            return;
+        n = recv(fd, bytes + length, READ_MAX - length, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
         if (n <= 0)
-            fail("publish");
+            fail("the answer to a publish");
         length += (size_t)n;
         bytes[length] = '\0';
     }
 }
 
-static size_t put_request(char *request, uint64_t stamp)
+static bool goes_on(uint64_t end)
 {
-    size_t head = (size_t)sprintf(request,
-                                  "POST %s HTTP/1.1\r\nHost: localhost\r\n"
-                                  "Content-Length: %d\r\n\r\n",
-                                  options.target, options.size);
-
-    put_data(request + head, stamp);
-    return head + (size_t)options.size;
+    return now_ns() < end && (double)shared->published < options.count;
 }
 
-static void sleep_until(uint64_t when)
+static void publish_at_rate(int fd, uint64_t begin, uint64_t end)
 {
-    struct timespec at = { (time_t)(when / 1000000000),
-                           (long)(when % 1000000000) };
-
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) == EINTR)
-        ;
-}
-
-static void publish_at_rate(int fd, struct published *published)
-{
-    uint64_t begin = now_ns(),
-             total = (uint64_t)(options.rate * options.seconds);
-    char *request = malloc((size_t)options.size + 256);
+    static char request[DATA_MAX + 2 * REQUEST_HEAD];
     unsigned unanswered = 0;
 
-    if (!request)
-        fail("malloc");
-    for (uint64_t i = 0; i < total; i++) {
-        uint64_t when = begin + (uint64_t)((double)i * 1e9 / options.rate);
+    while (goes_on(end)) {
+        uint64_t index = shared->published;
+        uint64_t when = begin + (uint64_t)((double)index * 1e9 / options.rate);
         struct pollfd answers = { .fd = fd, .events = POLLIN };
 
+        if (when >= end)
+            break;
         sleep_until(when);
-        send_all(fd, request, put_request(request, when));
+        send_all(fd, request, put_request(request, index, when));
+        shared->published++;
         unanswered++;
         while (unanswered && poll(&answers, 1, 0) == 1) {
-            take_answers(fd, 1, published);
+            take_answers(fd, 1);
             unanswered--;
         }
     }
-    take_answers(fd, unanswered, published);
-    free(request);
+    take_answers(fd, unanswered);
 }
 
-static void publish_at_depth(int fd, struct published *published)
+static void publish_at_depth(int fd, uint64_t end)
 {
-    uint64_t end = now_ns() + (uint64_t)(options.seconds * 1e9);
-    char *requests =
-        malloc((size_t)options.depth * ((size_t)options.size + 256));
+    unsigned depth = (unsigned)options.depth;
+    char *requests = malloc(depth * ((size_t)options.size + 2 * REQUEST_HEAD));
 
     if (!requests)
         fail("malloc");
-    while (now_ns() < end && (double)published->count < options.count) {
+    while (goes_on(end)) {
         size_t length = 0;
 
-        for (int i = 0; i < options.depth; i++)
-            length += put_request(requests + length, now_ns());
+        for (unsigned i = 0; i < depth; i++)
+            length +=
+                put_request(requests + length, shared->published + i, now_ns());
         send_all(fd, requests, length);
-        take_answers(fd, (unsigned)options.depth, published);
+        shared->published += depth;
+        take_answers(fd, depth);
     }
     free(requests);
 }
 
-static uint64_t number_after(const char *text, const char *name)
+static void publish_stream(int fd, uint64_t end)
 {
-    const char *at = strstr(text, name);
+    static char bytes[2 * DATA_MAX + CHUNK];
+    size_t event = (size_t)options.size + 8;
+    size_t length = put_request_line(bytes, "POST", 0);
 
-    return at ? strtoull(at + strlen(name), NULL, 10) : 0;
-}
+    length +=
+        (size_t)sprintf(bytes + length, "Content-Type: text/event-stream\r\n"
+                                        "Transfer-Encoding: chunked\r\n\r\n");
+    send_all(fd, bytes, length);
+    while (goes_on(end)) {
+        size_t count = 1 + CHUNK / event;
 
-static void publish_stream(int fd, struct published *published)
-{
-    static char chunk[CHUNK + 256], answer[4096];
-    uint64_t end = now_ns() + (uint64_t)(options.seconds * 1e9);
-    size_t event = (size_t)options.size + 8, length = 0;
-    uint64_t sent = 0;
-    char head[256];
-    int size = snprintf(head, sizeof(head),
-                        "POST %s HTTP/1.1\r\nHost: localhost\r\n"
-                        "Content-Type: text/event-stream\r\n"
-                        "Transfer-Encoding: chunked\r\n\r\n",
-                        options.target);
-
-    send_all(fd, head, (size_t)size);
-    while (now_ns() < end && (double)sent < options.count) {
-        for (length = 0; length + event <= CHUNK; length += event, sent++) {
-            memcpy(chunk + length, "data: ", 6);
-            put_data(chunk + length + 6, now_ns());
-            memcpy(chunk + length + event - 2, "\n\n", 2);
+        length = (size_t)sprintf(bytes, "%zx\r\n", count * event);
+        for (size_t i = 0; i < count; i++, length += event) {
+            memcpy(bytes + length, "data: ", 6);
+            put_data(bytes + length + 6, shared->published + i, now_ns());
+            memcpy(bytes + length + event - 2, "\n\n", 2);
         }
-        size = snprintf(head, sizeof(head), "%zx\r\n", length);
-        send_all(fd, head, (size_t)size);
-        memcpy(chunk + length, "\r\n", 2);
-        send_all(fd, chunk, length + 2);
+        memcpy(bytes + length, "\r\n", 2);
+        send_all(fd, bytes, length + 2);
+        shared->published += count;
     }
     send_all(fd, "0\r\n\r\n", 5);
-    for (length = 0; !strstr(answer, "}\n");) {
-        ssize_t n = recv(fd, answer + length, sizeof(answer) - 1 - length, 0);
-
-        if (n <= 0)
-            fail("publish");
-        length += (size_t)n;
-    }
-    published->count = number_after(answer, "\"count\":");
-    published->first = number_after(answer, "\"first\":\"");
-    published->last = number_after(answer, "\"last\":\"");
+    take_answers(fd, 1);
 }
 
-static struct published publish(void)
+/* Instead of publishing: asks for a page, each time on a fresh connection. */
+static void ask(uint64_t begin, uint64_t end)
 {
-    struct published published = { .began = now_ns() };
+    char request[2 * REQUEST_HEAD], answer[READ_MAX + 1];
+    struct tally *tally = &shared->tallies[0];
+    size_t request_length = (size_t)snprintf(
+        request, sizeof(request),
+        "GET %.256s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        options.ask);
+
+    for (uint64_t i = 0; goes_on(end); i++) {
+        uint64_t when = begin + (uint64_t)((double)i * 1e9 / options.rate);
+        size_t length = 0;
+        ssize_t n;
+        int fd;
+
+        sleep_until(when);
+        fd = connect_from(0);
+        send_all(fd, request, request_length);
+        do {
+            n = recv(fd, answer + length, READ_MAX - length, 0);
+            if (n <= 0)
+                fail("the answer");
+            length += (size_t)n;
+            answer[length] = '\0';
+        } while (!answer_length(answer));
+        tally->ended = now_ns();
+        tally_latency(tally, tally->ended - when);
+        close(fd);
+    }
+}
+
+/* Returns the seconds that it took. */
+static double publish(void)
+{
+    uint64_t begin = now_ns();
+    uint64_t end = begin + (uint64_t)(options.seconds * 1e9);
     int fd = connect_from(0);
 
-    if (options.stream)
-        publish_stream(fd, &published);
-    else if (options.depth)
-        publish_at_depth(fd, &published);
+    shared->act = "publishing";
+    if (options.ask)
+        ask(begin, end);
+    else if (options.idle)
+        sleep_until(end);
+    else if (options.stream)
+        publish_stream(fd, end);
+    else if (options.depth > 0)
+        publish_at_depth(fd, end);
     else
-        publish_at_rate(fd, &published);
-    published.seconds = (double)(now_ns() - published.began) / 1e9;
+        publish_at_rate(fd, begin, end);
     close(fd);
-    return published;
+    return (double)(now_ns() - begin) / 1e9;
 }
 
-/* --------------------------------------------------------------- the server */
+/* ------------------------------------------------------------ the server */
 
+/* The number behind `name` in the file; the last one, if there are more. */
 static double read_number(const char *path, const char *name)
 {
     FILE *file = fopen(path, "re");
@@ -734,46 +841,44 @@ static double read_number(const char *path, const char *name)
     return number;
 }
 
-/* What the server has used so far: user and system time in ticks (proc(5)),
- * both together in nanoseconds (schedstat). */
+/* User time in ticks (proc(5)), all of it in nanoseconds (schedstat). */
 static struct usage usage_now(void)
 {
     char path[64], text[1024] = "";
-    double tick = (double)sysconf(_SC_CLK_TCK);
-    unsigned long user = 0, system = 0;
+    unsigned long user = 0;
     struct usage usage = { 0 };
     FILE *file;
     const char *end;
 
-    snprintf(path, sizeof(path), "/proc/%d/stat", options.pid);
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)options.pid);
     file = fopen(path, "re");
     if (!file || !fgets(text, sizeof(text), file))
         fail(path);
     fclose(file);
     end = strrchr(text, ')');
-    if (!end ||
-        sscanf(end + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu",
-               &user, &system) != 2)
+    if (!end || sscanf(end + 2,
+                       "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u "
+                       "%lu",
+                       &user) != 1)
         fail(path);
-    usage.user = (double)user / tick;
-    usage.system = (double)system / tick;
-    snprintf(path, sizeof(path), "/proc/%d/schedstat", options.pid);
+    usage.user = (double)user / (double)sysconf(_SC_CLK_TCK);
+    snprintf(path, sizeof(path), "/proc/%d/schedstat", (int)options.pid);
     usage.total = read_number(path, "") / 1e9;
-    snprintf(path, sizeof(path), "/proc/%d/status", options.pid);
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)options.pid);
     usage.resident = read_number(path, "VmRSS:") * 1024;
     usage.kernel = read_number("/proc/net/sockstat", " mem ") *
-                   (double)sysconf(_SC_PAGESIZE);
+                       (double)sysconf(_SC_PAGESIZE) +
+                   read_number("/proc/meminfo", "Slab:") * 1024;
     return usage;
 }
 
-/* ----------------------------------------------------------------- report */
+/* ---------------------------------------------------------------- report */
 
 struct report {
     struct tally all;
-    struct published published;
+    uint64_t began; /* of the monotonic clock */
+    double publish_seconds;
     struct usage idle, before, after;
-    double latency[5]; /* ms: p50, p90, p99, p99.9, max */
-    double last[3];    /* ms to the last subscriber: p50, p99, max */
 };
 
 static int by_value(const void *a, const void *b)
@@ -783,8 +888,9 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Of each event, the latest receipt; and of these the percentiles. */
-static void find_last_receipts(struct report *report)
+/* Of each event, the latest receipt; and of these p50, p99 and the greatest,
+ * in milliseconds. */
+static void find_last_receipts(double last[3])
 {
     static double latest[TIMED_MAX];
     size_t count = 0;
@@ -792,7 +898,7 @@ static void find_last_receipts(struct report *report)
     for (size_t i = 0; i < TIMED_MAX; i++) {
         uint64_t longest = 0;
 
-        for (int k = 0; k < options.processes; k++)
+        for (int k = 0; k < (int)options.processes; k++)
             if (shared->tallies[k].last_receipt[i] > longest)
                 longest = shared->tallies[k].last_receipt[i];
         if (longest)
@@ -801,277 +907,319 @@ static void find_last_receipts(struct report *report)
     if (count == 0)
         return;
     qsort(latest, count, sizeof(latest[0]), by_value);
-    report->last[0] = latest[count / 2];
-    report->last[1] = latest[count * 99 / 100];
-    report->last[2] = latest[count - 1];
+    last[0] = latest[count / 2];
+    last[1] = latest[count * 99 / 100];
+    last[2] = latest[count - 1];
 }
 
-static void add_tallies(struct report *report)
+static void add_tally(struct tally *all, const struct tally *tally)
 {
-    static const double parts[] = { 0.5, 0.9, 0.99, 0.999 };
-    struct tally *all = &report->all;
-
-    for (int k = 0; k < options.processes; k++) {
-        const struct tally *tally = &shared->tallies[k];
-
-        all->events += tally->events;
-        all->bytes += tally->bytes;
-        all->lost += tally->lost;
-        all->doubled += tally->doubled;
-        all->cut += tally->cut;
-        all->reconnects += tally->reconnects;
-        all->connected += tally->connected;
-        all->overhead += tally->overhead;
-        if (tally->connect_seconds > all->connect_seconds)
-            all->connect_seconds = tally->connect_seconds;
-        if (tally->ended > all->ended)
-            all->ended = tally->ended;
-        if (tally->longest > all->longest)
-            all->longest = tally->longest;
-        for (unsigned i = 0; i < BUCKETS; i++)
-            all->histogram[i] += tally->histogram[i];
-    }
-    for (int i = 0; i < 4; i++)
-        report->latency[i] = percentile(all->histogram, parts[i]);
-    report->latency[4] = (double)all->longest / 1e6;
+    all->connected += tally->connected;
+    all->events += tally->events;
+    all->bytes += tally->bytes;
+    all->reconnects += tally->reconnects;
+    all->lost += tally->lost;
+    all->doubled += tally->doubled;
+    all->cut += tally->cut;
+    all->refused += tally->refused;
+    all->id_gaps += tally->id_gaps;
+    all->own_seconds += tally->own_seconds;
+    if (tally->connect_seconds > all->connect_seconds)
+        all->connect_seconds = tally->connect_seconds;
+    if (tally->ended > all->ended)
+        all->ended = tally->ended;
+    if (tally->longest > all->longest)
+        all->longest = tally->longest;
+    for (unsigned i = 0; i < BUCKETS; i++)
+        all->histogram[i] += tally->histogram[i];
 }
 
-/* The figures, each with its name; a line each or one JSON object. */
-static void print_report(const struct report *report)
+static double at_least_1(double number)
+{
+    return number > 1 ? number : 1;
+}
+
+static void print_figure(const char *name, double value)
+{
+    static bool printed;
+
+    if (options.json)
+        printf("%s\"%s\": %.3f", printed ? ", " : "{", name, value);
+    else
+        printf("%-32s %14.3f\n", name, value);
+    printed = true;
+}
+
+static void print_counts(const struct report *report)
 {
     const struct tally *all = &report->all;
-    double delivered = (double)(all->events ? all->events : 1);
-    double connected = (double)(all->connected ? all->connected : 1);
-    double seconds = (double)(all->ended - report->published.began) / 1e9;
-    const struct {
-        const char *name;
-        double value;
-    } rows[] = {
-        { "published", (double)report->published.count },
-        { "delivered", (double)all->events },
-        { "lost", (double)all->lost },
-        { "doubled_or_out_of_order", (double)all->doubled },
-        { "cut", (double)all->cut },
-        { "reconnects", (double)all->reconnects },
-        { "seconds_to_publish", report->published.seconds },
-        { "seconds_to_the_last_receipt", seconds },
-        { "published_per_second",
-          report->published.seconds > 0
-              ? (double)report->published.count / report->published.seconds
-              : 0 },
-        { "delivered_per_second", delivered / seconds },
-        { "delivered_megabytes_per_second",
-          (double)all->bytes / seconds / 1e6 },
-        { "connects_per_second",
-          connected / (all->connect_seconds > 0 ? all->connect_seconds : 1) },
-        { "latency_p50_ms", report->latency[0] },
-        { "latency_p90_ms", report->latency[1] },
-        { "latency_p99_ms", report->latency[2] },
-        { "latency_p99.9_ms", report->latency[3] },
-        { "latency_max_ms", report->latency[4] },
-        { "last_subscriber_p50_ms", report->last[0] },
-        { "last_subscriber_p99_ms", report->last[1] },
-        { "last_subscriber_max_ms", report->last[2] },
-        { "server_ns_per_delivered",
-          (report->after.total - report->before.total) * 1e9 / delivered },
-        { "server_user_ns_per_delivered",
-          (report->after.user - report->before.user) * 1e9 / delivered },
-        { "server_ns_per_byte", (report->after.total - report->before.total) *
-                                    1e9 /
-                                    (double)(all->bytes ? all->bytes : 1) },
-        { "server_bytes_per_subscriber",
-          (report->before.resident - report->idle.resident) / connected },
-        { "kernel_bytes_per_subscriber",
-          (report->before.kernel - report->idle.kernel) / connected },
-        { "own_ns_per_delivered", all->overhead * 1e9 / delivered },
-    };
-    size_t count = sizeof(rows) / sizeof(rows[0]);
+    double published = (double)shared->published;
+    double seconds = (double)(all->ended - report->began) / 1e9;
 
-    for (size_t i = 0; i < count; i++) {
-        if (options.json)
-            printf("%s\"%s\": %.3f", i ? ", " : "{", rows[i].name,
-                   rows[i].value);
-        else
-            printf("%-32s %14.3f\n", rows[i].name, rows[i].value);
-    }
+    print_figure("published", published);
+    print_figure("delivered", (double)all->events);
+    print_figure("lost", (double)all->lost);
+    print_figure("doubled_or_out_of_order", (double)all->doubled);
+    print_figure("ids_with_gaps", (double)all->id_gaps);
+    print_figure("refused", (double)all->refused);
+    print_figure("cut", (double)all->cut);
+    print_figure("reconnects", (double)all->reconnects);
+    print_figure("connects_per_second",
+                 (double)all->connected /
+                     (all->connect_seconds > 0 ? all->connect_seconds : 1));
+    print_figure(
+        "published_per_second",
+        report->publish_seconds > 0 ? published / report->publish_seconds : 0);
+    print_figure("delivered_per_second", (double)all->events / seconds);
+    print_figure("delivered_megabytes_per_second",
+                 (double)all->bytes / seconds / 1e6);
+}
+
+static void print_latencies(const struct report *report)
+{
+    const struct tally *all = &report->all;
+    double last[3] = { 0 };
+
+    find_last_receipts(last);
+    print_figure("latency_p50_ms", percentile(all->histogram, 0.5));
+    print_figure("latency_p90_ms", percentile(all->histogram, 0.9));
+    print_figure("latency_p99_ms", percentile(all->histogram, 0.99));
+    print_figure("latency_p99.9_ms", percentile(all->histogram, 0.999));
+    print_figure("latency_max_ms", (double)all->longest / 1e6);
+    print_figure("last_subscriber_p50_ms", last[0]);
+    print_figure("last_subscriber_p99_ms", last[1]);
+    print_figure("last_subscriber_max_ms", last[2]);
+}
+
+static void print_costs(const struct report *report)
+{
+    const struct tally *all = &report->all;
+    const struct usage *before = &report->before, *after = &report->after;
+    double delivered = at_least_1((double)all->events);
+    double connected = at_least_1((double)all->connected);
+    double published = at_least_1((double)shared->published);
+    double spent = (after->total - before->total) * 1e9;
+
+    print_figure("server_ns_per_delivered", spent / delivered);
+    print_figure("server_user_ns_per_delivered",
+                 (after->user - before->user) * 1e9 / delivered);
+    print_figure("server_ns_per_published", spent / published);
+    print_figure("server_ns_per_byte", spent / at_least_1((double)all->bytes));
+    print_figure("server_bytes_per_subscriber",
+                 (before->resident - report->idle.resident) / connected);
+    /* a connection to oneself has both its ends on this machine */
+    print_figure("kernel_bytes_per_two_ends",
+                 (before->kernel - report->idle.kernel) / connected);
+    print_figure("own_ns_per_delivered", all->own_seconds * 1e9 / delivered);
+}
+
+static void print_report(struct report *report)
+{
+    for (int k = 0; k < (int)options.processes; k++)
+        add_tally(&report->all, &shared->tallies[k]);
+    print_counts(report);
+    print_latencies(report);
+    print_costs(report);
     if (options.json)
         printf("}\n");
 }
 
-/* -------------------------------------------------------------------- main */
+/* -------------------------------------------------------------- progress */
 
-static void wait_ms(unsigned milliseconds)
+static void print_progress(void)
 {
-    usleep(milliseconds * 1000);
+    uint64_t connected = 0, delivered = 0, lost = 0;
+
+    for (int k = 0; k < (int)options.processes; k++) {
+        connected += shared->tallies[k].connected;
+        delivered += shared->tallies[k].events;
+        lost += shared->tallies[k].lost;
+    }
+    fprintf(stderr,
+            "\r%s: %llu connected, %llu published, %llu delivered, %llu "
+            "lost ",
+            shared->act, (unsigned long long)connected,
+            (unsigned long long)shared->published,
+            (unsigned long long)delivered, (unsigned long long)lost);
 }
 
-static void show_progress(const char *what)
+/* A process that shows how it gets on; 0 if nobody is looking. */
+static pid_t start_progress(void)
 {
-    if (!options.quiet && isatty(STDERR_FILENO))
-        fprintf(stderr, "\r%-60s", what);
+    pid_t pid;
+
+    if (options.quiet || !isatty(STDERR_FILENO))
+        return 0;
+    pid = fork();
+    if (pid != 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) {
+        sleep_until(now_ns() + 500000000);
+        print_progress();
+    }
 }
 
-static void take_number(const char *name, const char *text, double minimum,
-                        double *value)
+static void end_progress(pid_t pid)
+{
+    if (pid <= 0)
+        return;
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    print_progress();
+    fputc('\n', stderr);
+}
+
+/* ------------------------------------------------------------------ main */
+
+static const char usage[] =
+    "usage: fan --port N --pid PID [OPTION...]\n"
+    "  --port N, --pid PID    the server on 127.0.0.1\n"
+    "  --target PATH          of the stream (/events/fan)\n"
+    "  --topics N             PATH-0, PATH-1 and so on\n"
+    "  --subscribers N        (1000)\n"
+    "  --processes N          to hold them (1)\n"
+    "  --publish-rate N       events a second (10), or\n"
+    "  --depth N              so many requests at a time, or\n"
+    "  --stream               one body, as fast as it is taken, or\n"
+    "  --idle                 nothing, or\n"
+    "  --ask PATH             no event: a page, each on a fresh connection\n"
+    "  --seconds N            for so long (10)\n"
+    "  --count N              events at most\n"
+    "  --size BYTES           of an event's data (100)\n"
+    "  --replay N             publish N events, then let them come\n"
+    "  --mute PERCENT         never read\n"
+    "  --reconnect PERCENT    come again each second\n"
+    "  --json                 print one line of JSON\n"
+    "  --quiet                show no progress\n";
+
+/* An option that takes a number, with its range. */
+struct number {
+    const char *name;
+    double *value;
+    double minimum, maximum;
+};
+
+static const struct number numbers[] = {
+    { "port", &options.port, 1, 65535 },
+    { "pid", &options.pid, 1, 1e9 },
+    { "subscribers", &options.subscribers, 0, 1e8 },
+    { "processes", &options.processes, 1, PROCESSES_MAX },
+    { "topics", &options.topics, 1, 1e8 },
+    { "publish-rate", &options.rate, 1e-3, 1e9 },
+    { "depth", &options.depth, 1, 1000 },
+    { "count", &options.count, 1, 1e15 },
+    { "seconds", &options.seconds, 1e-3, 1e6 },
+    { "size", &options.size, DATA_MIN, DATA_MAX },
+    { "replay", &options.replay, 1, 1e9 },
+    { "mute", &options.mute, 0, 100 },
+    { "reconnect", &options.reconnect, 0, 1000 },
+};
+
+enum {
+    NUMBERS = sizeof(numbers) / sizeof(numbers[0])
+};
+
+static void take_number(const struct number *number, const char *text)
 {
     char *end;
+    double value = strtod(text, &end);
 
-    *value = strtod(text, &end);
-    if (*end || end == text || *value < minimum) {
-        fprintf(stderr, "fan: --%s: '%s' is not a number from %g on\n", name,
-                text, minimum);
+    if (*end || end == text || value < number->minimum ||
+        value > number->maximum) {
+        fprintf(stderr, "fan: --%s: '%s' is not a number from %g to %g\n",
+                number->name, text, number->minimum, number->maximum);
         exit(2);
     }
+    *number->value = value;
 }
 
 static void parse_options(int argc, char **argv)
 {
-    static const struct option names[] = {
-        { "port", 1, NULL, 'p' },      { "pid", 1, NULL, 'i' },
-        { "target", 1, NULL, 't' },    { "subscribers", 1, NULL, 'n' },
-        { "processes", 1, NULL, 'P' }, { "publish-rate", 1, NULL, 'r' },
-        { "depth", 1, NULL, 'd' },     { "count", 1, NULL, 'c' },
-        { "replay", 1, NULL, 'y' },    { "raw", 1, NULL, 'w' },
-        { "stream", 0, NULL, 'S' },    { "size", 1, NULL, 's' },
-        { "seconds", 1, NULL, 'T' },   { "mute", 1, NULL, 'm' },
-        { "reconnect", 1, NULL, 'R' }, { "json", 0, NULL, 'j' },
-        { "quiet", 0, NULL, 'q' },     { NULL, 0, NULL, 0 },
+    struct option names[NUMBERS + 7] = {
+        { "target", 1, NULL, 't' }, { "ask", 1, NULL, 'a' },
+        { "stream", 0, NULL, 's' }, { "idle", 0, NULL, 'i' },
+        { "json", 0, NULL, 'j' },   { "quiet", 0, NULL, 'q' },
     };
     int code, index = 0;
 
+    for (size_t i = 0; i < NUMBERS; i++)
+        names[6 + i] = (struct option){ numbers[i].name, 1, NULL, 'n' };
     while ((code = getopt_long(argc, argv, "", names, &index)) != -1) {
-        const char *name = names[index].name;
-        double value = 0;
-
-        if (code == '?')
-            exit(2);
-        if (optarg && code != 't')
-            take_number(name, optarg,
-                        code == 's'           ? STAMP + 1
-                        : strchr("mRd", code) ? 0
-                                              : 1e-9,
-                        &value);
-        switch (code) {
-        case 'p':
-            options.port = (int)value;
-            break;
-        case 'i':
-            options.pid = (int)value;
-            break;
-        case 't':
+        if (code == 'n')
+            take_number(&numbers[index - 6], optarg);
+        else if (code == 't')
             options.target = optarg;
-            break;
-        case 'n':
-            options.subscribers = (int)value;
-            break;
-        case 'P':
-            options.processes = (int)value;
-            break;
-        case 'r':
-            options.rate = value;
-            break;
-        case 'd':
-            options.depth = (int)value;
-            break;
-        case 'y':
-            options.replay = value;
-            break;
-        case 'w':
-            options.raw = value;
-            break;
-        case 'c':
-            options.count = value;
-            break;
-        case 'S':
-            options.stream = true;
-            break;
-        case 's':
-            options.size = (int)value;
-            break;
-        case 'T':
-            options.seconds = value;
-            break;
-        case 'm':
-            options.mute = (int)value;
-            break;
-        case 'R':
-            options.reconnect = (int)value;
-            break;
-        case 'j':
-            options.json = true;
-            break;
-        default:
-            options.quiet = true;
-            break;
-        }
+        else if (code == 'a')
+            options.ask = optarg;
+        else if (code == '?')
+            exit(2);
+        options.stream = options.stream || code == 's';
+        options.idle = options.idle || code == 'i';
+        options.json = options.json || code == 'j';
+        options.quiet = options.quiet || code == 'q';
     }
-    if (options.port <= 0 || options.pid <= 0 || options.processes < 1 ||
-        options.processes > PROCESSES_MAX) {
-        fprintf(
-            stderr,
-            "usage: fan --port P --pid PID [--target /events/fan] "
-            "[--subscribers 1000] [--processes 1]\n"
-            "  [--publish-rate 10 | --depth D | --stream] [--count N] [--size "
-            "100] [--seconds 10]\n"
-            "  [--replay N | --raw BYTES] [--mute PERCENT] [--reconnect "
-            "PERCENT] [--json] "
-            "[--quiet]\n");
+    if (options.port < 1 || options.pid < 1 || optind < argc ||
+        (options.stream && options.topics > 1)) {
+        fputs(usage, stderr);
         exit(2);
     }
+    if (options.ask)
+        options.subscribers = 0;
 }
 
 static void raise_descriptors(void)
 {
-    rlim_t needed =
-        (rlim_t)options.subscribers / (rlim_t)options.processes + 16;
+    double needed = options.subscribers / options.processes + 16;
     struct rlimit limit;
 
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
-    if (needed > limit.rlim_cur) {
+    if (needed > (double)limit.rlim_cur) {
         fprintf(stderr,
-                "fan: a process here may have %llu descriptors: use "
-                "--processes\n",
-                (unsigned long long)limit.rlim_cur);
+                "fan: a process here may have %llu descriptors: --processes "
+                "has to be at least %.0f\n",
+                (unsigned long long)limit.rlim_cur,
+                1 + options.subscribers / (double)(limit.rlim_cur - 16));
         exit(2);
     }
 }
 
 static void start_all(pid_t *children)
 {
-    show_progress("connecting");
-    for (int i = 0; i < options.processes; i++)
-        children[i] =
-            start_subscribers(i, options.subscribers / options.processes);
+    shared->act = "connecting";
+    for (int i = 0; i < (int)options.processes; i++)
+        children[i] = start_crowd(i);
     while (__atomic_load_n(&shared->ready, __ATOMIC_SEQ_CST) <
-           options.processes)
-        wait_ms(10);
+           (int)options.processes) {
+        int status = 0;
+
+        if (waitpid(-1, &status, WNOHANG) > 0 && status)
+            exit(2); /* it has said why */
+        sleep_until(now_ns() + 5000000);
+    }
 }
 
 /* Publishes to those who are connected. */
 static void run_live(struct report *report, pid_t *children)
 {
     start_all(children);
-    wait_ms(SETTLE);
-    show_progress("publishing");
+    sleep_until(now_ns() + SETTLE * UINT64_C(1000000));
     report->before = usage_now();
-    report->published = publish();
-    shared->expected = report->published.last;
+    report->began = now_ns();
+    report->publish_seconds = publish();
     __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
 }
 
-/* What there is, if anything, has been published when they come. */
-static void run_arrivals(struct report *report, pid_t *children)
+/* What there is has been published when they come. */
+static void run_replay(struct report *report, pid_t *children)
 {
-    if (options.replay > 0) {
-        options.depth = REPLAY_DEPTH;
-        options.count = options.replay;
-        report->published = publish();
-        shared->expected = report->published.last;
-    }
-    report->published.began = now_ns();
+    options.depth = REPLAY_DEPTH;
+    options.count = options.replay;
+    report->publish_seconds = publish();
     report->before = usage_now();
+    report->began = now_ns();
     __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
     start_all(children);
 }
@@ -1079,7 +1227,7 @@ static void run_arrivals(struct report *report, pid_t *children)
 int main(int argc, char **argv)
 {
     static struct report report;
-    pid_t children[PROCESSES_MAX] = { 0 };
+    pid_t children[PROCESSES_MAX] = { 0 }, progress;
 
     parse_options(argc, argv);
     raise_descriptors();
@@ -1087,18 +1235,18 @@ int main(int argc, char **argv)
                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
         fail("mmap");
+    shared->act = "beginning";
+    progress = start_progress();
     report.idle = usage_now();
-    if (options.replay > 0 || options.raw > 0)
-        run_arrivals(&report, children);
+    if (options.replay > 0)
+        run_replay(&report, children);
     else
         run_live(&report, children);
-    show_progress("waiting for the last");
-    for (int i = 0; i < options.processes; i++)
+    shared->act = "waiting for the last";
+    for (int i = 0; i < (int)options.processes; i++)
         waitpid(children[i], NULL, 0);
     report.after = usage_now();
-    show_progress("");
-    add_tallies(&report);
-    find_last_receipts(&report);
+    end_progress(progress);
     print_report(&report);
-    return report.all.lost || report.all.doubled;
+    return report.all.lost || report.all.doubled || report.all.refused;
 }

@@ -5,10 +5,10 @@
  * It parses nothing, remembers nothing, and gives up on who does not take a
  * send whole: what ssed costs beyond it is ssed's own.
  *
- * usage: floor [--port N] [--batch] [--bytes TOTAL]
+ * usage: floor [--port N] [--batch | --bytes]
  *   --batch  all that is published in one turn goes in one send
- *   --bytes  each subscriber is sent TOTAL bytes in sends of 64 KiB: the cost
- *            of moving bytes alone
+ *   --bytes  what is published is kept, and sent to each who comes, in sends
+ *            of 64 KiB: the cost of moving bytes alone
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -30,6 +30,7 @@ enum {
     READ_MAX = 65536,
     SEND_MAX = 65536,
     FRAME_REST = 64,
+    KEPT_MAX = 64 << 20,
 };
 
 static const char stream_head[] =
@@ -38,10 +39,9 @@ static const char stream_head[] =
     "00000013\r\nretry: 3000\nid: 0\n\n\r\n";
 
 static int listener, epoll, port;
-static bool batch;
-static uint64_t total_bytes;
+static bool batch, bytes_alone;
 static int subscribers[FDS_MAX];
-static uint64_t left[FDS_MAX]; /* bytes still to be sent, with --bytes */
+static size_t sent[FDS_MAX]; /* of what is kept */
 static size_t subscriber_count;
 static uint64_t newest_id, not_taken;
 
@@ -49,6 +49,9 @@ static uint64_t newest_id, not_taken;
 static char frames[4 * READ_MAX];
 static size_t ends[READ_MAX];
 static size_t frame_count;
+
+static char kept[KEPT_MAX];
+static size_t kept_length;
 
 static _Noreturn void fail(const char *what)
 {
@@ -150,15 +153,15 @@ static void take_posts(int fd, const char *bytes, size_t length)
         fail("send an answer");
 }
 
-static void send_bytes(int fd)
+static void send_kept(int fd)
 {
-    static const char zeros[SEND_MAX];
-    size_t length = left[fd] < SEND_MAX ? (size_t)left[fd] : SEND_MAX;
-    ssize_t sent = send(fd, zeros, length, MSG_NOSIGNAL);
+    size_t left = kept_length - sent[fd];
+    ssize_t n = send(fd, kept + sent[fd], left < SEND_MAX ? left : SEND_MAX,
+                     MSG_NOSIGNAL);
 
-    if (sent > 0)
-        left[fd] -= (uint64_t)sent;
-    if (left[fd] == 0)
+    if (n > 0)
+        sent[fd] += (size_t)n;
+    if (sent[fd] == kept_length)
         watch(fd, EPOLLIN, EPOLL_CTL_MOD);
 }
 
@@ -176,8 +179,8 @@ static void read_from(int fd)
         take_posts(fd, bytes, (size_t)n);
     } else {
         send(fd, stream_head, sizeof(stream_head) - 1, MSG_NOSIGNAL);
-        left[fd] = total_bytes;
-        if (total_bytes)
+        sent[fd] = 0;
+        if (bytes_alone)
             watch(fd, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
         subscribers[subscriber_count++] = fd;
     }
@@ -191,11 +194,23 @@ static void send_to_all(const char *bytes, size_t length)
             not_taken++;
 }
 
+static void keep(const char *bytes, size_t length)
+{
+    if (kept_length + length > KEPT_MAX)
+        fail("too much to be kept");
+    memcpy(kept + kept_length, bytes, length);
+    kept_length += length;
+}
+
 /* What has been published in this turn. */
 static void broadcast(void)
 {
     size_t at = 0;
 
+    if (bytes_alone && frame_count) {
+        keep(frames, ends[frame_count - 1]);
+        frame_count = 0;
+    }
     if (batch && frame_count)
         send_to_all(frames, ends[frame_count - 1]);
     for (size_t i = 0; !batch && i < frame_count; i++) {
@@ -216,7 +231,7 @@ static void turn(void)
         if (fd == listener)
             accept_all();
         else if (events[i].events == EPOLLOUT)
-            send_bytes(fd);
+            send_kept(fd);
         else
             read_from(fd);
     }
@@ -233,7 +248,7 @@ int main(int argc, char **argv)
     static const struct option names[] = {
         { "port", 1, NULL, 'p' },
         { "batch", 0, NULL, 'b' },
-        { "bytes", 1, NULL, 'y' },
+        { "bytes", 0, NULL, 'y' },
         { NULL, 0, NULL, 0 },
     };
     int code;
@@ -244,7 +259,7 @@ int main(int argc, char **argv)
         else if (code == 'b')
             batch = true;
         else if (code == 'y')
-            total_bytes = strtoull(optarg, NULL, 10);
+            bytes_alone = true;
         else
             return 2;
     }
