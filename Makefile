@@ -152,13 +152,24 @@ hold: $(SSED) $(BUILD)/test/hold ## 10,000 subscribers, each event to each
 
 # ------------------------------------------------------------------- bench
 
-BENCH := fan floor scale
+BENCH := fan floor parse scale
 WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
 
 $(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
 	$(LINK) -o $@ $^
 $(BUILD)/bench/scale: $(BUILD)/ring.o $(BUILD)/http.o
+$(BUILD)/bench/parse: $(BUILD)/http.o
 $(BUILD)/bench/scale: HARDENING_LINK += $(WRAP)
+
+# PICOHTTPPARSER=FOLDER: its source, to be measured beside ours
+ifdef PICOHTTPPARSER
+$(BUILD)/bench/parse.o: CPPFLAGS += -DPICOHTTPPARSER -I$(PICOHTTPPARSER)
+$(BUILD)/bench/parse: $(BUILD)/bench/picohttpparser.o
+$(BUILD)/bench/picohttpparser.o: $(PICOHTTPPARSER)/picohttpparser.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+endif
+
 bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generator and the floor
 
 # ------------------------------------------------------------------ checks

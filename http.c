@@ -12,6 +12,7 @@
 
 #include <arpa/inet.h>
 #include <ctype.h>
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -93,15 +94,22 @@ bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number)
     return true;
 }
 
-const char *find_next(const char **known, const char *at, const char *end,
-                      char byte)
+const char *line_end(const char *at, const char *end)
 {
-    if (!*known || *known < at) {
-        *known = memchr(at, byte, (size_t)(end - at));
-        if (!*known)
-            *known = end;
+    enum {
+        WINDOW = 256
+    };
+
+    while (at < end) {
+        size_t length = end - at < WINDOW ? (size_t)(end - at) : WINDOW;
+        const char *lf = memchr(at, '\n', length);
+        const char *cr = memchr(at, '\r', lf ? (size_t)(lf - at) : length);
+
+        if (lf || cr)
+            return cr ? cr : lf;
+        at += length;
     }
-    return *known;
+    return end;
 }
 
 /* The bytes that may follow the lead byte of a sequence. */
@@ -152,18 +160,31 @@ static ssize_t refuse(struct request *request, int status, const char *why)
     return -status;
 }
 
-/* RFC 9110, section 5.6.2. */
-static bool is_token_byte(unsigned char c)
+/* What a byte may be a part of. */
+enum {
+    TOKEN = 1, /* RFC 9110, section 5.6.2: letters, digits, !#$%&'*+-.^_`|~ */
+    HOST = 2,  /* RFC 3986, section 3.2: letters, digits, -._~:[]%!$&'()*+,;= */
+};
+static const unsigned char byte_kinds[256] = {
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 3, 3, 3, 3, 2, 2, 3, 3,
+    2, 3, 3, 0, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 0, 2, 0, 0, 0, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 2, 0, 2, 1, 3, 1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 1, 0, 3, 0,
+};
+
+static bool is_kind(char byte, unsigned kind)
 {
-    return isalnum(c) || (c && strchr("!#$%&'*+-.^_`|~", c));
+    return byte_kinds[(unsigned char)byte] & kind;
 }
 
-static bool is_token(struct slice text)
+static bool consists_of(unsigned kind, struct slice text)
 {
     for (size_t i = 0; i < text.length; i++)
-        if (!is_token_byte((unsigned char)text.data[i]))
+        if (!is_kind(text.data[i], kind))
             return false;
-    return text.length > 0;
+    return true;
 }
 
 static int parse_method(struct request *request, struct slice name)
@@ -179,7 +200,7 @@ static int parse_method(struct request *request, struct slice name)
         { "CONNECT", METHOD_OTHER },
     };
 
-    if (!is_token(name))
+    if (!name.length || !consists_of(TOKEN, name))
         return (int)refuse(request, 400, "the method is not a token");
     for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
         if (slice_is(name, methods[i].name)) {
@@ -263,17 +284,6 @@ static int decode_path(struct request *request, char *path, size_t length)
     return 0;
 }
 
-static bool is_host(struct slice host)
-{
-    for (size_t i = 0; i < host.length; i++) {
-        unsigned char c = (unsigned char)host.data[i];
-
-        if (!isalnum(c) && !(c && strchr(".-_~:[]%!$&'()*+,;=", c)))
-            return false;
-    }
-    return true;
-}
-
 /* RFC 9112, section 3.2.2: the authority of an absolute-form target counts,
  * and the Host field does not. */
 static int parse_absolute(struct request *request, struct slice *target)
@@ -285,7 +295,7 @@ static int parse_absolute(struct request *request, struct slice *target)
     while (end < rest.length && rest.data[end] != '/' && rest.data[end] != '?')
         end++;
     request->host = (struct slice){ rest.data, end };
-    if (end == 0 || !is_host(request->host))
+    if (end == 0 || !consists_of(HOST, request->host))
         return (int)refuse(request, 400, "the target's host is malformed");
     *target = slice_from(rest, end);
     return 0;
@@ -390,7 +400,7 @@ static int field_host(struct request *request, struct slice value)
 {
     if (++request->hosts > 1)
         return (int)refuse(request, 400, "more than one Host");
-    if (!is_host(value))
+    if (!consists_of(HOST, value))
         return (int)refuse(request, 400, "Host is malformed");
     if (!request->host.data)
         request->host = value;
@@ -398,31 +408,36 @@ static int field_host(struct request *request, struct slice value)
 }
 
 struct field {
-    const char *name;
+    struct slice name;
     int (*parse)(struct request *request, struct slice value);
     size_t place; /* of a slice in struct request, where parse is NULL */
 };
 
+#define NAME(literal)                  \
+    {                                  \
+        (literal), sizeof(literal) - 1 \
+    }
 static const struct field fields[] = {
-    { "Authorization", NULL, offsetof(struct request, authorization) },
-    { "Connection", field_connection, 0 },
-    { "Content-Length", field_content_length, 0 },
-    { "Content-Type", NULL, offsetof(struct request, content_type) },
-    { "Expect", field_expect, 0 },
-    { "Forwarded", field_forwarded, 0 },
-    { "Host", field_host, 0 },
-    { "If-Modified-Since", NULL, offsetof(struct request, if_modified_since) },
-    { "If-None-Match", NULL, offsetof(struct request, if_none_match) },
-    { "If-Range", NULL, offsetof(struct request, if_range) },
-    { "Last-Event-ID", NULL, offsetof(struct request, last_event_id) },
-    { "Origin", NULL, offsetof(struct request, origin) },
-    { "Range", NULL, offsetof(struct request, range) },
-    { "Transfer-Encoding", field_transfer_encoding, 0 },
-    { "Via", field_forwarded, 0 },
-    { "X-Forwarded-For", field_forwarded, 0 },
-    { "X-Forwarded-Host", field_forwarded, 0 },
-    { "X-Forwarded-Proto", field_forwarded, 0 },
-    { "X-Real-IP", field_forwarded, 0 },
+    { NAME("Authorization"), NULL, offsetof(struct request, authorization) },
+    { NAME("Connection"), field_connection, 0 },
+    { NAME("Content-Length"), field_content_length, 0 },
+    { NAME("Content-Type"), NULL, offsetof(struct request, content_type) },
+    { NAME("Expect"), field_expect, 0 },
+    { NAME("Forwarded"), field_forwarded, 0 },
+    { NAME("Host"), field_host, 0 },
+    { NAME("If-Modified-Since"), NULL,
+      offsetof(struct request, if_modified_since) },
+    { NAME("If-None-Match"), NULL, offsetof(struct request, if_none_match) },
+    { NAME("If-Range"), NULL, offsetof(struct request, if_range) },
+    { NAME("Last-Event-ID"), NULL, offsetof(struct request, last_event_id) },
+    { NAME("Origin"), NULL, offsetof(struct request, origin) },
+    { NAME("Range"), NULL, offsetof(struct request, range) },
+    { NAME("Transfer-Encoding"), field_transfer_encoding, 0 },
+    { NAME("Via"), field_forwarded, 0 },
+    { NAME("X-Forwarded-For"), field_forwarded, 0 },
+    { NAME("X-Forwarded-Host"), field_forwarded, 0 },
+    { NAME("X-Forwarded-Proto"), field_forwarded, 0 },
+    { NAME("X-Real-IP"), field_forwarded, 0 },
 };
 
 static int take_field(struct request *request, const struct field *field,
@@ -438,34 +453,84 @@ static int take_field(struct request *request, const struct field *field,
     return 0;
 }
 
-/* RFC 9112, section 5: no blank before the colon, no folded lines. */
-static int parse_field(struct request *request, struct slice line)
+/* The field of that name, NULL if it is none that matters here. Half of what
+ * a browser sends has none of their initials, ACEFHILORTVX. */
+static const struct field *find_field(struct slice name)
 {
-    struct slice value = line;
-    struct slice name = slice_split(&value, ':');
+    const uint32_t initials = 0x0154936A;
 
-    if (name.length == line.length)
-        return (int)refuse(request, 400, "a header line has no colon");
-    if (!is_token(name))
-        return (int)refuse(request, 400, "a field name is not a token");
-    value = slice_trimmed(value);
-    for (size_t i = 0; i < value.length; i++)
-        if (((unsigned char)value.data[i] < ' ' && value.data[i] != '\t') ||
-            value.data[i] == 0x7F)
-            return (int)refuse(request, 400, "a control character in a field");
-    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
-        if (slice_equals(name, fields[i].name))
-            return take_field(request, &fields[i], value);
-    return 0;
+    if (!(initials >> (name.data[0] & 31) & 1))
+        return NULL;
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        struct slice candidate = fields[i].name;
+
+        if (name.length == candidate.length &&
+            (name.data[0] | 0x20) == (candidate.data[0] | 0x20) &&
+            strncasecmp(name.data, candidate.data, name.length) == 0)
+            return &fields[i];
+    }
+    return NULL;
 }
 
-/* A line without its CR LF, from the start of `head`. */
-static struct slice take_line(struct slice *head)
+/* The control characters among eight bytes: the lowest of the bits set in the
+ * result is the top bit of the first one's byte; 0: none. */
+static uint64_t controls(const char *eight)
 {
-    struct slice line = slice_split(head, '\n');
+    const uint64_t each = UINT64_C(0x0101010101010101);
+    uint64_t bytes, delete;
 
-    line.length--;
-    return line;
+    memcpy(&bytes, eight, sizeof(bytes));
+    bytes = le64toh(bytes);
+    delete = bytes ^ each * 0x7F;
+    return (((bytes - each * ' ') & ~bytes) | ((delete - each) & ~delete)) &
+           each * 0x80;
+}
+
+static bool is_control(char byte)
+{
+    return ((unsigned char)byte < ' ' && byte != '\t') || byte == 0x7F;
+}
+
+/* Where the first control character but HT is; `end` if there is none. */
+static const char *find_control(const char *at, const char *end)
+{
+    while (end - at >= 8) {
+        uint64_t found = controls(at);
+
+        at += found ? __builtin_ctzll(found) / 8 : 8;
+        if (found && *at != '\t')
+            return at;
+        at += found != 0;
+    }
+    while (at < end && !is_control(*at))
+        at++;
+    return at;
+}
+
+/* RFC 9112, section 5: no blank before the colon, no folded lines. *at is
+ * then the next line, of which there is one. */
+static int parse_field(struct request *request, const char **at,
+                       const char *end)
+{
+    struct slice name = { *at, 0 }, value;
+    const struct field *field;
+    const char *stop;
+
+    while (is_kind(name.data[name.length], TOKEN))
+        name.length++;
+    if (name.length == 0 || name.data[name.length] != ':')
+        return (int)refuse(request, 400,
+                           "a header line is not a name and a colon");
+    value.data = name.data + name.length + 1;
+    stop = find_control(value.data, end);
+    if (stop[0] != '\r')
+        return (int)refuse(request, 400, "a control character in a field");
+    if (stop[1] != '\n')
+        return (int)refuse(request, 400, "lines must end in CR LF");
+    *at = stop + 2;
+    value.length = (size_t)(stop - value.data);
+    field = find_field(name);
+    return field ? take_field(request, field, slice_trimmed(value)) : 0;
 }
 
 static int check_head(struct request *request)
@@ -478,20 +543,20 @@ static int check_head(struct request *request)
     return 0;
 }
 
-/* `head` is whole lines up to and including the empty one. */
+/* `head` is whole lines, each with CR LF at its end, the last one empty. */
 static int parse_head(struct request *request, struct slice head)
 {
-    int status = parse_request_line(request, take_line(&head));
+    struct slice line = head;
+    struct slice first = slice_split(&line, '\n');
+    const char *at = line.data, *end = head.data + head.length;
+    int status;
 
+    first.length--;
     request->content_length = -1;
-    while (status == 0) {
-        struct slice line = take_line(&head);
-
-        if (line.length == 0)
-            return check_head(request);
-        status = parse_field(request, line);
-    }
-    return status;
+    status = parse_request_line(request, first);
+    while (status == 0 && end - at > 2)
+        status = parse_field(request, &at, end);
+    return status == 0 ? check_head(request) : status;
 }
 
 /* Which limit bytes up to `end` go beyond, whatever they are; 0: none. It is
@@ -513,8 +578,7 @@ static int scan_line(struct request *request, const char *data, size_t end)
 
     if (status < 0)
         return status;
-    if (length < 2 || data[end - 2] != '\r' ||
-        memchr(data + request->scanned, '\r', length - 2))
+    if (length < 2 || data[end - 2] != '\r')
         return (int)refuse(request, 400, "lines must end in CR LF");
     if (length == 2 && request->lines == 0)
         request->start = end; /* RFC 9112, section 2.2: skipped */
@@ -989,7 +1053,6 @@ static bool event_left_out(struct event_parser *parser, char byte)
 size_t event_parser_read(struct event_parser *parser, struct slice data)
 {
     const char *at = data.data, *end = at + data.length;
-    const char *lf = NULL, *cr = NULL;
 
     if (parser->complete)
         event_begin(parser);
@@ -997,10 +1060,8 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
         if (event_left_out(parser, *at)) {
             at++;
         } else if (parser->state == EVENT_VALUE) {
-            const char *stop = find_next(&lf, at, end, '\n');
-            const char *other = find_next(&cr, at, end, '\r');
+            const char *stop = line_end(at, end);
 
-            stop = other < stop ? other : stop;
             event_append_value(parser,
                                (struct slice){ at, (size_t)(stop - at) });
             at = stop;

@@ -1002,19 +1002,18 @@ static void text_put_utf8(struct text *text, struct slice value)
 static void text_put_data(struct text *text, struct slice data)
 {
     const char *at = data.data, *end = at + data.length;
-    const char *lf = NULL, *cr = NULL;
 
     for (;;) {
-        const char *stop = find_next(&lf, at, end, '\n');
+        const char *stop = line_end(at, end);
 
-        if (find_next(&cr, at, end, '\r') < stop)
-            stop = cr;
         text_put_bytes(text, "data: ", 6);
         text_put_utf8(text, (struct slice){ at, (size_t)(stop - at) });
         text_put_bytes(text, "\n", 1);
         if (stop == end)
             return;
-        at = stop + (stop == cr && stop + 1 == lf ? 2 : 1);
+        at = stop + 1;
+        if (*stop == '\r' && at < end && *at == '\n')
+            at++;
     }
 }
 

@@ -392,13 +392,10 @@ bool slice_equals(struct slice slice, const char *text);
  * False if it is anything else or over `maximum`. */
 bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number);
 
-/*
- * Where the next such byte is in [at, end); `end` if there is none. *known is
- * NULL at first, and then what the call before said: so that no byte is
- * looked at twice, however many there are of another kind.
- */
-const char *find_next(const char **known, const char *at, const char *end,
-                      char byte);
+/* Where the next LF or CR is in [at, end); `end` if there is none. It looks
+ * little further than that, so that many short lines cost no more than a long
+ * one. */
+const char *line_end(const char *at, const char *end);
 
 /* How many bytes the UTF-8 sequence (RFC 3629) at the start of a text that is
  * not empty has; 0 if there is none. */

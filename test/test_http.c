@@ -83,6 +83,15 @@ static const struct head heads[] = {
     { "bare LF in the last line", "GET / HTTP/1.1\r\n" HOST "\n", 400 },
     { "bare CR in a value", "GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", 400 },
     { "bare CR before CR LF", "GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", 400 },
+    { "bare CR at a line's begin", "GET / HTTP/1.1\r\n" HOST "\rA: b\r\n\r\n",
+      400 },
+    { "bare CR in a name", "GET / HTTP/1.1\r\n" HOST "A\rb: c\r\n\r\n", 400 },
+    { "bare CR in a long value",
+      "GET / HTTP/1.1\r\n" HOST "A: 0123456789abcdef\rB: c\r\n\r\n", 400 },
+    { "tab, then a control byte",
+      "GET / HTTP/1.1\r\n" HOST "A: 0123\t56\x02\r\n\r\n", 400 },
+    { "tabs and bytes over ASCII",
+      "GET / HTTP/1.1\r\n" HOST "A: \t1\t234\xFF\x80\t67890\t\t\r\n\r\n", 0 },
     { "control byte in a value", "GET / HTTP/1.1\r\nHost: a\x01\r\n\r\n", 400 },
     { "DEL in a value", "GET / HTTP/1.1\r\nHost: a\r\nA: \x7F\r\n\r\n", 400 },
     { "no Host", "GET / HTTP/1.1\r\n\r\n", 400 },
@@ -321,7 +330,8 @@ Test(head, control_bytes_anywhere)
                 continue;
             bytes[at] = (char)byte;
             taken = http_parse(bytes, length, &request);
-            cr_assert(taken == -400 || (taken == 0 && at == length - 1),
+            /* without its empty line a head is not complete */
+            cr_assert(taken == -400 || (taken == 0 && at >= length - 3),
                       "%d at %zu: %zd", byte, at, taken);
         }
 }
