@@ -27,7 +27,7 @@ UNIT_TESTS := test_ring test_http test_event_stream
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
 TEST_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/test/%.o) \
-	$(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/test/black-box/hold.o
+	$(BLACK_BOX:%.c=$(BUILD)/%.o)
 PAGES := $(wildcard static/*)
 SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
 	bench/*.c)
@@ -83,9 +83,6 @@ $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o)
 $(TESTS):
 	$(LINK) -o $@ $^ -lcriterion
-
-$(BUILD)/test/hold: $(BUILD)/test/black-box/hold.o
-	$(LINK) -o $@ $^
 
 SHORT_IO = $(abspath $(BUILD)/test/short_io.so)
 $(SHORT_IO): test/black-box/short_io.c
@@ -147,9 +144,6 @@ soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a m
 	SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) $(BUILD)/test/black_box \
 		--filter 'soak/*'
 
-hold: $(SSED) $(BUILD)/test/hold ## 10,000 subscribers, each event to each
-	test/hold.sh ./$(SSED) $(BUILD)/test/hold
-
 # ------------------------------------------------------------------- bench
 
 BENCH := fan floor parse scale
@@ -171,6 +165,23 @@ $(BUILD)/bench/picohttpparser.o: $(PICOHTTPPARSER)/picohttpparser.c
 endif
 
 bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generator and the floor
+
+COMPARE = SSED=./$(SSED) TOOLS=$(BUILD)/bench bench/compare
+
+bench: $(SSED) bench-tools ## measure against the floor, with bounds (3 minutes)
+	$(COMPARE)
+
+bench-full: $(SSED) bench-tools ## all of it, and the peers (20 minutes)
+	@command -v wrk >/dev/null && command -v npm >/dev/null && \
+		test -e /usr/lib/nginx/modules/ngx_nchan_module.so || \
+		{ $(call apt_install,nginx libnginx-mod-nchan wrk nodejs npm); }
+	test -d .build/peers/node_modules/express || \
+		npm install --silent --prefix .build/peers express
+	RESULTS=.build/bench-results $(COMPARE) broadcast saturation replay memory \
+		awake growth pages scale parse peers
+
+bench-million: $(SSED) bench-tools ## hold as many subscribers as fit here
+	$(COMPARE) million
 
 # ------------------------------------------------------------------ checks
 
@@ -224,6 +235,6 @@ help: ## list the targets
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all bench-tools run debug deps test asan fuzz valgrind readme soak hold check check-compiler \
+.PHONY: all bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:

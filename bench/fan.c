@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <glob.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
@@ -398,7 +399,7 @@ static uint32_t hex_digit(char c)
 static size_t take_framing(struct subscriber *subscriber, const char *bytes,
                            size_t length)
 {
-    bool whole = length >= 10 && bytes[9] == '\n' &&
+    bool whole = length >= 10 && bytes[8] == '\r' && bytes[9] == '\n' &&
                  subscriber->place == IN_SIZE && subscriber->chunk == 0;
     int count = whole ? 8 : *bytes != '\r' && *bytes != '\n';
 
@@ -619,12 +620,12 @@ static pid_t start_crowd(int process)
  * something to fill it. */
 static void put_data(char *data, uint64_t index, uint64_t stamp)
 {
+    unsigned long long number = index / (uint64_t)options.topics + 1;
     size_t size = (size_t)options.size;
     char start[DATA_MIN + 16];
 
     snprintf(start, sizeof(start), "@%0*llu#%0*llu", STAMP,
-             (unsigned long long)stamp, NUMBER,
-             (unsigned long long)(index / (uint64_t)options.topics + 1));
+             (unsigned long long)stamp, NUMBER, number);
     memset(data, 'x', size);
     memcpy(data, start, DATA_MIN);
 }
@@ -722,7 +723,8 @@ static void publish_at_rate(int fd, uint64_t begin, uint64_t end)
 static void publish_at_depth(int fd, uint64_t end)
 {
     unsigned depth = (unsigned)options.depth;
-    char *requests = malloc(depth * ((size_t)options.size + 2 * REQUEST_HEAD));
+    char *requests =
+        malloc(depth * ((size_t)options.size + (size_t)(2 * REQUEST_HEAD)));
 
     if (!requests)
         fail("malloc");
@@ -841,7 +843,24 @@ static double read_number(const char *path, const char *name)
     return number;
 }
 
-/* User time in ticks (proc(5)), all of it in nanoseconds (schedstat). */
+/* Of all threads; in nanoseconds, where the ticks of stat are too coarse. */
+static double run_seconds(void)
+{
+    char pattern[64];
+    double sum = 0;
+    glob_t found;
+
+    snprintf(pattern, sizeof(pattern), "/proc/%d/task/*/schedstat",
+             (int)options.pid);
+    if (glob(pattern, 0, NULL, &found) != 0)
+        fail(pattern);
+    for (size_t i = 0; i < found.gl_pathc; i++)
+        sum += read_number(found.gl_pathv[i], "");
+    globfree(&found);
+    return sum / 1e9;
+}
+
+/* User time in ticks (proc(5)). */
 static struct usage usage_now(void)
 {
     char path[64], text[1024] = "";
@@ -862,10 +881,10 @@ static struct usage usage_now(void)
                        &user) != 1)
         fail(path);
     usage.user = (double)user / (double)sysconf(_SC_CLK_TCK);
-    snprintf(path, sizeof(path), "/proc/%d/schedstat", (int)options.pid);
-    usage.total = read_number(path, "") / 1e9;
-    snprintf(path, sizeof(path), "/proc/%d/status", (int)options.pid);
-    usage.resident = read_number(path, "VmRSS:") * 1024;
+    usage.total = run_seconds();
+    /* exact, where VmRSS lags behind by some pages of each kind */
+    snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", (int)options.pid);
+    usage.resident = read_number(path, "Rss:") * 1024;
     usage.kernel = read_number("/proc/net/sockstat", " mem ") *
                        (double)sysconf(_SC_PAGESIZE) +
                    read_number("/proc/meminfo", "Slab:") * 1024;

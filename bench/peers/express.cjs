@@ -1,5 +1,5 @@
 // What one writes with Express: a list of responses, and a write to each.
-import express from "express";
+const express = require("express");
 
 const app = express();
 const topics = new Map();
@@ -23,7 +23,7 @@ app.get("/events/:topic", (request, response) => {
   request.on("close", () => subscribers.delete(response));
 });
 
-app.post("/events/:topic", express.text({ type: "*/*" }), (request, response) => {
+app.post("/events/:topic", express.text({ type: () => true }), (request, response) => {
   const frame = `id: ${++id}\ndata: ${request.body}\n\n`;
   for (const subscriber of subscribersOf(request.params.topic))
     subscriber.write(frame);
@@ -31,4 +31,4 @@ app.post("/events/:topic", express.text({ type: "*/*" }), (request, response) =>
 });
 
 const server = app.listen(0, "127.0.0.1", 4096, () =>
-  console.error(`event=listening address=127.0.0.1:${server.address().port}`));
+  console.error(`event=listening address=127.0.0.1:${server.address().port}\nevent=ready`));
