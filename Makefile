@@ -23,7 +23,7 @@ COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
 LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
 CORE := sse ring http
-UNIT_TESTS := test_ring test_http test_event_stream
+UNIT_TESTS := test_ring test_history test_http test_event_stream
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
 TEST_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/test/%.o) \
@@ -77,6 +77,7 @@ endif
 TESTS = $(UNIT_TESTS:%=$(BUILD)/test/%) $(BUILD)/test/black_box
 
 $(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
+$(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
 $(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
 $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
 	$(BUILD)/http.o

@@ -1,7 +1,8 @@
 /*
  * ring.c owns the frames' bytes, the index from id to place, the topics'
  * chains through the ring, and the rule of eviction; sse.h describes all of
- * them. It makes no system call and reads no clock.
+ * them; and the history file. It reads no clock, and the file is the only
+ * thing that it makes system calls for.
  *
  * Invariants:
  *   oldest <= next, next - oldest <= limit, used <= size;
@@ -14,26 +15,49 @@
 #include "sse.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <search.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static struct frame *at(const struct ring *ring, uint64_t ordinal)
 {
     return &ring->frames[ordinal & ring->mask];
 }
 
-int ring_init(struct ring *ring, uint64_t limit, size_t size,
-              uint64_t newest_id, struct slice splice_text)
+static void file_close(struct history_file *file);
+static void file_note_mark(struct ring *ring, uint64_t id);
+static void file_record(struct ring *ring, const struct frame *frame);
+
+/* Places of the index: a power of two. */
+static uint64_t slots_for(uint64_t limit)
 {
     uint64_t slots = 1;
 
     while (slots < limit)
         slots *= 2;
+    return slots;
+}
+
+/* A ring in that memory, which becomes its own, as does the file. */
+static int ring_begin(struct ring *ring, struct history_file *file,
+                      char *memory, uint64_t limit, size_t size,
+                      uint64_t newest_id, struct slice splice_text)
+{
+    uint64_t slots = slots_for(limit);
+
     *ring = (struct ring){
         .frames = calloc(slots, sizeof(struct frame)),
-        .memory = malloc(size),
+        .memory = memory,
         .size = size,
         .mask = slots - 1,
         .limit = limit,
@@ -42,12 +66,20 @@ int ring_init(struct ring *ring, uint64_t limit, size_t size,
         .newest_id = newest_id,
         .mark = newest_id,
         .splice_text = splice_text,
+        .file = file,
     };
     if (ring->frames && ring->memory)
         return 0;
     ring_release(ring);
     errno = ENOMEM;
     return -1;
+}
+
+int ring_init(struct ring *ring, uint64_t limit, size_t size,
+              uint64_t newest_id, struct slice splice_text)
+{
+    return ring_begin(ring, NULL, malloc(size), limit, size, newest_id,
+                      splice_text);
 }
 
 static void topic_free(void *memory)
@@ -62,7 +94,10 @@ void ring_release(struct ring *ring)
 {
     tdestroy(ring->topics, topic_free);
     free(ring->frames);
-    free(ring->memory);
+    if (ring->file)
+        file_close(ring->file);
+    else
+        free(ring->memory);
     *ring = (struct ring){ 0 };
 }
 
@@ -139,6 +174,7 @@ void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
         topic->mark = id;
     if (ring->newest_id < id)
         ring->newest_id = id;
+    file_note_mark(ring, id);
 }
 
 static void raise_each(const void *node, VISIT visit, void *closure)
@@ -151,10 +187,12 @@ static void raise_each(const void *node, VISIT visit, void *closure)
 
 void ring_begin_after(struct ring *ring, uint64_t id)
 {
-    assert(ring->next == 1 && id >= ring->newest_id);
+    assert(id >= ring->newest_id);
     twalk_r(ring->topics, raise_each, &id);
     ring->mark = id;
     ring->newest_id = id;
+    ring->unbegun = false;
+    file_note_mark(ring, id);
 }
 
 /* ------------------------------------------------------------------ frames */
@@ -224,34 +262,45 @@ static void link_to_topic(struct ring *ring, struct topic *topic,
     topic->count++;
 }
 
+/* Makes a frame's entry, as the newest one; its bytes are there. */
+static void enter(struct ring *ring, const struct frame *frame)
+{
+    uint64_t ordinal = ring->next++;
+    struct topic *topic = frame->topic;
+    struct frame *entry = at(ring, ordinal);
+
+    *entry = *frame;
+    entry->previous = topic->newest;
+    entry->number = topic->count + 1;
+    if (frame->splice)
+        put_size(entry->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
+                                          ring->splice_text.length);
+    link_to_topic(ring, topic, ordinal);
+    ring->newest_id = frame->id;
+}
+
 uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
                      struct slice bytes, uint32_t splice, bool end)
 {
     uint64_t oldest = ring_oldest_after(ring, bytes.length);
     uint64_t ordinal = ring->next;
-    struct frame *frame = at(ring, ordinal);
-
-    assert(topic->references && id > ring->newest_id);
-    assert(bytes.length <= ring->size);
-    while (ring->oldest < oldest)
-        evict_oldest(ring);
-    *frame = (struct frame){
+    struct frame frame = {
         .id = id,
-        .previous = topic->newest,
-        .number = topic->count + 1,
         .offset = ring->offset,
         .topic = topic,
         .length = (uint32_t)bytes.length,
         .splice = splice,
         .end = end,
     };
-    if (splice)
-        put_size(frame->spliced_size, bytes.length - FRAME_HEAD - FRAME_TAIL +
-                                          ring->splice_text.length);
+
+    assert(topic->references && id > ring->newest_id);
+    assert(bytes.length <= ring->size);
+    while (ring->oldest < oldest)
+        evict_oldest(ring);
     copy_in(ring, bytes);
-    link_to_topic(ring, topic, ordinal);
-    ring->next++;
-    ring->newest_id = id;
+    if (ring->file)
+        file_record(ring, &frame);
+    enter(ring, &frame);
     return ordinal;
 }
 
@@ -613,4 +662,912 @@ size_t ring_advance(const struct ring *ring, const struct reader *reader,
         ordinal = walk_on(&walk);
     }
     return bytes;
+}
+
+/* -------------------------------------------------------- the history file */
+
+enum {
+    FILE_VERSION = 1,
+    PAGE = 4096,
+    STATE_PLACE = 512, /* a sector each: written whole or not at all */
+    BOOT_ID_MAX = 64,
+};
+
+/* "ssed log", read as a number: on a machine of the other byte order it is
+ * another one, and the file none of ours. */
+#define FILE_MAGIC UINT64_C(0x676f6c2064657373)
+
+struct file_header {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t check; /* of what follows */
+    uint64_t limit;
+    uint64_t size;
+    uint32_t record_size;
+    uint32_t kept_ids;
+};
+
+/* What changes. There are two of it, written by turns, so that one is whole
+ * whenever the process is killed. */
+struct file_state {
+    uint32_t check; /* of what follows */
+    uint32_t pid;
+    uint64_t sequence;
+    uint64_t mark; /* a position below it may have lost something */
+    uint64_t newest_id;
+    uint32_t clean; /* it ended well */
+    uint32_t unbegun;
+    char boot_id[BOOT_ID_MAX];
+};
+
+/* A frame's record: at its ordinal modulo the places of the index. */
+struct record {
+    uint32_t check;       /* of what follows, to the end of the name */
+    uint32_t bytes_check; /* of the frame's bytes */
+    uint64_t ordinal;
+    uint64_t id;
+    uint64_t before; /* the newest id when it was appended */
+    uint64_t mark;   /* its topic's, were all before it gone */
+    uint64_t offset;
+    int64_t time;
+    uint32_t length;
+    uint32_t splice;
+    uint8_t end;
+    uint8_t name_length;
+    char name[TOPIC_NAME_MAX + 1];
+};
+
+struct history_file {
+    int fd;
+    size_t length;
+    char *map;
+    struct file_header header;
+    struct file_state state;
+    struct record *records;
+};
+
+static size_t whole_pages(size_t length)
+{
+    return (length + PAGE - 1) / PAGE * PAGE;
+}
+
+static size_t memory_place(uint64_t limit)
+{
+    return PAGE + whole_pages(slots_for(limit) * sizeof(struct record));
+}
+
+static size_t file_length(const struct file_header *header)
+{
+    return memory_place(header->limit) + whole_pages(header->size);
+}
+
+/* What a byte does to the check with k bytes behind it: CRC-32C (RFC 3720,
+ * appendix B.4), eight bytes at a time. */
+static uint32_t crc_tables[8][256];
+
+static void crc_begin(void)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t part = i;
+
+        for (int bit = 0; bit < 8; bit++)
+            part = part >> 1 ^ (part & 1 ? 0x82F63B78 : 0);
+        crc_tables[0][i] = part;
+    }
+    for (int k = 1; k < 8; k++)
+        for (uint32_t i = 0; i < 256; i++) {
+            uint32_t part = crc_tables[k - 1][i];
+
+            crc_tables[k][i] = part >> 8 ^ crc_tables[0][part & 255];
+        }
+}
+
+static uint32_t crc(uint32_t sum, const void *data, size_t length)
+{
+    const unsigned char *bytes = data;
+    uint64_t eight;
+
+    sum = ~sum;
+    for (; length >= 8; length -= 8, bytes += 8) {
+        memcpy(&eight, bytes, 8);
+        eight = le64toh(eight) ^ sum;
+        sum = 0;
+        for (int k = 0; k < 8; k++)
+            sum ^= crc_tables[7 - k][eight >> 8 * k & 255];
+    }
+    for (; length > 0; length--, bytes++)
+        sum = sum >> 8 ^ crc_tables[0][(sum ^ *bytes) & 255];
+    return ~sum;
+}
+
+/* Of everything in it behind the check itself. */
+static uint32_t header_check(const struct file_header *header)
+{
+    return crc(0, &header->limit,
+               sizeof(*header) - offsetof(struct file_header, limit));
+}
+
+static uint32_t state_check(const struct file_state *state)
+{
+    return crc(0, &state->pid,
+               sizeof(*state) - offsetof(struct file_state, pid));
+}
+
+static uint32_t record_check(const struct record *record)
+{
+    return crc(0, &record->bytes_check,
+               offsetof(struct record, name) + record->name_length -
+                   offsetof(struct record, bytes_check));
+}
+
+static uint32_t bytes_check(const struct ring *ring, size_t offset,
+                            size_t length)
+{
+    size_t before_wrap = ring->size - offset;
+    size_t first = length < before_wrap ? length : before_wrap;
+
+    return crc(crc(0, ring->memory + offset, first), ring->memory,
+               length - first);
+}
+
+static struct record *record_at(const struct ring *ring, uint64_t ordinal)
+{
+    return &ring->file->records[ordinal & ring->mask];
+}
+
+static void file_record(struct ring *ring, const struct frame *frame)
+{
+    const struct topic *topic = frame->topic;
+    uint64_t newest = topic->newest ? at(ring, topic->newest)->id : 0;
+    struct record *record = record_at(ring, ring->next);
+
+    /* whoever is killed here leaves one with no check: it was never there */
+    record->check = 0;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    *record = (struct record){
+        .bytes_check = bytes_check(ring, frame->offset, frame->length),
+        .ordinal = ring->next,
+        .id = frame->id,
+        .before = ring->newest_id,
+        .mark = topic->mark > newest ? topic->mark : newest,
+        .offset = frame->offset,
+        .time = ring->time,
+        .length = frame->length,
+        .splice = frame->splice,
+        .end = frame->end,
+        .name_length = (uint8_t)topic->name.length,
+    };
+    memcpy(record->name, topic->name.data, topic->name.length);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    record->check = record_check(record);
+    ring->unsynced = true;
+}
+
+static void write_state(struct history_file *file)
+{
+    struct file_state *state = &file->state;
+
+    state->sequence++;
+    state->check = state_check(state);
+    memcpy(file->map + STATE_PLACE * (1 + state->sequence % 2), state,
+           sizeof(*state));
+}
+
+/* False if neither of the two is whole. */
+static bool read_state(struct history_file *file)
+{
+    bool found = false;
+
+    for (int i = 0; i < 2; i++) {
+        struct file_state state;
+
+        memcpy(&state, file->map + (ptrdiff_t)STATE_PLACE * (1 + i),
+               sizeof(state));
+        if (state.check != state_check(&state) ||
+            (found && state.sequence < file->state.sequence))
+            continue;
+        file->state = state;
+        found = true;
+    }
+    file->state.boot_id[BOOT_ID_MAX - 1] = '\0';
+    return found;
+}
+
+static void file_note_mark(struct ring *ring, uint64_t id)
+{
+    struct history_file *file = ring->file;
+
+    if (!file)
+        return;
+    if (file->state.mark < id)
+        file->state.mark = id;
+    file->state.newest_id = ring->newest_id;
+    file->state.unbegun = ring->unbegun;
+    write_state(file);
+    ring->unsynced = true;
+}
+
+static void file_close(struct history_file *file)
+{
+    if (file->map)
+        munmap(file->map, file->length);
+    if (file->fd >= 0)
+        close(file->fd);
+    free(file);
+}
+
+__attribute__((format(printf, 2, 3))) static int
+complain(char error[HISTORY_ERROR_SIZE], const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(error, HISTORY_ERROR_SIZE, format, arguments);
+    va_end(arguments);
+    return -1;
+}
+
+static int file_map(struct history_file *file, int protection)
+{
+    void *map;
+
+    file->length = file_length(&file->header);
+    map = mmap(NULL, file->length, protection, MAP_SHARED, file->fd, 0);
+    if (map == MAP_FAILED)
+        return -1;
+    file->map = map;
+    file->records = (struct record *)(void *)(file->map + PAGE);
+    return 0;
+}
+
+/* ------------------------------------------------ recovering what is there */
+
+/* Whether a place of the index has a record that can be believed, but for
+ * the bytes. */
+static bool record_is_whole(const struct ring *ring, uint64_t slot)
+{
+    const struct record *record = &ring->file->records[slot];
+
+    return record->ordinal && (record->ordinal & ring->mask) == slot &&
+           record->id && record->id <= ID_MAX &&
+           record->length >= FRAME_HEAD + FRAME_TAIL &&
+           record->length <= ring->size && record->offset < ring->size &&
+           record->splice < record->length &&
+           record->check == record_check(record);
+}
+
+static bool frame_is_whole(const struct ring *ring, uint64_t ordinal)
+{
+    const struct record *record = record_at(ring, ordinal);
+
+    return record->ordinal == ordinal &&
+           record_is_whole(ring, ordinal & ring->mask) &&
+           record->bytes_check ==
+               bytes_check(ring, record->offset, record->length);
+}
+
+/* The newest ordinal that any record has; 0 if there is none. */
+static uint64_t newest_record(const struct ring *ring)
+{
+    uint64_t newest = 0;
+
+    for (uint64_t slot = 0; slot <= ring->mask; slot++)
+        if (ring->file->records[slot].ordinal > newest &&
+            record_is_whole(ring, slot))
+            newest = ring->file->records[slot].ordinal;
+    return newest;
+}
+
+/* The newest one whose bytes are whole too. What was appended before as many
+ * bytes as the memory has is gone in any case. */
+static uint64_t newest_whole(const struct ring *ring, uint64_t newest)
+{
+    size_t bytes = 0;
+
+    for (; newest && bytes < ring->size; newest--) {
+        if (frame_is_whole(ring, newest))
+            return newest;
+        bytes += FRAME_HEAD + FRAME_TAIL;
+        if (record_at(ring, newest)->ordinal == newest &&
+            record_is_whole(ring, newest & ring->mask))
+            bytes += record_at(ring, newest)->length;
+    }
+    return 0;
+}
+
+/* From where on the frames up to `newest` follow one another whole; *broken
+ * if that is not because the ring was full. */
+static uint64_t run_begin(const struct ring *ring, uint64_t newest,
+                          bool *broken)
+{
+    uint64_t first = newest;
+    size_t used = record_at(ring, newest)->length;
+
+    *broken = false;
+    while (first > 1 && newest - first + 1 < ring->limit) {
+        const struct record *before = record_at(ring, first - 1);
+        const struct record *after = record_at(ring, first);
+
+        if (before->ordinal == first - 1 &&
+            record_is_whole(ring, (first - 1) & ring->mask) &&
+            before->length > ring->size - used)
+            return first;
+        if (!frame_is_whole(ring, first - 1) || before->id >= after->id ||
+            (before->offset + before->length) % ring->size != after->offset) {
+            *broken = true;
+            return first;
+        }
+        used += before->length;
+        first--;
+    }
+    return first;
+}
+
+/* Enters a frame from its record. */
+static int load_frame(struct ring *ring, uint64_t ordinal)
+{
+    const struct record *record = record_at(ring, ordinal);
+    struct slice name = { record->name, record->name_length };
+    struct topic *topic = topic_find(ring, name);
+    struct frame frame = {
+        .id = record->id,
+        .offset = record->offset,
+        .length = record->length,
+        .splice = record->splice,
+        .end = record->end,
+    };
+
+    if (!topic) {
+        topic = topic_make(ring, name);
+        if (!topic)
+            return -1;
+        topic->mark = record->mark > ring->file->state.mark
+                          ? record->mark
+                          : ring->file->state.mark;
+        topic->evicted_id = record->mark;
+    }
+    frame.topic = topic;
+    ring->offset = (record->offset + record->length) % ring->size;
+    ring->used += record->length;
+    enter(ring, &frame);
+    return 0;
+}
+
+static uint64_t count_records(const struct ring *ring, uint64_t from,
+                              uint64_t to)
+{
+    uint64_t count = 0;
+
+    for (uint64_t slot = 0; slot <= ring->mask; slot++)
+        count += ring->file->records[slot].ordinal >= from &&
+                 ring->file->records[slot].ordinal < to &&
+                 record_is_whole(ring, slot);
+    return count;
+}
+
+/* Whether what came after the newest whole frame has been there: a record
+ * that is not whole, but has a check. */
+static bool is_rotten_after(const struct ring *ring, uint64_t newest)
+{
+    const struct record *record = record_at(ring, newest + 1);
+
+    return record->check && (record->ordinal > newest ||
+                             !record_is_whole(ring, (newest + 1) & ring->mask));
+}
+
+/* Finds the newest frames again that follow one another whole. */
+static int recover(struct ring *ring, struct recovery *recovery)
+{
+    const struct file_state *state = &ring->file->state;
+    uint64_t newest_any = newest_record(ring), first;
+    uint64_t newest = newest_whole(ring, newest_any);
+    bool broken;
+
+    ring->mark = ring->newest_id = state->mark;
+    ring->unbegun = state->unbegun;
+    recovery->dropped = count_records(ring, newest + 1, UINT64_MAX);
+    recovery->crashed = is_rotten_after(ring, newest);
+    if (newest) {
+        first = run_begin(ring, newest, &broken);
+        ring->oldest = ring->next = first;
+        if (ring->mark < record_at(ring, first)->before)
+            ring->mark = record_at(ring, first)->before;
+        recovery->count = newest - first + 1;
+        recovery->first_id = record_at(ring, first)->id;
+        recovery->last_id = record_at(ring, newest)->id;
+        if (broken)
+            recovery->dropped += count_records(
+                ring, newest > ring->limit ? newest - ring->limit + 1 : 1,
+                first);
+        while (ring->next <= newest)
+            if (load_frame(ring, ring->next) < 0)
+                return -1;
+    }
+    if (ring->newest_id < state->newest_id)
+        ring->newest_id = state->newest_id;
+    if (newest_any && ring->newest_id < record_at(ring, newest_any)->id)
+        ring->newest_id = record_at(ring, newest_any)->id;
+    return 0;
+}
+
+/* ------------------------------------------------------ opening and making */
+
+static int refuse_header(const struct file_header *header, const char *path,
+                         bool kept_ids, char error[HISTORY_ERROR_SIZE])
+{
+    if (header->magic != FILE_MAGIC)
+        return complain(
+            error, "'%s' is no history file of ssed: name another one", path);
+    if (header->version != FILE_VERSION)
+        return complain(error,
+                        "'%s' is a history file of version %u, and this ssed "
+                        "knows version %d: use the one that wrote it, or name "
+                        "another file",
+                        path, header->version, FILE_VERSION);
+    if (header->check != header_check(header) || !header->limit ||
+        header->limit > UINT32_MAX || !header->size ||
+        header->size > SIZE_MAX / 2 ||
+        header->record_size != sizeof(struct record))
+        return complain(error,
+                        "the header of '%s' is damaged: move the file away to "
+                        "begin a new history",
+                        path);
+    if (header->kept_ids != kept_ids)
+        return complain(
+            error, "the ids in '%s' are %s: %s, or name another file", path,
+            header->kept_ids ? "its publishers'" : "its own",
+            header->kept_ids ? "use --ids keep" : "leave out --ids keep");
+    return 0;
+}
+
+/* Reads the header and maps the file. */
+static int file_load(struct history_file *file, const char *path,
+                     const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
+{
+    struct stat status;
+    ssize_t n = pread(file->fd, &file->header, sizeof(file->header), 0);
+
+    if (n < 0 || fstat(file->fd, &status) < 0)
+        return complain(error, "cannot read '%s': %s", path, strerror(errno));
+    if (!S_ISREG(status.st_mode) || n < (ssize_t)sizeof(file->header))
+        return complain(
+            error, "'%s' is no history file of ssed: name another one", path);
+    if (refuse_header(&file->header, path,
+                      kept_ids ? *kept_ids : file->header.kept_ids != 0,
+                      error) < 0)
+        return -1;
+    if ((uint64_t)status.st_size != file_length(&file->header))
+        return complain(error,
+                        "'%s' has %lld bytes, and its header says %zu: it is "
+                        "damaged; move it away to begin a new history",
+                        path, (long long)status.st_size,
+                        file_length(&file->header));
+    if (file_map(file, kept_ids ? PROT_READ | PROT_WRITE : PROT_READ) < 0)
+        return complain(error, "cannot map '%s': %s", path, strerror(errno));
+    if (!read_state(file))
+        return complain(error,
+                        "the header of '%s' is damaged: move the file away to "
+                        "begin a new history",
+                        path);
+    return 0;
+}
+
+static struct history_file *file_new(int fd)
+{
+    struct history_file *file = calloc(1, sizeof(*file));
+
+    if (file)
+        file->fd = fd;
+    else if (fd >= 0)
+        close(fd);
+    return file;
+}
+
+/* The pid that the file says; 0 if it says none. */
+static uint32_t pid_in(struct history_file *file)
+{
+    char pages[PAGE];
+
+    if (pread(file->fd, pages, sizeof(pages), 0) != (ssize_t)sizeof(pages))
+        return 0;
+    file->map = pages;
+    if (!read_state(file))
+        file->state.pid = 0;
+    file->map = NULL;
+    return file->state.pid;
+}
+
+/* Locks the file that has this path now. Returns 1 when another one has come
+ * to have it. */
+static int file_lock(struct history_file *file, const char *path,
+                     char error[HISTORY_ERROR_SIZE])
+{
+    struct stat opened, named;
+
+    if (flock(file->fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+        return complain(error,
+                        "another ssed has '%s', its process is %u: end that "
+                        "one first, or name another file",
+                        path, pid_in(file));
+    if (fstat(file->fd, &opened) < 0)
+        return complain(error, "cannot lock '%s': %s", path, strerror(errno));
+    if (stat(path, &named) < 0 || named.st_ino != opened.st_ino ||
+        named.st_dev != opened.st_dev)
+        return 1;
+    return 0;
+}
+
+/* Opens a file that exists and locks it. Returns 1 if there is none. */
+static int file_open(struct history_file **result, const char *path,
+                     const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
+{
+    int outcome, fd;
+
+    do {
+        fd =
+            open(path, (kept_ids ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
+        if (fd < 0 && errno == ENOENT && kept_ids)
+            return 1;
+        if (fd < 0)
+            return complain(error, "cannot open '%s': %s", path,
+                            strerror(errno));
+        *result = file_new(fd);
+        if (!*result)
+            return complain(error, "no memory");
+        outcome = kept_ids ? file_lock(*result, path, error) : 0;
+        if (outcome == 0)
+            outcome = file_load(*result, path, kept_ids, error);
+        if (outcome != 0) {
+            file_close(*result);
+            *result = NULL;
+        }
+    } while (outcome == 1);
+    return outcome;
+}
+
+static int beside(char *path, const char *of, char error[HISTORY_ERROR_SIZE])
+{
+    if (snprintf(path, PATH_MAX, "%s.new", of) >= PATH_MAX)
+        return complain(error, "the name '%.100s...' is too long", of);
+    return 0;
+}
+
+/* A file of that size, with all its blocks, beside the one that it is to
+ * become. What a server that was killed left there is used again. */
+static int file_make(struct history_file **result,
+                     const struct history_wanted *wanted,
+                     char error[HISTORY_ERROR_SIZE])
+{
+    char path[PATH_MAX];
+    struct history_file *file;
+    int fd, why;
+
+    if (beside(path, wanted->path, error) < 0)
+        return -1;
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return complain(error, "cannot make '%s': %s", path, strerror(errno));
+    file = file_new(fd);
+    if (!file)
+        return complain(error, "no memory");
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        file_close(file);
+        return complain(error, "another ssed is making '%s'", path);
+    }
+    file->header = (struct file_header){
+        .magic = FILE_MAGIC,
+        .version = FILE_VERSION,
+        .limit = wanted->limit,
+        .size = wanted->size,
+        .record_size = sizeof(struct record),
+        .kept_ids = wanted->kept_ids,
+    };
+    file->header.check = header_check(&file->header);
+    why = ftruncate(fd, 0) < 0
+              ? errno
+              : posix_fallocate(fd, 0, (off_t)file_length(&file->header));
+    if (why == 0 && file_map(file, PROT_READ | PROT_WRITE) < 0)
+        why = errno;
+    if (why != 0) {
+        unlink(path);
+        complain(error,
+                 "no room for '%s', which needs %zu bytes: %s (--history, "
+                 "--history-bytes)",
+                 path, file_length(&file->header), strerror(why));
+        file_close(file);
+        return -1;
+    }
+    memcpy(file->map, &file->header, sizeof(file->header));
+    *result = file;
+    return 0;
+}
+
+/* The directory entry too, or else the file would be gone with the machine. */
+static int sync_folder(const char *path)
+{
+    char *copy = strdup(path), *slash = copy ? strrchr(copy, '/') : NULL;
+    int fd, outcome;
+
+    if (!copy)
+        return -1;
+    if (slash)
+        slash[slash == copy] = '\0';
+    fd = open(slash ? copy : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(copy);
+    if (fd < 0)
+        return -1;
+    outcome = fsync(fd);
+    close(fd);
+    return outcome;
+}
+
+/* Gives the file that was made its name. */
+static int file_name(struct history_file *file,
+                     const struct history_wanted *wanted, bool replace,
+                     char error[HISTORY_ERROR_SIZE])
+{
+    char path[PATH_MAX];
+    int outcome;
+
+    if (beside(path, wanted->path, error) < 0)
+        return -1;
+    outcome = msync(file->map, file->length, MS_SYNC);
+    if (outcome == 0 && replace)
+        outcome = rename(path, wanted->path);
+    else if (outcome == 0)
+        outcome =
+            renameat2(AT_FDCWD, path, AT_FDCWD, wanted->path, RENAME_NOREPLACE);
+    if (outcome == 0)
+        outcome = sync_folder(wanted->path);
+    if (outcome < 0)
+        complain(error, "cannot make '%s': %s", wanted->path, strerror(errno));
+    return outcome;
+}
+
+/* A ring whose memory is in the file, which becomes its own. */
+static int ring_of_file(struct ring *ring, struct history_file *file,
+                        struct slice splice_text,
+                        char error[HISTORY_ERROR_SIZE])
+{
+    const struct file_header *header = &file->header;
+
+    if (ring_begin(ring, file, file->map + memory_place(header->limit),
+                   header->limit, (size_t)header->size, 0, splice_text) < 0)
+        return complain(error, "no memory for the index: --history");
+    return 0;
+}
+
+/* Whether the frames of `old` from `first` on fit into the wanted size. */
+static uint64_t first_that_fits(const struct ring *old,
+                                const struct history_wanted *wanted)
+{
+    uint64_t first = old->next;
+    size_t used = 0;
+
+    while (first > old->oldest && old->next - first < wanted->limit &&
+           at(old, first - 1)->length <= wanted->size - used)
+        used += at(old, --first)->length;
+    return first;
+}
+
+/* The topic in the new ring, with what it has lost until now. */
+static struct topic *topic_like(struct ring *ring, const struct ring *old,
+                                const struct frame *frame)
+{
+    struct topic *topic = topic_find(ring, frame->topic->name);
+    uint64_t before = frame->previous ? at(old, frame->previous)->id : 0;
+
+    if (!topic) {
+        topic = topic_make(ring, frame->topic->name);
+        if (!topic)
+            return NULL;
+        topic->mark = frame->topic->mark > before ? frame->topic->mark : before;
+        topic->evicted_id = before;
+    }
+    topic->references++;
+    return topic;
+}
+
+static int copy_frames(struct ring *ring, const struct ring *old,
+                       uint64_t first)
+{
+    char *bytes = malloc(old->size);
+
+    if (!bytes)
+        return -1;
+    for (uint64_t ordinal = first; ordinal < old->next; ordinal++) {
+        const struct frame *frame = at(old, ordinal);
+        struct topic *topic = topic_like(ring, old, frame);
+        size_t before_wrap = old->size - frame->offset;
+        size_t part = frame->length < before_wrap ? frame->length : before_wrap;
+
+        if (!topic)
+            break;
+        memcpy(bytes, old->memory + frame->offset, part);
+        memcpy(bytes + part, old->memory, frame->length - part);
+        ring->time = ring_time(old, ordinal);
+        ring_append(ring, topic, frame->id,
+                    (struct slice){ bytes, frame->length }, frame->splice,
+                    frame->end);
+        topic->references--;
+    }
+    free(bytes);
+    return ring->next == old->next - first + 1 ? 0 : -1;
+}
+
+/* Replaces the ring by one of the wanted size with the newest of its frames. */
+static int resize(struct ring *ring, const struct history_wanted *wanted,
+                  char error[HISTORY_ERROR_SIZE])
+{
+    uint64_t first = first_that_fits(ring, wanted);
+    struct history_file *file;
+    struct ring old = *ring;
+
+    if (file_make(&file, wanted, error) < 0)
+        return -1;
+    if (ring_of_file(ring, file, wanted->splice_text, error) < 0) {
+        *ring = old;
+        return -1;
+    }
+    file->state = old.file->state;
+    ring->unbegun = old.unbegun;
+    ring->mark = old.mark;
+    if (first > old.oldest && ring->mark < at(&old, first - 1)->id)
+        ring->mark = at(&old, first - 1)->id;
+    ring->newest_id =
+        first < old.next ? at(&old, first)->id - 1 : old.newest_id;
+    if (copy_frames(ring, &old, first) < 0) {
+        ring_release(ring);
+        *ring = old;
+        return complain(error, "no memory to write '%s' anew", wanted->path);
+    }
+    ring->newest_id = old.newest_id;
+    file_note_mark(ring, first < old.next ? 0 : ring->mark);
+    if (file_name(file, wanted, true, error) < 0) {
+        ring_release(ring);
+        *ring = old;
+        return -1;
+    }
+    ring_release(&old);
+    return 0;
+}
+
+/* A fresh one. */
+static int make(struct ring *ring, const struct history_wanted *wanted,
+                char error[HISTORY_ERROR_SIZE])
+{
+    struct history_file *file;
+
+    if (file_make(&file, wanted, error) < 0 ||
+        ring_of_file(ring, file, wanted->splice_text, error) < 0)
+        return -1;
+    ring->mark = ring->newest_id = wanted->newest_id;
+    ring->unbegun = wanted->kept_ids;
+    file->state.clean = true;
+    file_note_mark(ring, ring->mark);
+    return file_name(file, wanted, false, error);
+}
+
+/* What was not recovered must not be taken for something newer later. */
+static void forget_rotten(struct ring *ring)
+{
+    for (uint64_t slot = 0; slot <= ring->mask; slot++) {
+        struct record *record = &ring->file->records[slot];
+
+        if (record->check &&
+            (record->ordinal >= ring->next || !record_is_whole(ring, slot)))
+            record->check = 0;
+    }
+}
+
+/* The server runs from here on; what was before another boot of the machine
+ * and did not end well may lack something. That it runs has to be on the disk
+ * before anything is published. */
+static int file_begin(struct ring *ring, const struct history_wanted *wanted,
+                      struct recovery *recovery)
+{
+    struct file_state *state = &ring->file->state;
+
+    if (!state->clean &&
+        (!*wanted->boot_id || strcmp(state->boot_id, wanted->boot_id) != 0))
+        recovery->crashed = true;
+    forget_rotten(ring);
+    state->clean = false;
+    state->pid = (uint32_t)getpid();
+    memset(state->boot_id, 0, BOOT_ID_MAX);
+    memcpy(state->boot_id, wanted->boot_id,
+           strnlen(wanted->boot_id, BOOT_ID_MAX - 1));
+    if (recovery->crashed && wanted->kept_ids)
+        ring->unbegun = true;
+    else if (recovery->crashed)
+        ring_begin_after(ring, wanted->newest_id > ring->newest_id
+                                   ? wanted->newest_id
+                                   : ring->newest_id);
+    file_note_mark(ring, 0);
+    return ring_sync(ring);
+}
+
+int ring_open(struct ring *ring, const struct history_wanted *wanted,
+              struct recovery *recovery, char error[HISTORY_ERROR_SIZE])
+{
+    struct history_file *file;
+    int outcome;
+
+    crc_begin();
+    *ring = (struct ring){ 0 };
+    *recovery = (struct recovery){ 0 };
+    outcome = file_open(&file, wanted->path, &wanted->kept_ids, error);
+    if (outcome == 1) {
+        recovery->made = true;
+        outcome = make(ring, wanted, error);
+    } else if (outcome == 0) {
+        outcome = ring_of_file(ring, file, wanted->splice_text, error);
+        if (outcome == 0 && recover(ring, recovery) < 0)
+            outcome = complain(error, "no memory for the topics in '%s'",
+                               wanted->path);
+        recovery->resized = file->header.limit != wanted->limit ||
+                            file->header.size != wanted->size;
+        if (outcome == 0 && recovery->resized)
+            outcome = resize(ring, wanted, error);
+    }
+    if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
+        outcome = complain(error, "cannot write '%s': %s", wanted->path,
+                           strerror(errno));
+    if (outcome != 0)
+        ring_release(ring);
+    return outcome;
+}
+
+int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
+                 struct recovery *recovery, uint32_t *pid,
+                 char error[HISTORY_ERROR_SIZE])
+{
+    struct history_file *file;
+
+    crc_begin();
+    *ring = (struct ring){ 0 };
+    *recovery = (struct recovery){ 0 };
+    if (file_open(&file, wanted->path, NULL, error) < 0 ||
+        ring_of_file(ring, file, wanted->splice_text, error) < 0)
+        return -1;
+    *pid = flock(file->fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
+    if (recover(ring, recovery) == 0)
+        return 0;
+    ring_release(ring);
+    return complain(error, "no memory for the topics in '%s'", wanted->path);
+}
+
+int ring_sync(struct ring *ring)
+{
+    if (!ring->file || !ring->unsynced)
+        return 0;
+    if (msync(ring->file->map, ring->file->length, MS_SYNC) < 0)
+        return -1;
+    ring->unsynced = false;
+    return 0;
+}
+
+bool ring_deleted(const struct ring *ring)
+{
+    struct stat status;
+
+    return ring->file && fstat(ring->file->fd, &status) == 0 &&
+           status.st_nlink == 0;
+}
+
+int ring_end(struct ring *ring)
+{
+    if (!ring->file)
+        return 0;
+    ring->unsynced = true;
+    if (ring_sync(ring) < 0)
+        return -1;
+    ring->file->state.clean = true;
+    file_note_mark(ring, 0);
+    return ring_sync(ring);
+}
+
+int64_t ring_time(const struct ring *ring, uint64_t ordinal)
+{
+    return ring->file ? record_at(ring, ordinal)->time : 0;
 }

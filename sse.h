@@ -73,6 +73,16 @@ struct slice {
  * forgotten the ring's own mark rises to its; a topic that is not known
  * begins with that.
  *
+ * The history file. With it the memory is a part of a file that is mapped, and
+ * each frame has a record there beside its entry of the index:
+ *
+ *   header | records, a place for each of the index | the memory
+ *
+ * A record bears checks of itself and of the frame's bytes, so what a crash
+ * left can be found again without trusting anything else. What the process
+ * wrote before it was killed is in the kernel's cache; ring_sync() brings it
+ * to the disk.
+ *
  * Splicing. A frame with a splice point goes to a subscriber that catches up
  * with the ring's splice text inserted there. This makes a catch_up_message
  * out of a message with the stored bytes untouched and nothing copied.
@@ -101,9 +111,11 @@ struct frame {
     bool end;             /* finishes its topic */
 };
 
+struct history_file;
+
 struct ring {
     struct frame *frames; /* owned; frame with ordinal o at o & mask */
-    char *memory;         /* owned */
+    char *memory;         /* owned; a part of the file, if there is one */
     size_t size;          /* of the memory */
     size_t used;          /* sum of the held frames' lengths */
     size_t offset;        /* where the next frame begins */
@@ -115,6 +127,10 @@ struct ring {
     uint64_t mark;            /* the greatest mark of a topic forgotten */
     void *topics;             /* owned: a tree by name, tsearch(3) */
     struct slice splice_text; /* not owned */
+    struct history_file *file; /* owned; NULL: it is in memory alone */
+    int64_t time;  /* milliseconds since 1970, for records; the caller's */
+    bool unbegun;  /* with ids from outside: the next one is where it begins */
+    bool unsynced; /* something has been appended since ring_sync() */
 };
 
 enum {
@@ -191,6 +207,66 @@ int ring_init(struct ring *ring, uint64_t limit, size_t size,
               uint64_t newest_id, struct slice splice_text);
 void ring_release(struct ring *ring);
 
+/* What a history file is asked to be. */
+struct history_wanted {
+    const char *path;
+    uint64_t limit;      /* as for ring_init() */
+    size_t size;         /* likewise */
+    uint64_t newest_id;  /* where a new one begins; after a crash of the
+                            machine at least here */
+    bool kept_ids;       /* they come from outside */
+    const char *boot_id; /* of this boot of the machine; "": not known */
+    struct slice splice_text;
+};
+
+/* What has been found in it. */
+struct recovery {
+    uint64_t count;    /* events */
+    uint64_t first_id; /* of the oldest of them */
+    uint64_t last_id;  /* and of the newest */
+    uint64_t dropped;  /* records that are not whole, or before such a one */
+    bool made;         /* there was none */
+    bool crashed;      /* the machine went down with the server running */
+    bool resized;      /* it has been written anew, in the size wanted */
+};
+
+enum {
+    HISTORY_ERROR_SIZE = 512
+};
+
+/*
+ * As ring_init(), with a history file: opens and locks it (flock(2)), and
+ * finds the newest events again that follow one another whole; makes it, with
+ * all its blocks, if there is none; writes it anew beside the old one and
+ * renames it if its size is another. After a crash of the machine every
+ * position so far may have lost something. Returns 0, or -1 with one line in
+ * `error` that says what is wrong and the way out; the file is then as it was.
+ */
+int ring_open(struct ring *ring, const struct history_wanted *wanted,
+              struct recovery *recovery, char error[HISTORY_ERROR_SIZE]);
+
+/*
+ * The same for looking at a file alone: it is mapped, not locked and not
+ * written. Its `path` and `splice_text` are all that counts of `wanted`. A
+ * server may be writing it: *pid is then that of the server, else 0.
+ */
+int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
+                 struct recovery *recovery, uint32_t *pid,
+                 char error[HISTORY_ERROR_SIZE]);
+
+/* Brings what has been appended to the disk (msync(2)). Returns 0, or -1 with
+ * errno: some of it may then be lost, whatever a later call returns. */
+int ring_sync(struct ring *ring);
+
+/* Whether the file has been deleted: what is appended is lost at the end. */
+bool ring_deleted(const struct ring *ring);
+
+/* At a good end: syncs, and notes in the file that nothing is missing. */
+int ring_end(struct ring *ring);
+
+/* When a held frame was appended, by its record; 0 without a file. */
+int64_t ring_time(const struct ring *ring, uint64_t ordinal);
+
 /*
  * The topic of that name, held until topic_drop(). topic_hold() makes it if
  * there is none; NULL if there is no memory for it. topic_find() does not
@@ -204,8 +280,8 @@ void topic_drop(struct ring *ring, struct topic *topic);
  * ids go on above it. */
 void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id);
 
-/* The history begins after `id`: the same for every topic. Nothing has been
- * appended yet. */
+/* From now on every position below `id` may have lost something; ids go on
+ * above it, and the history is begun. */
 void ring_begin_after(struct ring *ring, uint64_t id);
 
 /*
