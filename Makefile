@@ -24,7 +24,8 @@ LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
 CORE := sse ring http
 UNIT_TESTS := test_ring test_history test_http test_event_stream
-BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c
+BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
+	test/black-box/another_boot.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
 TEST_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/test/%.o) \
 	$(BLACK_BOX:%.c=$(BUILD)/%.o)
@@ -81,16 +82,20 @@ $(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
 $(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
 $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
 	$(BUILD)/http.o
-$(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o)
+$(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
 $(TESTS):
 	$(LINK) -o $@ $^ -lcriterion
 
+# loaded into the server before its libc
+PRELOADED = $(SHORT_IO) $(FAIL_SYNC)
 SHORT_IO = $(abspath $(BUILD)/test/short_io.so)
-$(SHORT_IO): test/black-box/short_io.c
+FAIL_SYNC = $(abspath $(BUILD)/test/fail_sync.so)
+$(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	@mkdir -p $(@D)
 	$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
-test: $(SSED) $(TESTS) $(SHORT_IO) ## run every test
+test: export FAIL_SYNC := $(FAIL_SYNC)
+test: $(SSED) $(TESTS) $(PRELOADED) ## run every test
 	@for test in $(TESTS); do \
 		echo "$$test"; \
 		SSED=./$(SSED) $$test $(TEST_OPTIONS) || failed=1; \
@@ -127,7 +132,8 @@ fuzz: check-deps ## fuzz parsers and ring for FUZZ_SECONDS (60) each
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
 # not the tests of --root: Debian's valgrind does not know openat2(2)
-valgrind: $(SSED) $(BUILD)/test/black_box ## run the server under valgrind
+valgrind: export FAIL_SYNC := $(FAIL_SYNC)
+valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
 	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
 	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
 		$(BUILD)/test/black_box --jobs 2 --filter '!(folder)/*'
@@ -144,6 +150,12 @@ SOAK_SECONDS ?= 60
 soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
 	SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) $(BUILD)/test/black_box \
 		--filter 'soak/*'
+
+CRASH_ROUNDS ?= 60
+
+crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load, again and again
+	SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) $(BUILD)/test/black_box \
+		--filter 'restart/crash_loop'
 
 # ------------------------------------------------------------------- bench
 
@@ -236,6 +248,6 @@ help: ## list the targets
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak check check-compiler \
+.PHONY: all bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak crash check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:

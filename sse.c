@@ -71,6 +71,7 @@ enum {
     NOTSENT = 64 * 1024,
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
     INTERVAL_DEFAULT = 1000,   /* ms */
+    SYNC_DEFAULT = 1000,       /* ms */
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
     WHEEL_SLOTS = 512,
     LOG_BURST = 200,        /* lines that the outside can cause at once */
@@ -124,6 +125,9 @@ enum stdin_form {
     STDIN_EVENTS
 };
 
+#define SYNC_ALWAYS UINT64_C(0)
+#define SYNC_NEVER (UINT64_MAX - 1)
+
 struct options {
     const char *listen[LISTENERS_MAX];
     unsigned listen_count;
@@ -131,6 +135,8 @@ struct options {
     const char *cors;
     const char *token_file;
     const char *topic; /* of what comes on standard input; NULL: main */
+    const char *history_file;
+    const char *check; /* a history file to look at, and nothing else */
     uint64_t history;
     uint64_t history_bytes;
     uint64_t first_id; /* 0: the clock */
@@ -144,6 +150,7 @@ struct options {
     uint64_t drain_delay;
     uint64_t head_timeout;
     uint64_t idle_timeout;
+    uint64_t sync;       /* SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
     unsigned publish;    /* enum publish, UINT_MAX: not given */
     unsigned log_level;  /* enum level */
     unsigned ids;        /* enum ids */
@@ -200,6 +207,10 @@ struct exchange {
     size_t out_start; /* out[out_start, out_end) has not been sent */
     size_t out_end;
     bool close; /* when the answer is sent */
+    /* --sync always: out[promise, out_end) says of events that they are kept,
+     * and they are not on the disk yet */
+    bool promises;
+    size_t promise;
     struct exchange *next_spare;
     char in[HEAD_MAX];
     char out[OUT_SIZE];
@@ -303,7 +314,10 @@ struct server {
     struct ring ring;
     struct topic *main_topic;             /* held */
     struct topic *pass_first, *pass_last; /* topics with new frames */
-    char *frame; /* owned: where a frame is made, frame_size bytes */
+    char *frame;        /* owned: where a frame is made, frame_size bytes */
+    uint64_t next_sync; /* ms */
+    bool sync_failed;   /* what is on the disk can no longer be relied on */
+    bool file_deleted;  /* it has been said */
 
     int epoll;
     int signals;
@@ -1503,7 +1517,8 @@ static bool would_overrun(const struct server *server, size_t length)
 enum outcome {
     PUBLISHED,
     MUST_WAIT,
-    IDS_USED_UP
+    IDS_USED_UP,
+    NOT_KEPT /* --sync always, and the disk has failed */
 };
 
 static void conn_cut_at(struct server *server, uint32_t fd, const char *reason)
@@ -1512,18 +1527,23 @@ static void conn_cut_at(struct server *server, uint32_t fd, const char *reason)
 }
 
 /*
- * With ids from outside a history begins where its first event is: what was
- * before that may be gone. Who came from further back, when nothing was held
- * yet, has to come again to be told.
+ * With ids from outside a history begins where its first event is, and so
+ * does one that goes on after a crash of the machine: what was before that may
+ * be gone. Who came from further back has to come again to be told.
  */
 static void begin_kept_history(struct server *server, uint64_t id)
 {
+    uint64_t newest = server->ring.newest_id;
+
+    if (id <= newest)
+        return;
     ring_begin_after(&server->ring, id - 1);
     for (uint32_t fd = 0; fd < server->conn_limit; fd++) {
         const struct conn *conn = conn_at(server, fd);
+        bool ahead = conn->flags & FLAG_AHEAD;
 
-        if (conn->state == CONN_STREAM && (conn->flags & FLAG_AHEAD) &&
-            conn->ahead < id - 1)
+        if (conn->state == CONN_STREAM && (ahead || newest) &&
+            (ahead ? conn->ahead : newest) < id - 1)
             conn_cut_at(server, fd, "gap");
     }
 }
@@ -1534,9 +1554,11 @@ static enum outcome publish_frame(struct server *server, struct topic *topic,
 {
     uint64_t ordinal;
 
+    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
+        return NOT_KEPT;
     if (would_overrun(server, frame->length))
         return MUST_WAIT;
-    if (server->options.ids == IDS_KEEP && !server->ring.newest_id)
+    if (server->ring.unbegun)
         begin_kept_history(server, id);
     ordinal = ring_append(&server->ring, topic, id, text_slice(frame),
                           (uint32_t)splice, end);
@@ -1652,6 +1674,49 @@ static void publish_clock(struct server *server)
     server->next_clock += server->options.interval;
     if (server->next_clock <= server->now)
         server->next_clock = server->now + server->options.interval;
+}
+
+/* ------------------------------------------------------- the history file */
+
+#define NOT_KEPT_TEXT "the history file cannot be written: see the log"
+
+/* Brings the history to the disk. That it failed once is never forgotten: the
+ * kernel may have dropped what it could not write. */
+static void sync_history(struct server *server)
+{
+    if (ring_sync(&server->ring) == 0)
+        return;
+    log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
+              server->options.history_file, strerrorname_np(errno));
+    server->sync_failed = true;
+}
+
+/* --sync SECONDS; or at the end of a turn what nobody waits for. */
+static void sync_when_due(struct server *server)
+{
+    bool pause = server->sync_failed && server->options.sync < SYNC_DEFAULT;
+
+    if (!server->ring.unsynced || server->now < server->next_sync)
+        return;
+    server->next_sync =
+        server->now + (pause ? SYNC_DEFAULT : server->options.sync);
+    if (ring_deleted(&server->ring) && !server->file_deleted) {
+        server->file_deleted = true;
+        log_event(LEVEL_ERROR, "history_file_deleted",
+                  "file=\"%s\" meaning=\"the next start begins a new one\"",
+                  server->options.history_file);
+    }
+    sync_history(server);
+}
+
+static void end_history(struct server *server)
+{
+    if (!server->sync_failed && ring_end(&server->ring) == 0)
+        return;
+    log_event(LEVEL_ERROR, "sync_failed",
+              "file=\"%s\" meaning=\"if the machine goes down now, the next "
+              "start tells of a gap\"",
+              server->options.history_file);
 }
 
 /* ------------------------------------------------------------- answers */
@@ -2456,6 +2521,13 @@ static void respond_too_large(struct server *server, struct conn *conn)
 static void respond_json(struct server *server, struct conn *conn, int status,
                          const struct text *json)
 {
+    struct exchange *exchange = conn->exchange;
+
+    if (server->options.sync == SYNC_ALWAYS && status < 300 &&
+        !exchange->promises) {
+        exchange->promises = true;
+        exchange->promise = exchange->out_end;
+    }
     respond(server, conn,
             &(struct response){
                 .status = status,
@@ -2634,6 +2706,11 @@ static void due_done(struct publication *publication, uint64_t id)
     publication->due = DUE_NOTHING;
 }
 
+static const char *outcome_text(enum outcome outcome)
+{
+    return outcome == IDS_USED_UP ? "all ids are used up" : NOT_KEPT_TEXT;
+}
+
 /* Appends what is due; or waits, or gives up. */
 static void publish_due(struct server *server, struct conn *conn)
 {
@@ -2658,9 +2735,9 @@ static void publish_due(struct server *server, struct conn *conn)
     if (outcome == PUBLISHED)
         due_done(publication, id);
     else if (is_input(server, conn))
-        input_end(server, "all ids are used up");
+        input_end(server, outcome_text(outcome));
     else
-        respond_publisher(server, conn, 503, "all ids are used up");
+        respond_publisher(server, conn, 503, outcome_text(outcome));
 }
 
 /* Takes the id of the event that the parser has. False if it is none. */
@@ -3019,7 +3096,7 @@ static void input_gap(struct server *server)
         skip_input(server, "a gap without the id of its position");
         return;
     }
-    if (server->options.ids == IDS_KEEP && !server->ring.newest_id)
+    if (server->ring.unbegun)
         begin_kept_history(server, position + 1);
     topic_raise_mark(&server->ring, topic, position);
     for (uint32_t i = topic->subscriber_count; i-- > 0;)
@@ -3325,11 +3402,34 @@ static enum io write_answers(const struct server *server, struct conn *conn)
     return IO_DONE;
 }
 
+/* What the answers promise has to be on the disk before they go: the first of
+ * them syncs for all of a turn. If it fails, they are taken back. */
+static void keep_promises(struct server *server, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+
+    if (!exchange->promises)
+        return;
+    exchange->promises = false;
+    sync_history(server);
+    if (!server->sync_failed)
+        return;
+    exchange->out_end = exchange->promise;
+    exchange_drop_file(exchange);
+    respond_text(server, conn,
+                 (struct response){ .status = 503, .close = true },
+                 NOT_KEPT_TEXT);
+}
+
 /* Sends the answers that wait, and goes on with the requests after them. */
 static void send_answers(struct server *server, struct conn *conn)
 {
-    enum io outcome = write_answers(server, conn);
-    bool body = conn->state == CONN_BODY;
+    enum io outcome;
+    bool body;
+
+    keep_promises(server, conn);
+    outcome = write_answers(server, conn);
+    body = conn->state == CONN_BODY;
 
     /* it may have been queued in this turn, before epoll's word came */
     queue_remove(server, conn);
@@ -3650,6 +3750,7 @@ static void update_time(struct server *server)
     time_t wall = time(NULL);
 
     server->now = clock_ms(CLOCK_MONOTONIC);
+    server->ring.time = (int64_t)clock_ms(CLOCK_REALTIME);
     if (wall == server->wall)
         return;
     server->wall = wall;
@@ -3684,6 +3785,9 @@ static int loop_timeout(const struct server *server)
         until = server->phase_end;
     if (!server->accepting && server->accept_again < until)
         until = server->accept_again;
+    if (server->options.sync < SYNC_NEVER && server->ring.unsynced &&
+        server->next_sync < until)
+        until = server->next_sync;
     if (logger.suppressed && logger.reported + LOG_REPORT < until)
         until = logger.reported + LOG_REPORT;
     if (until == UINT64_MAX)
@@ -3750,6 +3854,8 @@ static void turn(struct server *server)
     retry_publishers(server);
     while (server->queues[QUEUE_ANSWERS].count)
         send_answers(server, queue_pop(server, QUEUE_ANSWERS));
+    if (server->options.sync < SYNC_NEVER)
+        sync_when_due(server);
     deliver(server);
     reap(server);
     if (!server->accepting && server->now >= server->accept_again)
@@ -3768,6 +3874,7 @@ enum kind {
     KIND_LISTEN,
     KIND_PORT,
     KIND_NAME, /* one of several, kept as its number */
+    KIND_SYNC, /* seconds, none or always; kept in ms */
     KIND_FLAG,
     KIND_HELP,
     KIND_VERSION,
@@ -3805,6 +3912,14 @@ static const struct spec specs[] = {
       1 << 28, NULL },
     { "history-bytes", "SIZE", "bytes kept (64M)", KIND_SIZE, 0,
       PLACE(history_bytes), 1, UINT64_C(1) << 40, NULL },
+    { "history-file", "FILE", "where the history outlives the process",
+      KIND_TEXT, 0, PLACE(history_file), 0, 0, NULL },
+    { "sync", "WHEN",
+      "the file to the disk: none; every so many seconds; "
+      "always (1)",
+      KIND_SYNC, 0, PLACE(sync), 1, 86400, NULL },
+    { "check", "FILE", "say what is in a history file, and end", KIND_TEXT, 0,
+      PLACE(check), 0, 0, NULL },
     { "first-id", "N", "id of the first event (the clock in microseconds)",
       KIND_COUNT, 0, PLACE(first_id), 1, ID_MAX, NULL },
     { "interval", "MS", "a clock message every so often; 0: none (1000)",
@@ -3899,6 +4014,25 @@ static uint64_t parse_amount(const struct spec *spec, const char *text)
     return number * unit * (spec->kind == KIND_SECONDS ? 1000 : 1);
 }
 
+static uint64_t parse_sync(const struct spec *spec, const char *text)
+{
+    uint64_t seconds;
+
+    if (strcmp(text, "none") == 0)
+        return SYNC_NEVER;
+    if (strcmp(text, "always") == 0)
+        return SYNC_ALWAYS;
+    if (!slice_number((struct slice){ text, strlen(text) }, spec->maximum,
+                      &seconds) ||
+        seconds < spec->minimum)
+        die(EXIT_USAGE,
+            "--%s: '%s' is not none, always, or a number of seconds from %llu "
+            "to %llu",
+            spec->name, text, (unsigned long long)spec->minimum,
+            (unsigned long long)spec->maximum);
+    return seconds * 1000;
+}
+
 /* The index of `text` among the option's names. */
 static unsigned parse_name(const struct spec *spec, const char *text)
 {
@@ -3933,6 +4067,9 @@ static void take_option(struct options *options, const struct spec *spec,
     case KIND_SECONDS:
     case KIND_SIZE:
         *(uint64_t *)(void *)place = parse_amount(spec, value);
+        break;
+    case KIND_SYNC:
+        *(uint64_t *)(void *)place = parse_sync(spec, value);
         break;
     case KIND_TEXT:
         *(const char **)(void *)place = value;
@@ -4018,9 +4155,26 @@ static void check_ids(struct options *options)
         options->interval = keep ? 0 : INTERVAL_DEFAULT;
 }
 
-static void check_options(struct options *options)
+static void check_history_options(struct options *options)
 {
     uint64_t frame = options->max_event * FRAME_FACTOR + FRAME_REST;
+
+    if (options->history_bytes < frame)
+        die(EXIT_USAGE,
+            "--history-bytes: %llu cannot hold one event of --max-event, "
+            "which may need %llu",
+            (unsigned long long)options->history_bytes,
+            (unsigned long long)frame);
+    if (!options->history_file && options->sync != UNGIVEN)
+        die(EXIT_USAGE, "--sync is for a --history-file, and there is none");
+    if (!options->history_file)
+        options->sync = SYNC_NEVER;
+    else if (options->sync == UNGIVEN)
+        options->sync = SYNC_DEFAULT;
+}
+
+static void check_options(struct options *options)
+{
 
     if (options->listen_count == 0)
         add_listen(options, "127.0.0.1:3000");
@@ -4035,12 +4189,7 @@ static void check_options(struct options *options)
         options->publish = PUBLISH_TOKEN;
     else if (options->publish == UNGIVEN)
         options->publish = PUBLISH_LOCAL;
-    if (options->history_bytes < frame)
-        die(EXIT_USAGE,
-            "--history-bytes: %llu cannot hold one event of --max-event, "
-            "which may need %llu",
-            (unsigned long long)options->history_bytes,
-            (unsigned long long)frame);
+    check_history_options(options);
 }
 
 static void parse_options(struct options *options, int argc, char **argv)
@@ -4121,24 +4270,82 @@ static void init_connections(struct server *server)
             server->conn_limit);
 }
 
+/* Of this boot of the machine; "" if the kernel does not tell. */
+static void read_boot_id(char *text, size_t size)
+{
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+    text[0] = '\0';
+    if (!file)
+        return;
+    if (!fgets(text, (int)size, file))
+        text[0] = '\0';
+    text[strcspn(text, "\n")] = '\0';
+    fclose(file);
+}
+
+static void open_history(struct server *server, uint64_t newest_id)
+{
+    const struct options *options = &server->options;
+    char error[HISTORY_ERROR_SIZE], boot_id[64];
+    struct recovery recovery;
+    struct history_wanted wanted = {
+        .path = options->history_file,
+        .limit = options->history,
+        .size = (size_t)options->history_bytes,
+        .newest_id = newest_id,
+        .kept_ids = options->ids == IDS_KEEP,
+        .boot_id = boot_id,
+        .splice_text = SLICE(CATCH_UP_SPLICE),
+    };
+
+    read_boot_id(boot_id, sizeof(boot_id));
+    if (ring_open(&server->ring, &wanted, &recovery, error) < 0)
+        die(EXIT_RUN_TIME, "--history-file: %s", error);
+    log_event(
+        LEVEL_INFO, "history",
+        "file=\"%s\" events=%llu first_id=%llu last_id=%llu "
+        "dropped=%llu%s%s%s",
+        options->history_file, (unsigned long long)recovery.count,
+        (unsigned long long)recovery.first_id,
+        (unsigned long long)recovery.last_id,
+        (unsigned long long)recovery.dropped, recovery.made ? " made=1" : "",
+        recovery.resized ? " resized=1" : "",
+        recovery.crashed ? " crashed=1 meaning=\"the end was not clean: older "
+                           "positions are told of a gap\""
+                         : "");
+}
+
+/* The id before that of the first event of a new history. */
+static uint64_t first_position(const struct options *options)
+{
+    struct timespec now;
+
+    if (options->ids == IDS_KEEP)
+        return 0;
+    if (options->first_id)
+        return options->first_id - 1;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000 - 1;
+}
+
 static void init_history(struct server *server)
 {
     const struct options *options = &server->options;
-    uint64_t first = options->first_id;
-    struct timespec now;
+    uint64_t newest_id = first_position(options);
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (options->ids == IDS_KEEP)
-        first = 1;
-    if (!first)
-        first = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-    if (ring_init(&server->ring, options->history,
-                  (size_t)options->history_bytes, first - 1,
-                  SLICE(CATCH_UP_SPLICE)) < 0)
+    if (options->history_file) {
+        open_history(server, newest_id);
+    } else if (ring_init(&server->ring, options->history,
+                         (size_t)options->history_bytes, newest_id,
+                         SLICE(CATCH_UP_SPLICE)) < 0) {
         die(EXIT_RUN_TIME,
             "no memory for a history of %llu bytes: "
             "--history-bytes, --history",
             (unsigned long long)options->history_bytes);
+    } else {
+        server->ring.unbegun = options->ids == IDS_KEEP;
+    }
     server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
         (uint32_t)(options->max_event * FRAME_FACTOR + FRAME_REST);
@@ -4456,6 +4663,64 @@ static void release(struct server *server)
     ring_release(&server->ring);
 }
 
+static void format_time(char *text, size_t size, int64_t ms)
+{
+    time_t seconds = (time_t)(ms / 1000);
+    struct tm tm;
+
+    localtime_r(&seconds, &tm);
+    strftime(text, size, "%Y-%m-%d %H:%M:%S", &tm);
+}
+
+static void print_topics(const struct ring *ring)
+{
+    for (uint64_t i = ring->oldest; i < ring->next; i++) {
+        const struct frame *frame = ring_frame(ring, i);
+        const struct topic *topic = frame->topic;
+
+        if (!frame->previous)
+            printf("topic     %.*s: %llu events, the newest %llu%s\n",
+                   topic->name.length ? (int)topic->name.length : 17,
+                   topic->name.length ? topic->name.data : "(the main stream)",
+                   (unsigned long long)topic->count,
+                   (unsigned long long)ring_frame(ring, topic->newest)->id,
+                   topic_finished(ring, topic) ? ", finished" : "");
+    }
+}
+
+/* --check. Returns the exit status. */
+static int check_history(const char *path)
+{
+    struct history_wanted wanted = { .path = path };
+    char error[HISTORY_ERROR_SIZE], from[32], to[32];
+    struct recovery recovery;
+    struct ring ring;
+    uint32_t pid;
+
+    if (ring_inspect(&ring, &wanted, &recovery, &pid, error) < 0)
+        die(EXIT_RUN_TIME, "--check: %s", error);
+    printf("file      %s\n", path);
+    if (pid)
+        printf("in use    by process %u: it may change while it is read\n",
+               pid);
+    printf("room      %llu events, %zu bytes\n", (unsigned long long)ring.limit,
+           ring.size);
+    printf("events    %llu, %zu bytes\n", (unsigned long long)recovery.count,
+           ring.used);
+    if (recovery.count) {
+        format_time(from, sizeof(from), ring_time(&ring, ring.oldest));
+        format_time(to, sizeof(to), ring_time(&ring, ring.next - 1));
+        printf("ids       %llu to %llu\ntimes     %s to %s\n",
+               (unsigned long long)recovery.first_id,
+               (unsigned long long)recovery.last_id, from, to);
+    }
+    printf("dropped   %llu that are not whole\n",
+           (unsigned long long)recovery.dropped);
+    print_topics(&ring);
+    ring_release(&ring);
+    return recovery.dropped ? EXIT_RUN_TIME : 0;
+}
+
 int main(int argc, char **argv)
 {
     static struct server server = {
@@ -4472,6 +4737,7 @@ int main(int argc, char **argv)
             .drain_spread = 3000,
             .publish = UNGIVEN,
             .stdin_form = UNGIVEN,
+            .sync = UNGIVEN,
             .log_level = LEVEL_INFO,
         },
     };
@@ -4479,6 +4745,8 @@ int main(int argc, char **argv)
     uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
+    if (server.options.check)
+        return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
     token_file = server.options.token_file;
     if (token_file &&
@@ -4496,6 +4764,8 @@ int main(int argc, char **argv)
     while (server.phase != PHASE_STOP)
         turn(&server);
     newest_id = server.ring.newest_id;
+    if (server.options.history_file)
+        end_history(&server);
     release(&server);
     log_event(LEVEL_INFO, "stopped", "newest_id=%llu",
               (unsigned long long)newest_id);

@@ -83,6 +83,10 @@ char *server_log(const struct server *server);
  * and `err`, which have 4096 bytes each. */
 int run_to_end(const char *const options[], char *out, char *err);
 
+/* As if a server with the default sizes had run with this history file in
+ * another boot of the machine, until that crashed. */
+void run_in_another_boot(const char *path, bool kept_ids);
+
 void client_connect(struct client *client, const struct server *server);
 void client_connect_unix(struct client *client, const char *path);
 void client_send(struct client *client, const char *text);
