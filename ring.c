@@ -743,7 +743,7 @@ static size_t file_length(const struct file_header *header)
 
 /* What a byte does to the check with k bytes behind it: CRC-32C (RFC 3720,
  * appendix B.4), eight bytes at a time. */
-static uint32_t crc_tables[8][256];
+static uint32_t crc_table[8][256];
 
 static void crc_begin(void)
 {
@@ -752,31 +752,33 @@ static void crc_begin(void)
 
         for (int bit = 0; bit < 8; bit++)
             part = part >> 1 ^ (part & 1 ? 0x82F63B78 : 0);
-        crc_tables[0][i] = part;
+        crc_table[0][i] = part;
     }
     for (int k = 1; k < 8; k++)
         for (uint32_t i = 0; i < 256; i++) {
-            uint32_t part = crc_tables[k - 1][i];
+            uint32_t part = crc_table[k - 1][i];
 
-            crc_tables[k][i] = part >> 8 ^ crc_tables[0][part & 255];
+            crc_table[k][i] = part >> 8 ^ crc_table[0][part & 255];
         }
 }
 
 static uint32_t crc(uint32_t sum, const void *data, size_t length)
 {
     const unsigned char *bytes = data;
-    uint64_t eight;
 
     sum = ~sum;
     for (; length >= 8; length -= 8, bytes += 8) {
-        memcpy(&eight, bytes, 8);
-        eight = le64toh(eight) ^ sum;
-        sum = 0;
-        for (int k = 0; k < 8; k++)
-            sum ^= crc_tables[7 - k][eight >> 8 * k & 255];
+        uint64_t e;
+
+        memcpy(&e, bytes, 8);
+        e = le64toh(e) ^ sum;
+        sum = crc_table[7][e & 255] ^ crc_table[6][e >> 8 & 255] ^
+              crc_table[5][e >> 16 & 255] ^ crc_table[4][e >> 24 & 255] ^
+              crc_table[3][e >> 32 & 255] ^ crc_table[2][e >> 40 & 255] ^
+              crc_table[1][e >> 48 & 255] ^ crc_table[0][e >> 56];
     }
     for (; length > 0; length--, bytes++)
-        sum = sum >> 8 ^ crc_tables[0][(sum ^ *bytes) & 255];
+        sum = sum >> 8 ^ crc_table[0][(sum ^ *bytes) & 255];
     return ~sum;
 }
 
@@ -1065,7 +1067,8 @@ static int recover(struct ring *ring, struct recovery *recovery)
 
     ring->mark = ring->newest_id = state->mark;
     ring->unbegun = state->unbegun;
-    recovery->dropped = count_records(ring, newest + 1, UINT64_MAX);
+    if (newest != newest_any)
+        recovery->dropped = count_records(ring, newest + 1, UINT64_MAX);
     recovery->crashed = is_rotten_after(ring, newest);
     if (newest) {
         first = run_begin(ring, newest, &broken);
@@ -1449,13 +1452,13 @@ static int make(struct ring *ring, const struct history_wanted *wanted,
 }
 
 /* What was not recovered must not be taken for something newer later. */
-static void forget_rotten(struct ring *ring)
+static void forget_others(struct ring *ring)
 {
     for (uint64_t slot = 0; slot <= ring->mask; slot++) {
         struct record *record = &ring->file->records[slot];
 
-        if (record->check &&
-            (record->ordinal >= ring->next || !record_is_whole(ring, slot)))
+        if (record->ordinal < ring->oldest || record->ordinal >= ring->next ||
+            (record->ordinal & ring->mask) != slot)
             record->check = 0;
     }
 }
@@ -1471,7 +1474,8 @@ static int file_begin(struct ring *ring, const struct history_wanted *wanted,
     if (!state->clean &&
         (!*wanted->boot_id || strcmp(state->boot_id, wanted->boot_id) != 0))
         recovery->crashed = true;
-    forget_rotten(ring);
+    if (recovery->dropped || recovery->crashed)
+        forget_others(ring);
     state->clean = false;
     state->pid = (uint32_t)getpid();
     memset(state->boot_id, 0, BOOT_ID_MAX);
