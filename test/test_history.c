@@ -561,8 +561,8 @@ static size_t spoil(char *bytes, const char *older, size_t length, int manner)
                random_below(length - at + 1));
         break;
     default:
-        memcpy(bytes + at, bytes + random_below(at + 1),
-               random_below(length - at + 1));
+        memmove(bytes + at, bytes + random_below(at + 1),
+                random_below(length - at + 1));
         break;
     }
     return length;

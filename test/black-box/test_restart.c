@@ -446,17 +446,21 @@ static _Noreturn void run_publisher(const struct server *server, int k)
         uint64_t n = ++publisher->sent;
         int length = sprintf(body, "%d/%llu", k, (unsigned long long)n);
         const char *id;
-        ssize_t got;
+        size_t got = 0;
 
         length = sprintf(request,
                          "POST /events/t%d HTTP/1.1\r\nHost: localhost\r\n"
                          "Content-Length: %d\r\n\r\n%s",
                          k, length, body);
         try_send(fd, request, (size_t)length);
-        got = recv(fd, answer, sizeof(answer) - 1, 0);
-        if (got <= 0)
-            _exit(0);
-        answer[got] = '\0';
+        do {
+            ssize_t part = recv(fd, answer + got, sizeof(answer) - 1 - got, 0);
+
+            if (part <= 0)
+                _exit(0);
+            got += (size_t)part;
+            answer[got] = '\0';
+        } while (!strstr(answer, "}\n"));
         id = strstr(answer, "{\"id\":\"");
         if (!strstr(answer, " 201 ") || !id)
             _exit(1);
@@ -612,6 +616,17 @@ static void milliseconds(unsigned count)
     poll(NULL, 0, (int)count);
 }
 
+/* One more of each, which is acknowledged: who has it has had all. */
+static void publish_last(const struct server *server, int p)
+{
+    uint64_t n = ++loop->publishers[p].sent;
+    char target[32], text[32];
+
+    snprintf(target, sizeof(target), "/events/t%d", p);
+    snprintf(text, sizeof(text), "%d/%llu", p, (unsigned long long)n);
+    loop->publishers[p].acknowledged[n] = publish_to(server, target, text);
+}
+
 static void crash_round(bool last)
 {
     struct server server;
@@ -627,6 +642,8 @@ static void crash_round(bool last)
                                    &server, k);
     for (int k = 0; k < READERS; k++)
         pids[count++] = in_process(run_reader, &server, k);
+    for (int p = 0; last && p < PUBLISHERS; p++)
+        publish_last(&server, p);
     if (!last)
         milliseconds(1 + (unsigned)random() % 40);
     for (int i = 0; last && !all_read(); i++) {
