@@ -44,6 +44,7 @@
 
 enum {
     LISTENERS_MAX = 16,
+    LISTEN_FDS_START = 3,
     TOKEN_MAX = 512,
     CORS_MAX = 256,
     REQUESTED_MAX = 256, /* of an unusable id, what is shown in a gap */
@@ -82,6 +83,7 @@ enum {
 };
 
 #define NONE UINT32_MAX    /* no descriptor */
+#define YEAR_S (UINT64_C(366) * 86400)
 #define UNGIVEN UINT32_MAX /* an option that was not given */
 
 /* Makes a catch_up_message of a stored message, put in after "type":". */
@@ -314,7 +316,9 @@ struct server {
     struct ring ring;
     struct topic *main_topic;             /* held */
     struct topic *pass_first, *pass_last; /* topics with new frames */
-    char *frame;        /* owned: where a frame is made, frame_size bytes */
+    char *frame;       /* owned: where a frame is made, frame_size bytes */
+    uint64_t watchdog; /* ms between two signs of life; 0: none is wanted */
+    uint64_t next_watchdog;
     uint64_t next_sync; /* ms */
     bool sync_failed;   /* what is on the disk can no longer be relied on */
     bool file_deleted;  /* it has been said */
@@ -1217,11 +1221,25 @@ static void put_last_chunk(struct text *text, unsigned form)
         text_put(text, "0\r\n\r\n");
 }
 
-/* The end of a stream: when to come back, and the last chunk. */
-static void put_farewell(struct text *text, unsigned form, uint64_t retry)
+/* Where a subscriber stands who has been sent everything. */
+static uint64_t position_of(const struct server *server,
+                            const struct conn *conn)
+{
+    uint64_t newest = server->ring.newest_id;
+    bool ahead = (conn->flags & FLAG_AHEAD) && conn->ahead > newest;
+
+    return ahead ? conn->ahead : newest;
+}
+
+/* The end of a stream: where it stands, if it has begun; when to come back;
+ * and the last chunk. */
+static void put_farewell(struct text *text, unsigned form,
+                         const uint64_t *position, uint64_t retry)
 {
     size_t begin = text_begin_block(text, form);
 
+    if (position)
+        text_put(text, "id: %llu\n", (unsigned long long)*position);
     text_put(text, "retry: %llu\n", (unsigned long long)retry);
     text_end_block(text, form, begin);
     put_last_chunk(text, form);
@@ -1243,6 +1261,7 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
                                     struct text *text)
 {
     bool drains = server->phase == PHASE_DRAIN;
+    uint64_t position = position_of(server, conn);
 
     text->length = 0;
     if (conn->replay_end && !(conn->flags & FLAG_AHEAD)) {
@@ -1253,7 +1272,7 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
     } else if ((drains || stream_finished(conn)) &&
                !(conn->flags & FLAG_ENDING) && !conn_next(server, conn)) {
         if (drains)
-            put_farewell(text, conn->form,
+            put_farewell(text, conn->form, &position,
                          1000 + random_below(server->options.drain_spread + 1));
         else
             put_last_chunk(text, conn->form);
@@ -2165,7 +2184,7 @@ static void respond_later(struct server *server, struct conn *conn)
     char bytes[256];
     struct text text = { bytes, sizeof(bytes), 0 };
 
-    put_farewell(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN,
+    put_farewell(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN, NULL,
                  RETRY_LATER_MIN +
                      random_below(RETRY_LATER_MAX - RETRY_LATER_MIN + 1));
     response.close = true;
@@ -3504,12 +3523,9 @@ static void send_heartbeat(struct server *server, struct conn *conn)
     struct text text = { bytes, sizeof(bytes), 0 };
     size_t begin = text_begin_block(&text, conn->form);
 
-    uint64_t position = server->ring.newest_id;
-
-    if ((conn->flags & FLAG_AHEAD) && conn->ahead > position)
-        position = conn->ahead;
     format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put(&text, "id: %llu\n", (unsigned long long)position);
+    text_put(&text, "id: %llu\n",
+             (unsigned long long)position_of(server, conn));
     if (conn_places(conn)->topic == server->main_topic)
         text_put(&text, "data: {\"type\":\"heartbeat\",\"timestamp\":\"%s\"}\n",
                  timestamp);
@@ -3605,6 +3621,62 @@ static void expire_timers(struct server *server)
     }
 }
 
+/* --------------------------------------------------- the service manager */
+
+/* Tells whoever supervises this process, sd_notify(3): a datagram. */
+static void notify(const char *format, ...)
+{
+    const char *name = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    size_t length = name ? strlen(name) : 0;
+    char text[256];
+    va_list arguments;
+    int fd;
+
+    if (length < 2 || length >= sizeof(address.sun_path))
+        return;
+    memcpy(address.sun_path, name, length);
+    if (*name == '@') /* an abstract one has a NUL there */
+        address.sun_path[0] = '\0';
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 ||
+        sendto(
+            fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&address,
+            (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0)
+        log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s", name,
+                  strerrorname_np(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+/* How often the watchdog wants to hear of us: sd_watchdog_enabled(3). */
+static void init_watchdog(struct server *server)
+{
+    const char *pid = getenv("WATCHDOG_PID"), *text = getenv("WATCHDOG_USEC");
+    uint64_t microseconds;
+
+    if (!text || (pid && strtol(pid, NULL, 10) != getpid()) ||
+        !slice_number((struct slice){ text, strlen(text) }, YEAR_S * 1000000,
+                      &microseconds) ||
+        microseconds == 0)
+        return;
+    server->watchdog = microseconds / 2000 ? microseconds / 2000 : 1;
+    server->next_watchdog = server->now;
+}
+
+static void feed_watchdog(struct server *server)
+{
+    if (!server->watchdog || server->now < server->next_watchdog)
+        return;
+    server->next_watchdog = server->now + server->watchdog;
+    notify("WATCHDOG=1\nSTATUS=%u subscribers, newest id %llu\n",
+           server->in_state[CONN_STREAM],
+           (unsigned long long)server->ring.newest_id);
+}
+
 /* ---------------------------------------------------------------- phases */
 
 static void close_listeners(struct server *server)
@@ -3656,6 +3728,8 @@ static void begin_drain(struct server *server)
     log_event(LEVEL_INFO, "draining", "subscribers=%u seconds=%llu",
               server->in_state[CONN_STREAM],
               (unsigned long long)server->options.drain / 1000);
+    notify("STOPPING=1\nSTATUS=draining %u subscribers\n",
+           server->in_state[CONN_STREAM]);
     server->phase = PHASE_DRAIN;
     server->phase_end = server->now + server->options.drain;
     close_listeners(server);
@@ -3785,6 +3859,8 @@ static int loop_timeout(const struct server *server)
         until = server->phase_end;
     if (!server->accepting && server->accept_again < until)
         until = server->accept_again;
+    if (server->watchdog && server->next_watchdog < until)
+        until = server->next_watchdog;
     if (server->options.sync < SYNC_NEVER && server->ring.unsynced &&
         server->next_sync < until)
         until = server->next_sync;
@@ -3856,6 +3932,7 @@ static void turn(struct server *server)
         send_answers(server, queue_pop(server, QUEUE_ANSWERS));
     if (server->options.sync < SYNC_NEVER)
         sync_when_due(server);
+    feed_watchdog(server);
     deliver(server);
     reap(server);
     if (!server->accepting && server->now >= server->accept_again)
@@ -3897,7 +3974,6 @@ static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
 
 #define PLACE(member) offsetof(struct options, member)
-#define YEAR_S (UINT64_C(366) * 86400)
 
 static const struct spec specs[] = {
     { "listen", "ADDR:PORT",
@@ -4176,8 +4252,6 @@ static void check_history_options(struct options *options)
 static void check_options(struct options *options)
 {
 
-    if (options->listen_count == 0)
-        add_listen(options, "127.0.0.1:3000");
     if (options->cors)
         check_cors(options->cors);
     check_input(options);
@@ -4498,10 +4572,20 @@ static void remove_stale_socket(const struct sockaddr_un *address)
     close(fd);
 }
 
+static void add_listener(struct server *server, int fd)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+
+    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+        die(EXIT_RUN_TIME, "cannot wait for connections: %s", strerror(errno));
+    conn_at(server, (uint32_t)fd)->interest = EPOLLIN;
+    conn_set_state(server, conn_at(server, (uint32_t)fd), CONN_LISTENER);
+    server->listeners[server->listener_count++] = (struct listener){ .fd = fd };
+}
+
 static void listen_on(struct server *server, const char *name,
                       const struct sockaddr *address, socklen_t length)
 {
-    struct epoll_event event = { .events = EPOLLIN };
     int one = 1;
     int fd = socket(address->sa_family,
                     SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -4514,16 +4598,12 @@ static void listen_on(struct server *server, const char *name,
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
     if (address->sa_family != AF_UNIX)
         tune_listener(fd);
-    event.data.u32 = (uint32_t)fd;
-    if (bind(fd, address, length) < 0 || listen(fd, SOMAXCONN) < 0 ||
-        epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+    if (bind(fd, address, length) < 0 || listen(fd, SOMAXCONN) < 0)
         die(EXIT_RUN_TIME, "--listen: cannot listen on '%s': %s%s", name,
             strerror(errno),
             errno == EADDRINUSE ? "; choose another with --port or --listen"
                                 : "");
-    conn_at(server, (uint32_t)fd)->interest = EPOLLIN;
-    conn_set_state(server, conn_at(server, (uint32_t)fd), CONN_LISTENER);
-    server->listeners[server->listener_count++] = (struct listener){ .fd = fd };
+    add_listener(server, fd);
 }
 
 static void listen_unix(struct server *server, const char *name)
@@ -4600,10 +4680,80 @@ static void listen_tcp(struct server *server, const char *name)
     name_listener(&server->listeners[server->listener_count - 1]);
 }
 
+/* Whether a descriptor is a socket that listens for streams. */
+static bool is_listening(int fd, int *family)
+{
+    int listens = 0, type = 0;
+    socklen_t length = sizeof(int);
+
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 &&
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 &&
+           getsockopt(fd, SOL_SOCKET, SO_DOMAIN, family, &length) == 0 &&
+           listens && type == SOCK_STREAM &&
+           (*family == AF_INET || *family == AF_INET6 || *family == AF_UNIX);
+}
+
+/* The name of a Unix socket that was handed over. */
+static void name_unix_listener(struct listener *listener)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    socklen_t length = sizeof(address);
+
+    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0)
+        address.sun_path[0] = '\0';
+    snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
+             (int)strnlen(address.sun_path, sizeof(address.sun_path)),
+             address.sun_path);
+}
+
+static void take_listener(struct server *server, int fd)
+{
+    struct listener *listener = &server->listeners[server->listener_count];
+    int family = AF_UNSPEC, flags = fcntl(fd, F_GETFL);
+
+    if (!is_listening(fd, &family))
+        die(EXIT_RUN_TIME,
+            "LISTEN_FDS: descriptor %d is not a listening stream socket", fd);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        die(EXIT_RUN_TIME, "LISTEN_FDS: descriptor %d: %s", fd,
+            strerror(errno));
+    if (family != AF_UNIX)
+        tune_listener(fd);
+    add_listener(server, fd);
+    if (family == AF_UNIX)
+        name_unix_listener(listener);
+    else
+        name_listener(listener);
+}
+
+/* Sockets that whoever started this process holds, so that connections wait
+ * in the kernel while it is replaced: from descriptor 3 on, sd_listen_fds(3).
+ */
+static void take_listeners(struct server *server)
+{
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+    uint64_t number;
+
+    if (!pid || !count || strtol(pid, NULL, 10) != getpid())
+        return;
+    if (!slice_number((struct slice){ count, strlen(count) }, LISTENERS_MAX,
+                      &number))
+        die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
+            LISTENERS_MAX);
+    for (uint64_t i = 0; i < number; i++)
+        take_listener(server, LISTEN_FDS_START + (int)i);
+}
+
 static void init_listeners(struct server *server)
 {
-    const struct options *options = &server->options;
+    struct options *options = &server->options;
 
+    take_listeners(server);
+    if (options->listen_count == 0 && server->listener_count == 0)
+        add_listen(options, "127.0.0.1:3000");
+    if (options->listen_count + server->listener_count > LISTENERS_MAX)
+        die(EXIT_USAGE, "--listen: at most %d listeners", LISTENERS_MAX);
     for (unsigned i = 0; i < options->listen_count; i++) {
         if (strncmp(options->listen[i], "unix:", 5) == 0)
             listen_unix(server, options->listen[i]);
@@ -4632,6 +4782,7 @@ static void announce(const struct server *server)
                   server->listeners[i].address);
     log_event(LEVEL_INFO, "ready", "first_id=%llu",
               (unsigned long long)server->ring.newest_id + 1);
+    notify("READY=1\nSTATUS=serving on %s\n", server->listeners[0].address);
     for (unsigned i = 0; isatty(STDOUT_FILENO) && i < server->listener_count;
          i++)
         printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
@@ -4758,6 +4909,7 @@ int main(int argc, char **argv)
     init_pages(&server);
     init_events(&server);
     init_listeners(&server);
+    init_watchdog(&server);
     announce(&server);
     if (server.options.input)
         init_input(&server);

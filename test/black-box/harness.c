@@ -66,6 +66,7 @@ static int add_words(const char **arguments, int count, const char *variable)
 /* What the child has in place of the test's own. */
 struct standard {
     int in, out, err;
+    int listener; /* handed over as descriptor 3; 0: none */
 };
 
 static _Noreturn void run_child(const char *const options[],
@@ -86,6 +87,13 @@ static _Noreturn void run_child(const char *const options[],
     arguments[count] = NULL;
     if (preload)
         setenv("LD_PRELOAD", preload, 1);
+    if (standard.listener) {
+        char pid[16];
+
+        snprintf(pid, sizeof(pid), "%d", getpid());
+        setenv("LISTEN_PID", pid, 1);
+        dup2(standard.listener, 3);
+    }
     dup2(standard.in, STDIN_FILENO);
     dup2(standard.out, STDOUT_FILENO);
     dup2(standard.err, STDERR_FILENO);
@@ -136,9 +144,15 @@ static char *read_all(int fd)
 
 int run_to_end(const char *const options[], char *out, char *err)
 {
+    return run_to_end_handed(options, 0, out, err);
+}
+
+int run_to_end_handed(const char *const options[], int handed, char *out,
+                      char *err)
+{
     int out_fd = memfd_create("out", MFD_CLOEXEC);
     int err_fd = memfd_create("err", MFD_CLOEXEC);
-    struct standard standard = { STDIN_FILENO, out_fd, err_fd };
+    struct standard standard = { STDIN_FILENO, out_fd, err_fd, handed };
     int status = await_exit(start_child(options, standard));
     char *text = read_all(out_fd);
 
@@ -196,11 +210,11 @@ void server_start_list(struct server *server, const char *const options[])
     server_start_list_input(server, STDIN_FILENO, options);
 }
 
-void server_start_list_input(struct server *server, int input,
-                             const char *const options[])
+static void start_list(struct server *server, int input, int listener,
+                       const char *const options[])
 {
     const char *all[OPTIONS_MAX] = { "--interval", "0" };
-    bool listens = false;
+    bool listens = listener;
     int count = 2;
 
     for (int i = 0; options[i]; i++) {
@@ -214,10 +228,24 @@ void server_start_list_input(struct server *server, int input,
     }
     all[count] = NULL;
     *server = (struct server){ .log = memfd_create("log", MFD_CLOEXEC) };
-    server->pid =
-        start_child(all, (struct standard){ input, server->log, server->log });
+    server->pid = start_child(
+        all, (struct standard){ input, server->log, server->log, listener });
     server_await_log(server, "event=ready");
     find_address(server);
+}
+
+void server_start_list_input(struct server *server, int input,
+                             const char *const options[])
+{
+    start_list(server, input, 0, options);
+}
+
+void server_start_handed(struct server *server, int listener,
+                         const char *const options[])
+{
+    setenv("LISTEN_FDS", "1", 1);
+    start_list(server, STDIN_FILENO, listener, options);
+    unsetenv("LISTEN_FDS");
 }
 
 int server_wait(struct server *server)

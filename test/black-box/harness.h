@@ -72,6 +72,10 @@ void server_start_list(struct server *server, const char *const options[]);
                             (const char *[]){ __VA_ARGS__, NULL })
 void server_start_list_input(struct server *server, int input,
                              const char *const options[]);
+/* The same with a listening socket that is handed over as systemd does; it
+ * stays the caller's. */
+void server_start_handed(struct server *server, int listener,
+                         const char *const options[]);
 /* Ends it with SIGTERM; it must exit with 0 and have logged no error. */
 void server_stop(struct server *server);
 /* Waits for its end; returns the exit status, or minus the signal. */
@@ -82,6 +86,9 @@ char *server_log(const struct server *server);
 /* Runs the server to its end; returns its exit status, its output in `out`
  * and `err`, which have 4096 bytes each. */
 int run_to_end(const char *const options[], char *out, char *err);
+/* The same with a descriptor that is handed over. */
+int run_to_end_handed(const char *const options[], int handed, char *out,
+                      char *err);
 
 /* As if a server with the default sizes had run with this history file in
  * another boot of the machine, until that crashed. */

@@ -19,6 +19,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -402,6 +403,8 @@ enum {
 
 /* Shared with the processes of a round. */
 static struct loop {
+    bool handed_over; /* the socket stays: they come again, never refused */
+    bool over;        /* no more is published */
     struct publisher {
         uint64_t sent;                     /* events are numbered from 1 on */
         uint64_t acknowledged[EVENTS_MAX]; /* their ids; 0: not */
@@ -415,6 +418,12 @@ static struct loop {
     } readers[READERS];
 } * loop;
 
+static void milliseconds(unsigned count)
+{
+    poll(NULL, 0, (int)count);
+}
+
+/* Connected; or the process ends. */
 static int try_connect(const struct server *server)
 {
     struct sockaddr_in address = {
@@ -425,72 +434,108 @@ static int try_connect(const struct server *server)
     int fd = socket(AF_INET, SOCK_STREAM, 0);
 
     if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-        _exit(0);
+        _exit(loop->handed_over);
     return fd;
 }
 
-static void try_send(int fd, const char *bytes, size_t length)
+static bool try_send(int fd, const char *bytes, size_t length)
 {
-    if (send(fd, bytes, length, MSG_NOSIGNAL) != (ssize_t)length)
-        _exit(0);
+    return send(fd, bytes, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
 
-/* Publishes one after the other, until the server is gone. */
-static _Noreturn void run_publisher(const struct server *server, int k)
+/* Receives up to the end of an answer's JSON; false if there comes none. */
+static bool try_answer(int fd, char *answer, size_t size)
 {
-    struct publisher *publisher = &loop->publishers[k];
-    int fd = try_connect(server);
+    size_t length = 0;
 
-    for (int i = 0; i < PER_ROUND; i++) {
-        char request[256], body[64], answer[1024];
-        uint64_t n = ++publisher->sent;
-        int length = sprintf(body, "%d/%llu", k, (unsigned long long)n);
-        const char *id;
-        size_t got = 0;
+    do {
+        ssize_t n = recv(fd, answer + length, size - 1 - length, 0);
 
-        length = sprintf(request,
-                         "POST /events/t%d HTTP/1.1\r\nHost: localhost\r\n"
-                         "Content-Length: %d\r\n\r\n%s",
-                         k, length, body);
-        try_send(fd, request, (size_t)length);
-        do {
-            ssize_t part = recv(fd, answer + got, sizeof(answer) - 1 - got, 0);
-
-            if (part <= 0)
-                _exit(0);
-            got += (size_t)part;
-            answer[got] = '\0';
-        } while (!strstr(answer, "}\n"));
-        id = strstr(answer, "{\"id\":\"");
-        if (!strstr(answer, " 201 ") || !id)
-            _exit(1);
-        publisher->acknowledged[n] = strtoull(id + 7, NULL, 10);
-    }
-    pause();
-    _exit(0);
+        if (n <= 0)
+            return false;
+        length += (size_t)n;
+        answer[length] = '\0';
+    } while (!strstr(answer, "}\n") && !strstr(answer, " 503 "));
+    return true;
 }
 
-static _Noreturn void run_streamer(const struct server *server, int k)
+/* The number of the next event; who has had enough of them waits. */
+static uint64_t next_number(struct publisher *publisher)
+{
+    if (publisher->sent >= EVENTS_MAX - PER_ROUND)
+        pause();
+    return ++publisher->sent;
+}
+
+/* Publishes one event; false when the server is gone or about to go. */
+static bool publish_one(int fd, int k)
 {
     struct publisher *publisher = &loop->publishers[k];
-    int fd = try_connect(server), length;
-    char bytes[256];
+    uint64_t n = next_number(publisher);
+    char request[256], body[64], answer[1024];
+    int length = sprintf(body, "%d/%llu", k, (unsigned long long)n);
+    const char *id;
 
-    length = sprintf(bytes,
+    length = sprintf(request,
                      "POST /events/t%d HTTP/1.1\r\nHost: localhost\r\n"
-                     "Content-Type: text/event-stream\r\n"
-                     "Transfer-Encoding: chunked\r\n\r\n",
-                     k);
-    try_send(fd, bytes, (size_t)length);
+                     "Content-Length: %d\r\n\r\n%s",
+                     k, length, body);
+    if (!try_send(fd, request, (size_t)length) ||
+        !try_answer(fd, answer, sizeof(answer)))
+        return false;
+    id = strstr(answer, "{\"id\":\"");
+    if (strstr(answer, " 201 ") && id)
+        publisher->acknowledged[n] = strtoull(id + 7, NULL, 10);
+    else if (!strstr(answer, " 503 "))
+        _exit(1);
+    return publisher->acknowledged[n] != 0;
+}
+
+static bool publish_some(int fd, int k)
+{
+    for (int i = 0; i < PER_ROUND; i++)
+        if (!publish_one(fd, k))
+            return false;
+    return true;
+}
+
+static bool stream_some(int fd, int k)
+{
+    struct publisher *publisher = &loop->publishers[k];
+    char bytes[1024];
+    int length = sprintf(bytes,
+                         "POST /events/t%d HTTP/1.1\r\nHost: localhost\r\n"
+                         "Content-Type: text/event-stream\r\n"
+                         "Transfer-Encoding: chunked\r\n\r\n",
+                         k);
+
+    if (!try_send(fd, bytes, (size_t)length))
+        return false;
     for (int i = 0; i < PER_ROUND; i++) {
         char event[64];
 
         length = sprintf(event, "data: %d/%llu\n\n", k,
-                         (unsigned long long)++publisher->sent);
+                         (unsigned long long)next_number(publisher));
         length = sprintf(bytes, "%x\r\n%s\r\n", length, event);
-        try_send(fd, bytes, (size_t)length);
+        if (!try_send(fd, bytes, (size_t)length))
+            return false;
     }
-    pause();
+    return try_send(fd, "0\r\n\r\n", 5) && try_answer(fd, bytes, sizeof(bytes));
+}
+
+/* Publishes until the server is gone, or until it is over. */
+static _Noreturn void run_publisher(const struct server *server, int k)
+{
+    do {
+        int fd = try_connect(server);
+        bool all =
+            k < PUBLISHERS - 1 ? publish_some(fd, k) : stream_some(fd, k);
+
+        if (all && !loop->handed_over)
+            pause();
+        close(fd);
+        milliseconds(10); /* the history is to hold what a reader is behind */
+    } while (loop->handed_over && !loop->over);
     _exit(0);
 }
 
@@ -524,22 +569,13 @@ static void read_block(struct reader_state *reader, char *block)
 }
 
 /* Reads in HTTP/1.0, so without chunks, until the server is gone. */
-static _Noreturn void run_reader(const struct server *server, int k)
+static void read_stream(int fd, struct reader_state *reader)
 {
-    struct reader_state *reader = &loop->readers[k];
-    char request[512], bytes[65536];
+    char bytes[65536];
     size_t length = 0;
     bool head = true;
-    int fd = try_connect(server), size;
     ssize_t n;
 
-    size = k < PUBLISHERS
-               ? sprintf(request, "GET /events/t%d HTTP/1.0\r\n", k)
-               : sprintf(request, "GET /events?topic=t0&topic=t1&topic=t2&"
-                                  "topic=t3 HTTP/1.0\r\n");
-    size += sprintf(request + size, "Last-Event-ID: %s\r\n\r\n",
-                    *reader->last ? reader->last : "earliest");
-    try_send(fd, request, (size_t)size);
     while ((n = recv(fd, bytes + length, sizeof(bytes) - 1 - length, 0)) > 0) {
         char *at = bytes, *end;
 
@@ -555,14 +591,26 @@ static _Noreturn void run_reader(const struct server *server, int k)
         length -= (size_t)(at - bytes);
         memmove(bytes, at, length + 1);
     }
-    _exit(0);
 }
 
-static _Noreturn void run_nothing(const struct server *server, int k)
+static _Noreturn void run_reader(const struct server *server, int k)
 {
-    (void)server;
-    (void)k;
-    pause();
+    struct reader_state *reader = &loop->readers[k];
+
+    do {
+        char request[512];
+        int fd = try_connect(server), size;
+
+        size = k < PUBLISHERS
+                   ? sprintf(request, "GET /events/t%d HTTP/1.0\r\n", k)
+                   : sprintf(request, "GET /events?topic=t0&topic=t1&topic=t2&"
+                                      "topic=t3 HTTP/1.0\r\n");
+        size += sprintf(request + size, "Last-Event-ID: %s\r\n\r\n",
+                        *reader->last ? reader->last : "earliest");
+        if (try_send(fd, request, (size_t)size))
+            read_stream(fd, reader);
+        close(fd);
+    } while (loop->handed_over && !loop->over);
     _exit(0);
 }
 
@@ -597,13 +645,12 @@ static bool all_read(void)
     return true;
 }
 
-static void end_processes(pid_t *pids, int count)
+/* Each must have found nothing wrong, or been ended. */
+static void end_processes(const pid_t *pids, int count)
 {
     for (int i = 0; i < count; i++) {
         int status;
 
-        if (i < PUBLISHERS)
-            kill(pids[i], SIGTERM);
         cr_assert(waitpid(pids[i], &status, 0) == pids[i]);
         cr_assert((WIFEXITED(status) && WEXITSTATUS(status) == 0) ||
                       (WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM),
@@ -611,9 +658,11 @@ static void end_processes(pid_t *pids, int count)
     }
 }
 
-static void milliseconds(unsigned count)
+static void end_publishers(const pid_t *pids)
 {
-    poll(NULL, 0, (int)count);
+    for (int i = 0; i < PUBLISHERS; i++)
+        kill(pids[i], SIGTERM);
+    end_processes(pids, PUBLISHERS);
 }
 
 /* One more of each, which is acknowledged: who has it has had all. */
@@ -627,31 +676,51 @@ static void publish_last(const struct server *server, int p)
     loop->publishers[p].acknowledged[n] = publish_to(server, target, text);
 }
 
-static void crash_round(bool last)
+static void await_all_read(const struct server *server)
 {
-    struct server server;
-    pid_t pids[PUBLISHERS + READERS];
-    int count = 0;
-
-    server_start(&server, "--history-file", path, "--history", "131072",
-                 "--history-bytes", "64M", "--sync", "none");
-    for (int k = 0; k < PUBLISHERS; k++)
-        pids[count++] = in_process(last                 ? run_nothing
-                                   : k < PUBLISHERS - 1 ? run_publisher
-                                                        : run_streamer,
-                                   &server, k);
-    for (int k = 0; k < READERS; k++)
-        pids[count++] = in_process(run_reader, &server, k);
-    for (int p = 0; last && p < PUBLISHERS; p++)
-        publish_last(&server, p);
-    if (!last)
-        milliseconds(1 + (unsigned)random() % 40);
-    for (int i = 0; last && !all_read(); i++) {
+    for (int p = 0; p < PUBLISHERS; p++)
+        publish_last(server, p);
+    for (int i = 0; !all_read(); i++) {
         cr_assert(i < patience() / 10, "not everybody has everything");
         milliseconds(10);
     }
+}
+
+#define LOOP_OPTIONS                                                 \
+    "--history-file", path, "--history", "131072", "--sync", "none", \
+        "--drain-spread", "0"
+
+static void start_readers(const struct server *server, pid_t *pids)
+{
+    for (int k = 0; k < READERS; k++)
+        pids[k] = in_process(run_reader, server, k);
+}
+
+static void start_publishers(const struct server *server, pid_t *pids)
+{
+    for (int k = 0; k < PUBLISHERS; k++)
+        pids[k] = in_process(run_publisher, server, k);
+}
+
+static void crash_round(void)
+{
+    struct server server;
+    pid_t readers[READERS], publishers[PUBLISHERS];
+
+    server_start(&server, LOOP_OPTIONS);
+    start_publishers(&server, publishers);
+    start_readers(&server, readers);
+    milliseconds(1 + (unsigned)random() % 40);
     server_kill(&server);
-    end_processes(pids, count);
+    end_publishers(publishers);
+    end_processes(readers, READERS);
+}
+
+static void begin_loop(void)
+{
+    loop = mmap(NULL, sizeof(*loop), PROT_READ | PROT_WRITE,
+                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    cr_assert(loop != MAP_FAILED);
 }
 
 /* Each acknowledged event with its id, each reader each once, with no gap;
@@ -680,22 +749,126 @@ static void check_books(void)
                       loop->readers[PUBLISHERS].ids[p][n]);
 }
 
+static uint64_t events_sent(void)
+{
+    uint64_t events = 0;
+
+    for (int p = 0; p < PUBLISHERS; p++)
+        events += loop->publishers[p].sent;
+    return events;
+}
+
 Test(restart, crash_loop)
 {
     const char *wanted = getenv("CRASH_ROUNDS");
     int rounds = wanted ? atoi(wanted) : 8;
-    uint64_t events = 0;
+    struct server server;
+    pid_t readers[READERS];
 
-    loop = mmap(NULL, sizeof(*loop), PROT_READ | PROT_WRITE,
-                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    cr_assert(loop != MAP_FAILED);
+    begin_loop();
     for (int i = 0; i < rounds; i++)
-        crash_round(false);
-    crash_round(true);
+        crash_round();
+    server_start(&server, LOOP_OPTIONS);
+    start_readers(&server, readers);
+    await_all_read(&server);
+    server_stop(&server);
+    end_processes(readers, READERS);
     check_books();
-    for (int p = 0; p < PUBLISHERS; p++)
-        events += loop->publishers[p].sent;
-    cr_assert(events > (uint64_t)rounds * 20);
+    cr_assert(events_sent() > (uint64_t)rounds * 20);
     if (wanted)
-        printf("%d rounds, %llu events\n", rounds, (unsigned long long)events);
+        printf("%d rounds, %llu events\n", rounds,
+               (unsigned long long)events_sent());
+}
+
+/* --------------------------------------------------------------- hand-over */
+
+static int listen_here(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET,
+                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    cr_assert(bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0);
+    cr_assert(listen(fd, SOMAXCONN) == 0);
+    return fd;
+}
+
+/* The server is replaced again and again: nobody is refused, nothing that was
+ * acknowledged is lost, no reader is told of a gap. */
+Test(restart, hand_over)
+{
+    static const char *const options[] = { LOOP_OPTIONS, NULL };
+    pid_t readers[READERS], publishers[PUBLISHERS];
+    int listener = listen_here();
+    struct server server;
+
+    begin_loop();
+    loop->handed_over = true;
+    server_start_handed(&server, listener, options);
+    start_publishers(&server, publishers);
+    start_readers(&server, readers);
+    for (int i = 0; i < 20; i++) {
+        milliseconds(10 + (unsigned)random() % 20);
+        server_stop(&server);
+        server_start_handed(&server, listener, options);
+    }
+    end_publishers(publishers);
+    await_all_read(&server);
+    loop->over = true;
+    server_stop(&server);
+    end_processes(readers, READERS);
+    check_books();
+    cr_assert(events_sent() > 1000);
+}
+
+Test(restart, what_is_handed_over_has_to_listen)
+{
+    char out[4096], err[4096];
+
+    setenv("LISTEN_FDS", "1", 1);
+    cr_assert(run_to_end_handed((const char *[]){ "--port", "0", NULL },
+                                open("/dev/null", O_RDONLY), out, err) == 1);
+    cr_assert(strstr(err, "LISTEN_FDS: descriptor 3 is not a listening"), "%s",
+              err);
+    setenv("LISTEN_FDS", "x", 1);
+    cr_assert(run_to_end_handed((const char *[]){ "--port", "0", NULL },
+                                open("/dev/null", O_RDONLY), out, err) == 1);
+    cr_assert(strstr(err, "LISTEN_FDS: 'x' is not a number"), "%s", err);
+}
+
+/* Receives a datagram of the supervisor's socket; it must have the text. */
+static void expect_notice(int fd, const char *text)
+{
+    struct pollfd notice = { .fd = fd, .events = POLLIN };
+    char bytes[512] = "";
+
+    cr_assert(poll(&notice, 1, patience()) == 1, "no notice: %s", text);
+    cr_assert(recv(fd, bytes, sizeof(bytes) - 1, 0) > 0);
+    cr_assert(strstr(bytes, text), "no '%s' in: %s", text, bytes);
+}
+
+Test(restart, tells_its_supervisor)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct server server;
+
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/notify", folder);
+    cr_assert(bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0);
+    setenv("NOTIFY_SOCKET", address.sun_path, 1);
+    setenv("WATCHDOG_USEC", "200000", 1);
+    server_start(&server, NULL);
+    expect_notice(fd, "READY=1\nSTATUS=serving on 127.0.0.1:");
+    expect_notice(fd, "WATCHDOG=1\nSTATUS=0 subscribers");
+    expect_notice(fd, "WATCHDOG=1\n");
+    setenv("WATCHDOG_USEC", "200000000", 1);
+    server_stop(&server);
+    for (int i = 0; i < 100; i++) {
+        char bytes[512] = "";
+
+        cr_assert(recv(fd, bytes, sizeof(bytes) - 1, MSG_DONTWAIT) > 0);
+        if (strstr(bytes, "STOPPING=1\n"))
+            return;
+    }
+    cr_assert_fail("no word of its end");
 }
