@@ -898,7 +898,7 @@ static void file_close(struct history_file *file)
     free(file);
 }
 
-__attribute__((format(printf, 2, 3))) static int
+__attribute__((format(printf, 2, 3))) static void
 complain(char error[HISTORY_ERROR_SIZE], const char *format, ...)
 {
     va_list arguments;
@@ -906,8 +906,9 @@ complain(char error[HISTORY_ERROR_SIZE], const char *format, ...)
     va_start(arguments, format);
     vsnprintf(error, HISTORY_ERROR_SIZE, format, arguments);
     va_end(arguments);
-    return -1;
 }
+
+#define REFUSE(error, ...) (complain((error), __VA_ARGS__), -1)
 
 static int file_map(struct history_file *file, int protection)
 {
@@ -1061,9 +1062,8 @@ static bool is_rotten_after(const struct ring *ring, uint64_t newest)
 static int recover(struct ring *ring, struct recovery *recovery)
 {
     const struct file_state *state = &ring->file->state;
-    uint64_t newest_any = newest_record(ring), first;
+    uint64_t newest_any = newest_record(ring);
     uint64_t newest = newest_whole(ring, newest_any);
-    bool broken;
 
     ring->mark = ring->newest_id = state->mark;
     ring->unbegun = state->unbegun;
@@ -1071,7 +1071,9 @@ static int recover(struct ring *ring, struct recovery *recovery)
         recovery->dropped = count_records(ring, newest + 1, UINT64_MAX);
     recovery->crashed = is_rotten_after(ring, newest);
     if (newest) {
-        first = run_begin(ring, newest, &broken);
+        bool broken;
+        uint64_t first = run_begin(ring, newest, &broken);
+
         ring->oldest = ring->next = first;
         if (ring->mark < record_at(ring, first)->before)
             ring->mark = record_at(ring, first)->before;
@@ -1099,27 +1101,27 @@ static int refuse_header(const struct file_header *header, const char *path,
                          bool kept_ids, char error[HISTORY_ERROR_SIZE])
 {
     if (header->magic != FILE_MAGIC)
-        return complain(
+        return REFUSE(
             error, "'%s' is no history file of ssed: name another one", path);
     if (header->version != FILE_VERSION)
-        return complain(error,
-                        "'%s' is a history file of version %u, and this ssed "
-                        "knows version %d: use the one that wrote it, or name "
-                        "another file",
-                        path, header->version, FILE_VERSION);
+        return REFUSE(error,
+                      "'%s' is a history file of version %u, and this ssed "
+                      "knows version %d: use the one that wrote it, or name "
+                      "another file",
+                      path, header->version, FILE_VERSION);
     if (header->check != header_check(header) || !header->limit ||
         header->limit > UINT32_MAX || !header->size ||
         header->size > SIZE_MAX / 2 ||
         header->record_size != sizeof(struct record))
-        return complain(error,
-                        "the header of '%s' is damaged: move the file away to "
-                        "begin a new history",
-                        path);
+        return REFUSE(error,
+                      "the header of '%s' is damaged: move the file away to "
+                      "begin a new history",
+                      path);
     if (header->kept_ids != kept_ids)
-        return complain(
-            error, "the ids in '%s' are %s: %s, or name another file", path,
-            header->kept_ids ? "its publishers'" : "its own",
-            header->kept_ids ? "use --ids keep" : "leave out --ids keep");
+        return REFUSE(error, "the ids in '%s' are %s: %s, or name another file",
+                      path, header->kept_ids ? "its publishers'" : "its own",
+                      header->kept_ids ? "use --ids keep"
+                                       : "leave out --ids keep");
     return 0;
 }
 
@@ -1131,27 +1133,27 @@ static int file_load(struct history_file *file, const char *path,
     ssize_t n = pread(file->fd, &file->header, sizeof(file->header), 0);
 
     if (n < 0 || fstat(file->fd, &status) < 0)
-        return complain(error, "cannot read '%s': %s", path, strerror(errno));
+        return REFUSE(error, "cannot read '%s': %s", path, strerror(errno));
     if (!S_ISREG(status.st_mode) || n < (ssize_t)sizeof(file->header))
-        return complain(
+        return REFUSE(
             error, "'%s' is no history file of ssed: name another one", path);
     if (refuse_header(&file->header, path,
                       kept_ids ? *kept_ids : file->header.kept_ids != 0,
                       error) < 0)
         return -1;
     if ((uint64_t)status.st_size != file_length(&file->header))
-        return complain(error,
-                        "'%s' has %lld bytes, and its header says %zu: it is "
-                        "damaged; move it away to begin a new history",
-                        path, (long long)status.st_size,
-                        file_length(&file->header));
+        return REFUSE(error,
+                      "'%s' has %lld bytes, and its header says %zu: it is "
+                      "damaged; move it away to begin a new history",
+                      path, (long long)status.st_size,
+                      file_length(&file->header));
     if (file_map(file, kept_ids ? PROT_READ | PROT_WRITE : PROT_READ) < 0)
-        return complain(error, "cannot map '%s': %s", path, strerror(errno));
+        return REFUSE(error, "cannot map '%s': %s", path, strerror(errno));
     if (!read_state(file))
-        return complain(error,
-                        "the header of '%s' is damaged: move the file away to "
-                        "begin a new history",
-                        path);
+        return REFUSE(error,
+                      "the header of '%s' is damaged: move the file away to "
+                      "begin a new history",
+                      path);
     return 0;
 }
 
@@ -1188,12 +1190,12 @@ static int file_lock(struct history_file *file, const char *path,
     struct stat opened, named;
 
     if (flock(file->fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
-        return complain(error,
-                        "another ssed has '%s', its process is %u: end that "
-                        "one first, or name another file",
-                        path, pid_in(file));
+        return REFUSE(error,
+                      "another ssed has '%s', its process is %u: end that "
+                      "one first, or name another file",
+                      path, pid_in(file));
     if (fstat(file->fd, &opened) < 0)
-        return complain(error, "cannot lock '%s': %s", path, strerror(errno));
+        return REFUSE(error, "cannot lock '%s': %s", path, strerror(errno));
     if (stat(path, &named) < 0 || named.st_ino != opened.st_ino ||
         named.st_dev != opened.st_dev)
         return 1;
@@ -1204,19 +1206,18 @@ static int file_lock(struct history_file *file, const char *path,
 static int file_open(struct history_file **result, const char *path,
                      const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
 {
-    int outcome, fd;
+    int outcome;
 
     do {
-        fd =
+        int fd =
             open(path, (kept_ids ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
         if (fd < 0 && errno == ENOENT && kept_ids)
             return 1;
         if (fd < 0)
-            return complain(error, "cannot open '%s': %s", path,
-                            strerror(errno));
+            return REFUSE(error, "cannot open '%s': %s", path, strerror(errno));
         *result = file_new(fd);
         if (!*result)
-            return complain(error, "no memory");
+            return REFUSE(error, "no memory");
         outcome = kept_ids ? file_lock(*result, path, error) : 0;
         if (outcome == 0)
             outcome = file_load(*result, path, kept_ids, error);
@@ -1231,7 +1232,7 @@ static int file_open(struct history_file **result, const char *path,
 static int beside(char *path, const char *of, char error[HISTORY_ERROR_SIZE])
 {
     if (snprintf(path, PATH_MAX, "%s.new", of) >= PATH_MAX)
-        return complain(error, "the name '%.100s...' is too long", of);
+        return REFUSE(error, "the name '%.100s...' is too long", of);
     return 0;
 }
 
@@ -1249,13 +1250,13 @@ static int file_make(struct history_file **result,
         return -1;
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
-        return complain(error, "cannot make '%s': %s", path, strerror(errno));
+        return REFUSE(error, "cannot make '%s': %s", path, strerror(errno));
     file = file_new(fd);
     if (!file)
-        return complain(error, "no memory");
+        return REFUSE(error, "no memory");
     if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         file_close(file);
-        return complain(error, "another ssed is making '%s'", path);
+        return REFUSE(error, "another ssed is making '%s'", path);
     }
     file->header = (struct file_header){
         .magic = FILE_MAGIC,
@@ -1271,7 +1272,7 @@ static int file_make(struct history_file **result,
               : posix_fallocate(fd, 0, (off_t)file_length(&file->header));
     if (why == 0 && file_map(file, PROT_READ | PROT_WRITE) < 0)
         why = errno;
-    if (why != 0) {
+    if (!file->map) {
         unlink(path);
         complain(error,
                  "no room for '%s', which needs %zu bytes: %s (--history, "
@@ -1336,7 +1337,7 @@ static int ring_of_file(struct ring *ring, struct history_file *file,
 
     if (ring_begin(ring, file, file->map + memory_place(header->limit),
                    header->limit, (size_t)header->size, 0, splice_text) < 0)
-        return complain(error, "no memory for the index: --history");
+        return REFUSE(error, "no memory for the index: --history");
     return 0;
 }
 
@@ -1422,7 +1423,7 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
     if (copy_frames(ring, &old, first) < 0) {
         ring_release(ring);
         *ring = old;
-        return complain(error, "no memory to write '%s' anew", wanted->path);
+        return REFUSE(error, "no memory to write '%s' anew", wanted->path);
     }
     ring->newest_id = old.newest_id;
     file_note_mark(ring, first < old.next ? 0 : ring->mark);
@@ -1507,16 +1508,16 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
     } else if (outcome == 0) {
         outcome = ring_of_file(ring, file, wanted->splice_text, error);
         if (outcome == 0 && recover(ring, recovery) < 0)
-            outcome = complain(error, "no memory for the topics in '%s'",
-                               wanted->path);
+            outcome =
+                REFUSE(error, "no memory for the topics in '%s'", wanted->path);
         recovery->resized = file->header.limit != wanted->limit ||
                             file->header.size != wanted->size;
         if (outcome == 0 && recovery->resized)
             outcome = resize(ring, wanted, error);
     }
     if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
-        outcome = complain(error, "cannot write '%s': %s", wanted->path,
-                           strerror(errno));
+        outcome = REFUSE(error, "cannot write '%s': %s", wanted->path,
+                         strerror(errno));
     if (outcome != 0)
         ring_release(ring);
     return outcome;
@@ -1538,7 +1539,7 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
     if (recover(ring, recovery) == 0)
         return 0;
     ring_release(ring);
-    return complain(error, "no memory for the topics in '%s'", wanted->path);
+    return REFUSE(error, "no memory for the topics in '%s'", wanted->path);
 }
 
 int ring_sync(struct ring *ring)

@@ -82,7 +82,7 @@ enum {
     RETRY_LATER_MAX = 10000,
 };
 
-#define NONE UINT32_MAX    /* no descriptor */
+#define NONE UINT32_MAX /* no descriptor */
 #define YEAR_S (UINT64_C(366) * 86400)
 #define UNGIVEN UINT32_MAX /* an option that was not given */
 
@@ -4843,7 +4843,7 @@ static void print_topics(const struct ring *ring)
 static int check_history(const char *path)
 {
     struct history_wanted wanted = { .path = path };
-    char error[HISTORY_ERROR_SIZE], from[32], to[32];
+    char error[HISTORY_ERROR_SIZE];
     struct recovery recovery;
     struct ring ring;
     uint32_t pid;
@@ -4859,6 +4859,8 @@ static int check_history(const char *path)
     printf("events    %llu, %zu bytes\n", (unsigned long long)recovery.count,
            ring.used);
     if (recovery.count) {
+        char from[32], to[32];
+
         format_time(from, sizeof(from), ring_time(&ring, ring.oldest));
         format_time(to, sizeof(to), ring_time(&ring, ring.next - 1));
         printf("ids       %llu to %llu\ntimes     %s to %s\n",

@@ -342,7 +342,13 @@ Test(restart, a_full_disk_is_an_error_at_the_start_and_none_later)
 
 static void start_with_a_bad_disk(struct server *server, const char *sync)
 {
-    setenv("SSED_PRELOAD", getenv("FAIL_SYNC"), 1);
+    const char *library = getenv("FAIL_SYNC");
+
+    if (!library) {
+        cr_assert_fail("FAIL_SYNC: make test sets it");
+        return;
+    }
+    setenv("SSED_PRELOAD", library, 1);
     setenv("FAIL_SYNC_WHILE", flag, 1);
     server_start(server, "--history-file", path, "--sync", sync);
     server->errors_expected = true;
