@@ -94,6 +94,25 @@ run 3 "--ids keep --port" | expect "one server feeds another" \
     "event=input topic=jobs"
 run 2 "--root static" | expect "a folder of pages" "event=ready"
 
+run 2 "--history-file history" | expect "a history file" "event=history"
+./ssed --check history | expect "and what is in it" "^ids  "
+
+# the unit files, where there is somebody to check them
+units=$work/units
+mkdir "$units"
+for unit in socket service; do
+    awk -v want="$unit" '
+        /^```ini$/ { inside = 1; block = ""; next }
+        /^```$/ && inside { inside = 0; if ((want == "socket") == (block ~ /\[Socket\]/)) printf "%s", block }
+        inside { block = block $0 "\n" }' "$readme" |
+        sed "s|/usr/local/bin/ssed|$ssed|" >"$units/ssed.$unit"
+done
+if command -v systemd-analyze >/dev/null; then
+    systemd-analyze verify "$units"/ssed.* 2>&1 | grep -F ssed. >units.log
+    [ -s units.log ] && cat units.log && touch "$work/failed" ||
+        echo "ok: the unit files"
+fi
+
 head -c 24 /dev/urandom | base64 >token
 start token --token-file token
 curl -s -d hello -H "Authorization: Bearer $(cat token)" \

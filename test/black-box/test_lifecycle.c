@@ -44,6 +44,13 @@ Test(options, errors_name_the_thing_and_what_would_be_right)
         { { "--publish", "local", "--token-file", "x" },
           2,
           { "--publish", "--token-file" } },
+        { { "--sync", "1" }, 2, { "--sync", "--history-file" } },
+        { { "--history-file", "x", "--sync", "0" }, 2, { "'0'", "always" } },
+        { { "--history-file", "x", "--sync", "often" },
+          2,
+          { "'often'", "1 to 86400" } },
+        { { "--history-file", "/nonexistent/x" }, 1, { "cannot make", "x" } },
+        { { "--check", "/nonexistent" }, 1, { "--check", "No such" } },
         { { "--token-file", "/nonexistent" },
           1,
           { "--token-file", "No such" } },
@@ -254,7 +261,7 @@ Test(drain, sends_subscribers_off)
     server_stop(&server);
     stream_expect_message(&stream, "message", id, "the last");
     cr_assert(stream_next(&stream, &block));
-    cr_assert_str_empty(block.id);
+    cr_assert(strtoull(block.id, NULL, 10) == id, "%s", block.id);
     cr_assert_str_empty(block.data);
     retry = atol(block.retry);
     cr_assert(retry >= 1000 && retry <= 1500, "%ld", retry);
