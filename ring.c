@@ -1305,6 +1305,15 @@ static int sync_folder(const char *path)
     return outcome;
 }
 
+/* Does not replace one that another server has made meanwhile, but where the
+ * file system cannot tell. */
+static int rename_new(const char *from, const char *to)
+{
+    int outcome = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+
+    return outcome < 0 && errno == EINVAL ? rename(from, to) : outcome;
+}
+
 /* Gives the file that was made its name. */
 static int file_name(struct history_file *file,
                      const struct history_wanted *wanted, bool replace,
@@ -1319,8 +1328,7 @@ static int file_name(struct history_file *file,
     if (outcome == 0 && replace)
         outcome = rename(path, wanted->path);
     else if (outcome == 0)
-        outcome =
-            renameat2(AT_FDCWD, path, AT_FDCWD, wanted->path, RENAME_NOREPLACE);
+        outcome = rename_new(path, wanted->path);
     if (outcome == 0)
         outcome = sync_folder(wanted->path);
     if (outcome < 0)
@@ -1485,8 +1493,8 @@ static int file_begin(struct ring *ring, const struct history_wanted *wanted,
     if (recovery->crashed && wanted->kept_ids)
         ring->unbegun = true;
     else if (recovery->crashed)
-        ring_begin_after(ring, wanted->newest_id > ring->newest_id
-                                   ? wanted->newest_id
+        ring_begin_after(ring, wanted->clock_id > ring->newest_id
+                                   ? wanted->clock_id
                                    : ring->newest_id);
     file_note_mark(ring, 0);
     return ring_sync(ring);

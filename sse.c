@@ -4358,6 +4358,23 @@ static void read_boot_id(char *text, size_t size)
     fclose(file);
 }
 
+/* The wall clock in microseconds, less one: the first id is then the clock. */
+static uint64_t clock_position(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000 - 1;
+}
+
+/* The id before that of the first event of a new history. */
+static uint64_t first_position(const struct options *options)
+{
+    if (options->ids == IDS_KEEP)
+        return 0;
+    return options->first_id ? options->first_id - 1 : clock_position();
+}
+
 static void open_history(struct server *server, uint64_t newest_id)
 {
     const struct options *options = &server->options;
@@ -4368,6 +4385,7 @@ static void open_history(struct server *server, uint64_t newest_id)
         .limit = options->history,
         .size = (size_t)options->history_bytes,
         .newest_id = newest_id,
+        .clock_id = clock_position(),
         .kept_ids = options->ids == IDS_KEEP,
         .boot_id = boot_id,
         .splice_text = SLICE(CATCH_UP_SPLICE),
@@ -4388,19 +4406,6 @@ static void open_history(struct server *server, uint64_t newest_id)
         recovery.crashed ? " crashed=1 meaning=\"the end was not clean: older "
                            "positions are told of a gap\""
                          : "");
-}
-
-/* The id before that of the first event of a new history. */
-static uint64_t first_position(const struct options *options)
-{
-    struct timespec now;
-
-    if (options->ids == IDS_KEEP)
-        return 0;
-    if (options->first_id)
-        return options->first_id - 1;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000 - 1;
 }
 
 static void init_history(struct server *server)

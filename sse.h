@@ -212,8 +212,9 @@ struct history_wanted {
     const char *path;
     uint64_t limit;      /* as for ring_init() */
     size_t size;         /* likewise */
-    uint64_t newest_id;  /* where a new one begins; after a crash of the
-                            machine at least here */
+    uint64_t newest_id;  /* where a new one begins */
+    uint64_t clock_id;   /* where one at least goes on after a crash of the
+                            machine: beyond every id that may have been seen */
     bool kept_ids;       /* they come from outside */
     const char *boot_id; /* of this boot of the machine; "": not known */
     struct slice splice_text;

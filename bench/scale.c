@@ -106,6 +106,7 @@ static void begin(void)
         .first_id = 1,
         .max_event = 64 << 10,
         .log_level = LEVEL_ERROR,
+        .sync = SYNC_NEVER,
     };
     logger.level = LEVEL_ERROR;
     server.conn_limit = (uint32_t)wanted.subscribers + RESERVE;

@@ -53,6 +53,7 @@ static struct history_wanted wanted_like(const char *boot_id)
         .limit = LIMIT,
         .size = SIZE,
         .newest_id = 1000,
+        .clock_id = 1000,
         .boot_id = boot_id,
         .splice_text = SLICE(SPLICE),
     };
@@ -254,7 +255,7 @@ Test(history, another_boot_without_an_end_is_a_gap_for_all)
     open_ring(&ring, "boot");
     publish_until(&ring, 1010);
     ring_release(&ring);
-    wanted.newest_id = 5000;
+    wanted.clock_id = 5000;
     recovery = open_wanted(&ring, &wanted);
     cr_assert(recovery.crashed && recovery.count == 10);
     check_held(&ring);
@@ -576,7 +577,7 @@ static int open_spoiled(const char *boot_id)
     struct ring ring;
     uint64_t newest;
 
-    wanted.newest_id = 9000;
+    wanted.clock_id = 9000;
     if (ring_open(&ring, &wanted, &recovery, error) < 0) {
         cr_assert(*error && !strchr(error, '\n'));
         return 0;

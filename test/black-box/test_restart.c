@@ -195,14 +195,15 @@ Test(restart, after_a_crash_of_the_machine_all_are_told)
     struct stream stream;
     uint64_t last, next;
 
-    server_start(&server, "--history-file", path, "--sync", "none");
+    server_start(&server, "--history-file", path, "--sync", "none",
+                 "--first-id", "1");
     last = publish_to(&server, "/events/job", "one");
     server_stop(&server);
     run_in_another_boot(path, false);
     server_start(&server, "--history-file", path, "--sync", "none");
     server_await_log(&server, "crashed=1");
     next = publish_to(&server, "/events/job", "two");
-    cr_assert(next > last + 1);
+    cr_assert(next > 1000000000000000, "not the clock");
     stream_open(&stream, &server, "/events/job", position(last));
     expect_gap(&stream, number(next - 1));
     stream_expect_event(&stream, number(next), NULL, "two");
@@ -335,6 +336,9 @@ Test(restart, a_full_disk_is_an_error_at_the_start_and_none_later)
         publish(&server, "a text that is long enough to go round");
     server_stop(&server);
     close(fd);
+    cr_assert(mount("none", folder, NULL, MS_REMOUNT | MS_RDONLY, NULL) == 0);
+    refused((const char *[]){ "--history-file", path, "--port", "0", NULL },
+            "Read-only file system");
     cr_assert(umount(folder) == 0);
 }
 
