@@ -98,7 +98,7 @@ void ring_release(struct ring *ring)
         file_close(ring->file);
     else
         free(ring->memory);
-    *ring = (struct ring){ 0 };
+    memset(ring, 0, sizeof(*ring));
 }
 
 /* ------------------------------------------------------------------ topics */
@@ -1236,28 +1236,13 @@ static int beside(char *path, const char *of, char error[HISTORY_ERROR_SIZE])
     return 0;
 }
 
-/* A file of that size, with all its blocks, beside the one that it is to
- * become. What a server that was killed left there is used again. */
-static int file_make(struct history_file **result,
-                     const struct history_wanted *wanted,
-                     char error[HISTORY_ERROR_SIZE])
+/* Writes a new file's header and gives it all its blocks. Returns 0 or an
+ * error number. */
+static int file_allocate(struct history_file *file,
+                         const struct history_wanted *wanted)
 {
-    char path[PATH_MAX];
-    struct history_file *file;
-    int fd, why;
+    int why;
 
-    if (beside(path, wanted->path, error) < 0)
-        return -1;
-    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return REFUSE(error, "cannot make '%s': %s", path, strerror(errno));
-    file = file_new(fd);
-    if (!file)
-        return REFUSE(error, "no memory");
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        file_close(file);
-        return REFUSE(error, "another ssed is making '%s'", path);
-    }
     file->header = (struct file_header){
         .magic = FILE_MAGIC,
         .version = FILE_VERSION,
@@ -1267,23 +1252,53 @@ static int file_make(struct history_file **result,
         .kept_ids = wanted->kept_ids,
     };
     file->header.check = header_check(&file->header);
-    why = ftruncate(fd, 0) < 0
-              ? errno
-              : posix_fallocate(fd, 0, (off_t)file_length(&file->header));
-    if (why == 0 && file_map(file, PROT_READ | PROT_WRITE) < 0)
-        why = errno;
-    if (!file->map) {
-        unlink(path);
-        complain(error,
-                 "no room for '%s', which needs %zu bytes: %s (--history, "
-                 "--history-bytes)",
-                 path, file_length(&file->header), strerror(why));
-        file_close(file);
-        return -1;
-    }
+    if (ftruncate(file->fd, 0) < 0)
+        return errno;
+    why = posix_fallocate(file->fd, 0, (off_t)file_length(&file->header));
+    if (why != 0)
+        return why;
+    if (file_map(file, PROT_READ | PROT_WRITE) < 0)
+        return errno;
     memcpy(file->map, &file->header, sizeof(file->header));
-    *result = file;
     return 0;
+}
+
+/* A file of the wanted size beside the one that it is to become. What a
+ * server that was killed left there is used again. */
+static struct history_file *file_make(const struct history_wanted *wanted,
+                                      char error[HISTORY_ERROR_SIZE])
+{
+    char path[PATH_MAX];
+    struct history_file *file;
+    int fd, why;
+
+    if (beside(path, wanted->path, error) < 0)
+        return NULL;
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) {
+        complain(error, "cannot make '%s': %s", path, strerror(errno));
+        return NULL;
+    }
+    file = file_new(fd);
+    if (!file) {
+        complain(error, "no memory");
+        return NULL;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        complain(error, "another ssed is making '%s'", path);
+        file_close(file);
+        return NULL;
+    }
+    why = file_allocate(file, wanted);
+    if (why == 0)
+        return file;
+    unlink(path);
+    complain(error,
+             "no room for '%s', which needs %zu bytes: %s (--history, "
+             "--history-bytes)",
+             path, file_length(&file->header), strerror(why));
+    file_close(file);
+    return NULL;
 }
 
 /* The directory entry too, or else the file would be gone with the machine. */
@@ -1412,10 +1427,10 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
                   char error[HISTORY_ERROR_SIZE])
 {
     uint64_t first = first_that_fits(ring, wanted);
-    struct history_file *file;
+    struct history_file *file = file_make(wanted, error);
     struct ring old = *ring;
 
-    if (file_make(&file, wanted, error) < 0)
+    if (!file)
         return -1;
     if (ring_of_file(ring, file, wanted->splice_text, error) < 0) {
         *ring = old;
@@ -1448,10 +1463,9 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
 static int make(struct ring *ring, const struct history_wanted *wanted,
                 char error[HISTORY_ERROR_SIZE])
 {
-    struct history_file *file;
+    struct history_file *file = file_make(wanted, error);
 
-    if (file_make(&file, wanted, error) < 0 ||
-        ring_of_file(ring, file, wanted->splice_text, error) < 0)
+    if (!file || ring_of_file(ring, file, wanted->splice_text, error) < 0)
         return -1;
     ring->mark = ring->newest_id = wanted->newest_id;
     ring->unbegun = wanted->kept_ids;

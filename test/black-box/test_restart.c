@@ -414,7 +414,8 @@ enum {
 /* Shared with the processes of a round. */
 static struct loop {
     bool handed_over; /* the socket stays: they come again, never refused */
-    bool over;        /* no more is published */
+    bool enough;      /* no more is to be published */
+    bool over;        /* and everybody has had it */
     struct publisher {
         uint64_t sent;                     /* events are numbered from 1 on */
         uint64_t acknowledged[EVENTS_MAX]; /* their ids; 0: not */
@@ -472,8 +473,11 @@ static bool try_answer(int fd, char *answer, size_t size)
 /* The number of the next event; who has had enough of them waits. */
 static uint64_t next_number(struct publisher *publisher)
 {
-    if (publisher->sent >= EVENTS_MAX - PER_ROUND)
-        pause();
+    while (publisher->sent >= EVENTS_MAX - PER_ROUND) {
+        if (loop->enough)
+            _exit(0);
+        milliseconds(10);
+    }
     return ++publisher->sent;
 }
 
@@ -545,7 +549,7 @@ static _Noreturn void run_publisher(const struct server *server, int k)
             pause();
         close(fd);
         milliseconds(10); /* the history is to hold what a reader is behind */
-    } while (loop->handed_over && !loop->over);
+    } while (loop->handed_over && !loop->enough);
     _exit(0);
 }
 
@@ -822,7 +826,8 @@ Test(restart, hand_over)
         server_stop(&server);
         server_start_handed(&server, listener, options);
     }
-    end_publishers(publishers);
+    loop->enough = true; /* each ends with the answer that it waits for */
+    end_processes(publishers, PUBLISHERS);
     await_all_read(&server);
     loop->over = true;
     server_stop(&server);

@@ -404,6 +404,30 @@ Test(topics, end_when_all_have_though_one_is_evicted)
     server_stop(&server);
 }
 
+/* Though none of its events is held any more. */
+Test(topics, an_end_names_the_last_event)
+{
+    struct server server;
+    struct stream stream;
+    struct response response;
+
+    server_start(&server, "--first-id", "1", "--history", "2");
+    stream_open(&stream, &server, "/events/job", "");
+    stream_expect_event(&stream, "0", NULL, NULL);
+    publish_to(&server, "/events/job", "one");
+    stream_expect_event(&stream, "1", NULL, "one");
+    publish_to(&server, "/events/other", "two");
+    publish_to(&server, "/events/other", "three");
+    ask(&server, "DELETE /events/job HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        &response);
+    cr_assert(response.status == 200);
+    stream_expect_event(&stream, "4", "ssed.end",
+                        "{\"topic\":\"job\",\"last\":\"1\"}");
+    stream_expect_end(&stream);
+    stream_close(&stream);
+    server_stop(&server);
+}
+
 Test(topics, are_finished_once)
 {
     struct server server;
