@@ -481,7 +481,7 @@ struct gathering {
     bool full;
 };
 
-static void put(struct gathering *g, const char *data, size_t length)
+static inline void put(struct gathering *g, const char *data, size_t length)
 {
     size_t skipped = length < g->skip ? length : g->skip;
     struct iovec *previous = g->count ? &g->iov[g->count - 1] : NULL;
@@ -506,7 +506,8 @@ static void put(struct gathering *g, const char *data, size_t length)
 static void put_part(struct gathering *g, const struct ring *ring,
                      const struct frame *frame, size_t from, size_t to)
 {
-    size_t begin = (frame->offset + from) % ring->size;
+    size_t place = frame->offset + from;
+    size_t begin = place < ring->size ? place : place - ring->size;
     size_t length = to - from;
     size_t before_wrap = ring->size - begin;
     size_t first = length < before_wrap ? length : before_wrap;
@@ -555,17 +556,18 @@ struct run {
     uint64_t first, last; /* ordinals; first is 0 if it is none */
 };
 
-static struct run run_of(const struct ring *ring, const struct reader *reader,
-                         uint64_t ordinal)
+static inline struct run run_of(const struct ring *ring,
+                                const struct reader *reader)
 {
-    uint64_t newest = reader->places[0].topic->newest;
+    const struct place *place = reader->places;
+    uint64_t first = topic_after(ring, place->topic, place->last);
+    uint64_t newest = place->topic->newest;
 
-    if (reader->count != 1 || reader->form != FORM_CHUNKED || !ordinal ||
+    if (reader->count != 1 || reader->form != FORM_CHUNKED || !first ||
         newest > reader->until ||
-        at(ring, newest)->number - at(ring, ordinal)->number !=
-            newest - ordinal)
+        at(ring, newest)->number - at(ring, first)->number != newest - first)
         return (struct run){ 0, 0 };
-    return (struct run){ ordinal, newest };
+    return (struct run){ first, newest };
 }
 
 /* How many bytes of the run come before one of its frames. */
@@ -621,32 +623,38 @@ static size_t advance_run(const struct ring *ring, const struct run *run,
     return taken < total ? 0 : taken - total;
 }
 
+static int gather_frames(const struct ring *ring, const struct reader *reader,
+                         struct gathering *g, size_t budget)
+{
+    struct walk walk;
+    uint64_t ordinal = walk_begin(&walk, ring, reader);
+
+    while (ordinal && ordinal <= reader->until && !g->full &&
+           g->bytes < budget) {
+        put_frame(g, ring, at(ring, ordinal), reader->form);
+        ordinal = walk_on(&walk);
+    }
+    return g->count;
+}
+
 int ring_gather(const struct ring *ring, const struct reader *reader,
                 uint32_t sent, struct iovec *iov, int room, size_t budget)
 {
     struct gathering g = { .iov = iov, .room = room, .skip = sent };
-    struct walk walk;
-    uint64_t ordinal = walk_begin(&walk, ring, reader);
-    struct run run = run_of(ring, reader, ordinal);
+    struct run run = run_of(ring, reader);
 
-    if (run.first)
-        return gather_run(ring, &run, &g, budget);
-    while (ordinal && ordinal <= reader->until && !g.full && g.bytes < budget) {
-        put_frame(&g, ring, at(ring, ordinal), reader->form);
-        ordinal = walk_on(&walk);
-    }
-    return g.count;
+    return run.first ? gather_run(ring, &run, &g, budget)
+                     : gather_frames(ring, reader, &g, budget);
 }
 
-size_t ring_advance(const struct ring *ring, const struct reader *reader,
-                    struct cursor *cursor, size_t bytes)
+/* As ring_advance(). */
+static size_t advance_frames(const struct ring *ring,
+                             const struct reader *reader, struct cursor *cursor,
+                             size_t bytes)
 {
     struct walk walk;
     uint64_t ordinal = walk_begin(&walk, ring, reader);
-    struct run run = run_of(ring, reader, ordinal);
 
-    if (run.first)
-        return advance_run(ring, &run, reader->places, cursor, bytes);
     while (bytes > 0 && ordinal && ordinal <= reader->until) {
         size_t left =
             form_length(ring, at(ring, ordinal), reader->form) - cursor->sent;
@@ -662,6 +670,15 @@ size_t ring_advance(const struct ring *ring, const struct reader *reader,
         ordinal = walk_on(&walk);
     }
     return bytes;
+}
+
+size_t ring_advance(const struct ring *ring, const struct reader *reader,
+                    struct cursor *cursor, size_t bytes)
+{
+    struct run run = run_of(ring, reader);
+
+    return run.first ? advance_run(ring, &run, reader->places, cursor, bytes)
+                     : advance_frames(ring, reader, cursor, bytes);
 }
 
 /* -------------------------------------------------------- the history file */

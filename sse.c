@@ -1261,7 +1261,6 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
                                     struct text *text)
 {
     bool drains = server->phase == PHASE_DRAIN;
-    uint64_t position = position_of(server, conn);
 
     text->length = 0;
     if (conn->replay_end && !(conn->flags & FLAG_AHEAD)) {
@@ -1271,6 +1270,8 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
         }
     } else if ((drains || stream_finished(conn)) &&
                !(conn->flags & FLAG_ENDING) && !conn_next(server, conn)) {
+        uint64_t position = position_of(server, conn);
+
         if (drains)
             put_farewell(text, conn->form, &position,
                          1000 + random_below(server->options.drain_spread + 1));
@@ -1306,17 +1307,17 @@ static bool stream_keep(struct conn *conn, struct slice rest)
 }
 
 /* Gathers a stream's next bytes; returns how many iovecs, and their bytes. */
-static int stream_gather(const struct server *server, struct conn *conn,
-                         struct slice own, struct iovec *iov, size_t *bytes)
+static int stream_gather(const struct server *server, const struct conn *conn,
+                         const struct reader *reader, struct slice own,
+                         struct iovec *iov, size_t *bytes)
 {
-    struct reader reader = conn_reader(conn);
     int count = 0;
 
     if (own.length)
         iov[count++] =
             (struct iovec){ (void *)(uintptr_t)own.data, own.length };
     if (!(conn->flags & FLAG_ENDING))
-        count += ring_gather(&server->ring, &reader, conn->cursor.sent,
+        count += ring_gather(&server->ring, reader, conn->cursor.sent,
                              iov + count, IOV_ROOM - count, SEND_BUDGET);
     *bytes = 0;
     for (int i = 0; i < count; i++)
@@ -1325,13 +1326,13 @@ static int stream_gather(const struct server *server, struct conn *conn,
 }
 
 static void stream_advance(struct server *server, struct conn *conn,
-                           struct slice *own, size_t sent)
+                           const struct reader *reader, struct slice *own,
+                           size_t sent)
 {
     size_t first = sent < own->length ? sent : own->length;
-    struct reader reader = conn_reader(conn);
 
     slice_skip(own, first);
-    ring_advance(&server->ring, &reader, &conn->cursor, sent - first);
+    ring_advance(&server->ring, reader, &conn->cursor, sent - first);
     conn->bytes += sent;
     conn->active = (uint32_t)server->now;
     server->slice_sends++;
@@ -1381,29 +1382,32 @@ static enum io stream_write(struct server *server, struct conn *conn,
                             struct slice *own, struct text *text)
 {
     struct iovec iov[IOV_ROOM];
-    size_t total = 0, bytes;
+    size_t total = 0, bytes = SEND_BUDGET;
+    int count = 0;
 
     if (conn->flags & FLAG_AHEAD)
         stream_skip(server, conn);
+    if (conn_overrun(conn))
+        return IO_OVERRUN;
     for (;;) {
+        struct reader reader;
         ssize_t sent;
-        int count;
 
-        if (conn_overrun(conn))
-            return IO_OVERRUN;
         if (own->length == 0)
             *own = stream_next_own(server, conn, text);
-        count = stream_gather(server, conn, *own, iov, &bytes);
+        if (own->length == 0 && bytes < SEND_BUDGET && count < IOV_ROOM)
+            return IO_DONE; /* there was room for more than there is */
+        reader = conn_reader(conn);
+        count = stream_gather(server, conn, &reader, *own, iov, &bytes);
         if (count == 0)
             return IO_DONE;
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
-        sent = send_iovecs((int)conn_fd(server, conn), iov, count, bytes);
-        if (sent < 0 && errno == EINTR)
-            continue;
+        sent = TEMP_FAILURE_RETRY(
+            send_iovecs((int)conn_fd(server, conn), iov, count, bytes));
         if (sent < 0)
             return errno == EAGAIN ? IO_FULL : IO_ERROR;
-        stream_advance(server, conn, own, (size_t)sent);
+        stream_advance(server, conn, &reader, own, (size_t)sent);
         total += (size_t)sent;
         if ((size_t)sent < bytes)
             return IO_FULL;
