@@ -37,9 +37,11 @@
 
 enum {
     PROCESSES_MAX = 64,
-    PER_ADDRESS = 20000, /* subscribers from one loopback address */
-    EVENTS_MAX = 512,    /* of one epoll_wait */
-    READ_MAX = 65536,
+    /* subscribers from one loopback address: connect(2) takes ports of one
+     * parity first, and searches long when these 14,000 are used up */
+    PER_ADDRESS = 10000,
+    EVENTS_MAX = 512, /* of one epoll_wait */
+    READ_MAX = 262144,
     LINE_KEPT = 160, /* of a line: what matters is at its start */
     ID_KEPT = 32,
     EXACT = 32, /* buckets to a power of two: within 3 % */
@@ -266,6 +268,19 @@ static uint64_t eight_digits(const char *text)
            32;
 }
 
+/* The same of hexadecimal digits. */
+static uint32_t eight_hex_digits(const char *text)
+{
+    uint64_t value;
+
+    memcpy(&value, text, 8);
+    value = (value & UINT64_C(0x0f0f0f0f0f0f0f0f)) +
+            9 * (value >> 6 & UINT64_C(0x0101010101010101));
+    value = (value << 4 | value >> 8) & UINT64_C(0x00ff00ff00ff00ff);
+    value = (value << 8 | value >> 16) & UINT64_C(0x0000ffff0000ffff);
+    return (uint32_t)(value << 16 | value >> 32);
+}
+
 static uint64_t digits(const char *text)
 {
     uint64_t number = 0;
@@ -313,11 +328,15 @@ static void take_id(struct subscriber *subscriber, const char *value,
                     size_t length)
 {
     length = length < ID_KEPT ? length : ID_KEPT - 1;
-    memcpy(subscriber->id, value, length);
     subscriber->id[length] = '\0';
-    subscriber->coming_id =
-        length == 16 ? eight_digits(value) * 100000000 + eight_digits(value + 8)
-                     : digits(subscriber->id);
+    if (length == 16) {
+        memcpy(subscriber->id, value, 16);
+        subscriber->coming_id =
+            eight_digits(value) * 100000000 + eight_digits(value + 8);
+    } else {
+        memcpy(subscriber->id, value, length);
+        subscriber->coming_id = digits(subscriber->id);
+    }
 }
 
 /* The length of "NAME:" and a blank at the start of the line, 0 if it has
@@ -365,7 +384,8 @@ static void take_head_line(struct subscriber *subscriber, struct tally *tally,
 static size_t take_some(struct subscriber *subscriber, struct tally *tally,
                         const char *bytes, size_t length, uint64_t now)
 {
-    const char *end = memchr(bytes, '\n', length), *line = bytes;
+    const char *end = *bytes == '\n' ? bytes : memchr(bytes, '\n', length);
+    const char *line = bytes;
     size_t taken = end ? (size_t)(end - bytes) : length, whole = taken;
 
     if (!end || subscriber->kept) {
@@ -394,25 +414,29 @@ static uint32_t hex_digit(char c)
     return (uint32_t)(c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
 }
 
-/* Takes bytes around a chunk; returns how many. A size of eight digits, which
- * is ssed's, is taken at once. */
+/* Takes bytes around a chunk; returns how many. A line end that is whole is
+ * taken at once, and so is a size of eight digits, which is ssed's. */
 static size_t take_framing(struct subscriber *subscriber, const char *bytes,
                            size_t length)
 {
-    bool whole = length >= 10 && bytes[8] == '\r' && bytes[9] == '\n' &&
-                 subscriber->place == IN_SIZE && subscriber->chunk == 0;
-    int count = whole ? 8 : *bytes != '\r' && *bytes != '\n';
-
     if (subscriber->place == IN_CHUNK_END) {
-        if (*bytes == '\n')
+        bool whole = length > 1 && bytes[1] == '\n';
+
+        if (whole || *bytes == '\n')
             subscriber->place = IN_SIZE;
-        return 1;
+        return whole ? 2 : 1;
     }
-    for (int i = 0; i < count; i++)
-        subscriber->chunk = subscriber->chunk * 16 + hex_digit(bytes[i]);
-    if (whole || *bytes == '\n')
+    if (subscriber->chunk == 0 && length >= 10 && bytes[8] == '\r' &&
+        bytes[9] == '\n') {
+        subscriber->chunk = eight_hex_digits(bytes);
         subscriber->place = IN_CHUNK;
-    return whole ? 10 : 1;
+        return 10;
+    }
+    if (*bytes == '\n')
+        subscriber->place = IN_CHUNK;
+    else if (*bytes != '\r')
+        subscriber->chunk = subscriber->chunk * 16 + hex_digit(*bytes);
+    return 1;
 }
 
 static void take_bytes(struct subscriber *subscriber, struct tally *tally,
