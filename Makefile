@@ -184,7 +184,7 @@ COMPARE = SSED=./$(SSED) TOOLS=$(BUILD)/bench bench/compare
 bench: $(SSED) bench-tools ## measure against the floor, with bounds (3 minutes)
 	$(COMPARE)
 
-bench-full: $(SSED) bench-tools ## all of it, and the peers (20 minutes)
+bench-full: $(SSED) bench-tools ## all of it, and the peers (10 minutes)
 	@command -v wrk >/dev/null && command -v npm >/dev/null && \
 		test -e /usr/lib/nginx/modules/ngx_nchan_module.so || \
 		{ $(call apt_install,nginx libnginx-mod-nchan wrk nodejs npm); }
