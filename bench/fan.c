@@ -1134,7 +1134,8 @@ static const char usage[] =
     "  --mute PERCENT         never read\n"
     "  --reconnect PERCENT    come again each second\n"
     "  --json                 print one line of JSON\n"
-    "  --quiet                show no progress\n";
+    "  --quiet                show no progress\n"
+    "  --help                 this text\n";
 
 /* An option that takes a number, with its range. */
 struct number {
@@ -1179,22 +1180,28 @@ static void take_number(const struct number *number, const char *text)
 
 static void parse_options(int argc, char **argv)
 {
-    struct option names[NUMBERS + 7] = {
+    enum {
+        OTHERS = 7
+    };
+    struct option names[OTHERS + NUMBERS + 1] = {
         { "target", 1, NULL, 't' }, { "ask", 1, NULL, 'a' },
         { "stream", 0, NULL, 's' }, { "idle", 0, NULL, 'i' },
         { "json", 0, NULL, 'j' },   { "quiet", 0, NULL, 'q' },
+        { "help", 0, NULL, 'h' },
     };
     int code, index = 0;
 
     for (size_t i = 0; i < NUMBERS; i++)
-        names[6 + i] = (struct option){ numbers[i].name, 1, NULL, 'n' };
+        names[OTHERS + i] = (struct option){ numbers[i].name, 1, NULL, 'n' };
     while ((code = getopt_long(argc, argv, "", names, &index)) != -1) {
         if (code == 'n')
-            take_number(&numbers[index - 6], optarg);
+            take_number(&numbers[index - OTHERS], optarg);
         else if (code == 't')
             options.target = optarg;
         else if (code == 'a')
             options.ask = optarg;
+        else if (code == 'h')
+            exit(fputs(usage, stdout) < 0);
         else if (code == '?')
             exit(2);
         options.stream = options.stream || code == 's';
