@@ -460,24 +460,23 @@ Test(stream, may_follow_other_requests_on_a_connection)
     server_stop(&server);
 }
 
-Test(stream, a_long_replay_arrives_whole_and_live_follows)
+static void expect_whole_replay(size_t size)
 {
     enum {
-        COUNT = 3000,
-        SIZE = 2000
+        COUNT = 3000
     };
     struct server server;
     struct client publisher;
     struct stream stream;
     struct block block;
-    char *text = malloc(SIZE);
+    char *text = malloc(size);
     uint64_t id = 0;
 
     server_start(&server, "--first-id", "1", "--history", "5000");
     client_connect(&publisher, &server);
-    memset(text, 'x', SIZE);
+    memset(text, 'x', size);
     for (int i = 0; i < COUNT; i++)
-        id = publish_on(&publisher, text, SIZE);
+        id = publish_on(&publisher, text, size);
     stream_open(&stream, &server, "/events?lastEventId=0", "");
     stream_expect(&stream, &block, "connected");
     stream_expect(&stream, &block, "catch_up_start");
@@ -492,6 +491,13 @@ Test(stream, a_long_replay_arrives_whole_and_live_follows)
     client_close(&publisher);
     free(text);
     server_stop(&server);
+}
+
+/* More bytes than are sent at a time, and more pieces. */
+Test(stream, a_long_replay_arrives_whole_and_live_follows)
+{
+    expect_whole_replay(2000);
+    expect_whole_replay(1);
 }
 
 Test(stream, its_origin_can_be_narrowed)
