@@ -135,7 +135,7 @@ VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 valgrind: export FAIL_SYNC := $(FAIL_SYNC)
 valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
 	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
-	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
+	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 CRASH_ROUNDS=8 \
 		$(BUILD)/test/black_box --jobs 2 --filter '!(folder)/*'
 
 readme: $(SSED) ## run the commands of README.md
@@ -151,9 +151,9 @@ soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a m
 	SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) $(BUILD)/test/black_box \
 		--filter 'soak/*'
 
-CRASH_ROUNDS ?= 60
+CRASH_ROUNDS ?= 1500
 
-crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load, again and again
+crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load for two minutes
 	SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) $(BUILD)/test/black_box \
 		--filter 'restart/crash_loop'
 

@@ -230,6 +230,7 @@ static void evict_oldest(struct ring *ring)
         at(ring, frame->next)->previous = 0;
     } else {
         topic->newest = 0;
+        ring->emptied = frame->id;
         forget_unused(ring, topic);
     }
 }
@@ -684,7 +685,7 @@ size_t ring_advance(const struct ring *ring, const struct reader *reader,
 /* -------------------------------------------------------- the history file */
 
 enum {
-    FILE_VERSION = 1,
+    FILE_VERSION = 2,
     PAGE = 4096,
     STATE_PLACE = 512, /* a sector each: written whole or not at all */
     BOOT_ID_MAX = 64,
@@ -723,8 +724,9 @@ struct record {
     uint32_t bytes_check; /* of the frame's bytes */
     uint64_t ordinal;
     uint64_t id;
-    uint64_t before; /* the newest id when it was appended */
-    uint64_t mark;   /* its topic's, were all before it gone */
+    uint64_t before;  /* the newest id when it was appended */
+    uint64_t mark;    /* its topic's, were all before it gone */
+    uint64_t emptied; /* the ring's, when it was appended */
     uint64_t offset;
     int64_t time;
     uint32_t length;
@@ -849,6 +851,7 @@ static void file_record(struct ring *ring, const struct frame *frame)
         .id = frame->id,
         .before = ring->newest_id,
         .mark = topic->mark > newest ? topic->mark : newest,
+        .emptied = ring->emptied,
         .offset = frame->offset,
         .time = ring->time,
         .length = frame->length,
@@ -1092,8 +1095,10 @@ static int recover(struct ring *ring, struct recovery *recovery)
         uint64_t first = run_begin(ring, newest, &broken);
 
         ring->oldest = ring->next = first;
-        if (ring->mark < record_at(ring, first)->before)
-            ring->mark = record_at(ring, first)->before;
+        ring->emptied = broken ? record_at(ring, first)->before
+                               : record_at(ring, newest)->emptied;
+        if (ring->mark < ring->emptied)
+            ring->mark = ring->emptied;
         recovery->count = newest - first + 1;
         recovery->first_id = record_at(ring, first)->id;
         recovery->last_id = record_at(ring, newest)->id;
@@ -1456,8 +1461,11 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
     file->state = old.file->state;
     ring->unbegun = old.unbegun;
     ring->mark = old.mark;
-    if (first > old.oldest && ring->mark < at(&old, first - 1)->id)
-        ring->mark = at(&old, first - 1)->id;
+    ring->emptied = old.emptied;
+    if (first > old.oldest)
+        ring->emptied = at(&old, first - 1)->id;
+    if (ring->mark < ring->emptied)
+        ring->mark = ring->emptied;
     ring->newest_id =
         first < old.next ? at(&old, first)->id - 1 : old.newest_id;
     if (copy_frames(ring, &old, first) < 0) {

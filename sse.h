@@ -120,13 +120,14 @@ struct ring {
     size_t used;          /* sum of the held frames' lengths */
     size_t offset;        /* where the next frame begins */
     uint64_t mask;
-    uint64_t limit;           /* frames held at most */
-    uint64_t oldest;          /* ordinal; == next when nothing is held */
-    uint64_t next;            /* ordinal of the next frame */
-    uint64_t newest_id;       /* of the newest frame ever, or where ids began */
-    uint64_t mark;            /* the greatest mark of a topic forgotten */
-    void *topics;             /* owned: a tree by name, tsearch(3) */
-    struct slice splice_text; /* not owned */
+    uint64_t limit;     /* frames held at most */
+    uint64_t oldest;    /* ordinal; == next when nothing is held */
+    uint64_t next;      /* ordinal of the next frame */
+    uint64_t newest_id; /* of the newest frame ever, or where ids began */
+    uint64_t mark;      /* the greatest mark of a topic forgotten */
+    uint64_t emptied; /* the newest id whose eviction left its topic nothing */
+    void *topics;     /* owned: a tree by name, tsearch(3) */
+    struct slice splice_text;  /* not owned */
     struct history_file *file; /* owned; NULL: it is in memory alone */
     int64_t time;  /* milliseconds since 1970, for records; the caller's */
     bool unbegun;  /* with ids from outside: the next one is where it begins */

@@ -2,7 +2,7 @@
  * The history file from outside: what comes back after an end, a kill and a
  * crash of the machine, what is refused, disks that are full or fail; and the
  * crash loop: publishers and subscribers at full speed while the server is
- * killed again and again, CRASH_ROUNDS times (8).
+ * killed again and again, CRASH_ROUNDS times (50).
  */
 #include "harness.h"
 
@@ -407,7 +407,7 @@ Test(restart, a_failed_sync_is_logged)
 enum {
     PUBLISHERS = 4, /* the last one streams */
     READERS = 5,    /* the last one reads all topics */
-    EVENTS_MAX = 100000,
+    EVENTS_MAX = 1000000,
     PER_ROUND = 400,
 };
 
@@ -775,7 +775,7 @@ static uint64_t events_sent(void)
 Test(restart, crash_loop)
 {
     const char *wanted = getenv("CRASH_ROUNDS");
-    int rounds = wanted ? atoi(wanted) : 8;
+    int rounds = wanted ? atoi(wanted) : 50;
     struct server server;
     pid_t readers[READERS];
 
