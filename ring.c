@@ -1368,9 +1368,11 @@ static int file_name(struct history_file *file,
         outcome = rename_new(path, wanted->path);
     if (outcome == 0)
         outcome = sync_folder(wanted->path);
-    if (outcome < 0)
-        complain(error, "cannot make '%s': %s", wanted->path, strerror(errno));
-    return outcome;
+    if (outcome == 0)
+        return 0;
+    complain(error, "cannot make '%s': %s", wanted->path, strerror(errno));
+    unlink(path);
+    return -1;
 }
 
 /* A ring whose memory is in the file, which becomes its own. */

@@ -4152,6 +4152,8 @@ static void take_option(struct options *options, const struct spec *spec,
         *(uint64_t *)(void *)place = parse_sync(spec, value);
         break;
     case KIND_TEXT:
+        if (!*value)
+            die(EXIT_USAGE, "--%s: '' is no %s", spec->name, spec->argument);
         *(const char **)(void *)place = value;
         break;
     case KIND_PORT:

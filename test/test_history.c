@@ -476,6 +476,16 @@ Test(history, what_is_none_is_refused_and_left_alone)
     cr_assert(access(path, F_OK) < 0);
 }
 
+Test(history, what_cannot_have_its_name_is_not_left_behind)
+{
+    struct history_wanted wanted = wanted_like("boot");
+
+    cr_assert(chdir(folder) == 0);
+    wanted.path = "";
+    refused(&wanted, "cannot make ''");
+    cr_assert(access(".new", F_OK) < 0);
+}
+
 Test(history, what_a_killed_server_left_half_made_is_used)
 {
     char beside[80];

@@ -49,6 +49,7 @@ Test(options, errors_name_the_thing_and_what_would_be_right)
         { { "--history-file", "x", "--sync", "often" },
           2,
           { "'often'", "1 to 86400" } },
+        { { "--history-file", "" }, 2, { "--history-file", "'' is no FILE" } },
         { { "--history-file", "/nonexistent/x" }, 1, { "cannot make", "x" } },
         { { "--check", "/nonexistent" }, 1, { "--check", "No such" } },
         { { "--token-file", "/nonexistent" },
