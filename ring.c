@@ -764,7 +764,7 @@ static size_t file_length(const struct file_header *header)
  * appendix B.4), eight bytes at a time. */
 static uint32_t crc_table[8][256];
 
-static void crc_begin(void)
+static void crc_fill_table(void)
 {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t part = i;
@@ -781,11 +781,9 @@ static void crc_begin(void)
         }
 }
 
-static uint32_t crc(uint32_t sum, const void *data, size_t length)
+static uint32_t crc_by_table(uint32_t sum, const unsigned char *bytes,
+                             size_t length)
 {
-    const unsigned char *bytes = data;
-
-    sum = ~sum;
     for (; length >= 8; length -= 8, bytes += 8) {
         uint64_t e;
 
@@ -798,7 +796,47 @@ static uint32_t crc(uint32_t sum, const void *data, size_t length)
     }
     for (; length > 0; length--, bytes++)
         sum = sum >> 8 ^ crc_table[0][(sum ^ *bytes) & 255];
-    return ~sum;
+    return sum;
+}
+
+/* Most processors have an instruction for it, several times as fast. */
+#ifdef __x86_64__
+#define HAS_CRC_INSTRUCTION __builtin_cpu_supports("sse4.2")
+
+__attribute__((target("sse4.2"))) static uint32_t
+crc_by_instruction(uint32_t sum, const unsigned char *bytes, size_t length)
+{
+    for (; length >= 8; length -= 8, bytes += 8) {
+        uint64_t e;
+
+        memcpy(&e, bytes, 8);
+        sum = (uint32_t)__builtin_ia32_crc32di(sum, e);
+    }
+    for (; length > 0; length--, bytes++)
+        sum = __builtin_ia32_crc32qi(sum, *bytes);
+    return sum;
+}
+#else
+#define HAS_CRC_INSTRUCTION false
+#define crc_by_instruction crc_by_table
+#endif
+
+/* Both ways must give the same, or a file would be damaged on the next
+ * machine: the check value of RFC 3720's polynomial. */
+static void crc_begin(void)
+{
+    static const unsigned char digits[] = "123456789";
+
+    crc_fill_table();
+    assert(crc_by_table(UINT32_MAX, digits, 9) == ~UINT32_C(0xE3069283));
+    assert(!HAS_CRC_INSTRUCTION ||
+           crc_by_instruction(UINT32_MAX, digits, 9) == ~UINT32_C(0xE3069283));
+}
+
+static uint32_t crc(uint32_t sum, const void *data, size_t length)
+{
+    return HAS_CRC_INSTRUCTION ? ~crc_by_instruction(~sum, data, length)
+                               : ~crc_by_table(~sum, data, length);
 }
 
 /* Of everything in it behind the check itself. */
