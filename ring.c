@@ -38,10 +38,11 @@ static void file_close(struct history_file *file);
 static void file_note_mark(struct ring *ring, uint64_t id);
 static void file_record(struct ring *ring, const struct frame *frame);
 
-/* Places of the index: a power of two. */
+/* Places of the index: a power of two. Two at least: while a record is being
+ * written, the one before it is whole. */
 static uint64_t slots_for(uint64_t limit)
 {
-    uint64_t slots = 1;
+    uint64_t slots = 2;
 
     while (slots < limit)
         slots *= 2;
@@ -1148,6 +1149,12 @@ static int recover(struct ring *ring, struct recovery *recovery)
             if (load_frame(ring, ring->next) < 0)
                 return -1;
     }
+    if (newest != newest_any)
+        recovery->crashed = true;
+    if (ring->newest_id < state->mark)
+        ring->newest_id = state->mark;
+    if (recovery->crashed && ring->file->header.kept_ids)
+        return 0; /* a feeder may give what is not held once more */
     if (ring->newest_id < state->newest_id)
         ring->newest_id = state->newest_id;
     if (newest_any && ring->newest_id < record_at(ring, newest_any)->id)
@@ -1460,8 +1467,13 @@ static struct topic *topic_like(struct ring *ring, const struct ring *old,
 static int copy_frames(struct ring *ring, const struct ring *old,
                        uint64_t first)
 {
-    char *bytes = malloc(old->size);
+    size_t longest = 1;
+    char *bytes;
 
+    for (uint64_t ordinal = first; ordinal < old->next; ordinal++)
+        if (longest < at(old, ordinal)->length)
+            longest = at(old, ordinal)->length;
+    bytes = malloc(longest);
     if (!bytes)
         return -1;
     for (uint64_t ordinal = first; ordinal < old->next; ordinal++) {
@@ -1597,9 +1609,10 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
         if (outcome == 0 && recover(ring, recovery) < 0)
             outcome =
                 REFUSE(error, "no memory for the topics in '%s'", wanted->path);
-        recovery->resized = file->header.limit != wanted->limit ||
-                            file->header.size != wanted->size;
-        if (outcome == 0 && recovery->resized)
+        recovery->resized =
+            outcome == 0 && (file->header.limit != wanted->limit ||
+                             file->header.size != wanted->size);
+        if (recovery->resized)
             outcome = resize(ring, wanted, error);
     }
     if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
@@ -1623,6 +1636,7 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
         ring_of_file(ring, file, wanted->splice_text, error) < 0)
         return -1;
     *pid = flock(file->fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
+    flock(file->fd, LOCK_UN);
     if (recover(ring, recovery) == 0)
         return 0;
     ring_release(ring);

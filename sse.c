@@ -1571,13 +1571,19 @@ static void begin_kept_history(struct server *server, uint64_t id)
     }
 }
 
+/* What --sync always promises can no longer be kept. */
+static bool has_failed_disk(const struct server *server)
+{
+    return server->sync_failed && server->options.sync == SYNC_ALWAYS;
+}
+
 static enum outcome publish_frame(struct server *server, struct topic *topic,
                                   uint64_t id, const struct text *frame,
                                   size_t splice, bool end)
 {
     uint64_t ordinal;
 
-    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
+    if (has_failed_disk(server))
         return NOT_KEPT;
     if (would_overrun(server, frame->length))
         return MUST_WAIT;
@@ -1714,6 +1720,17 @@ static void sync_history(struct server *server)
     server->sync_failed = true;
 }
 
+/* Says once that the file has been deleted. */
+static void look_for_file(struct server *server)
+{
+    if (server->file_deleted || !ring_deleted(&server->ring))
+        return;
+    server->file_deleted = true;
+    log_event(LEVEL_ERROR, "history_file_deleted",
+              "file=\"%s\" meaning=\"the next start begins a new one\"",
+              server->options.history_file);
+}
+
 /* --sync SECONDS; or at the end of a turn what nobody waits for. */
 static void sync_when_due(struct server *server)
 {
@@ -1723,17 +1740,13 @@ static void sync_when_due(struct server *server)
         return;
     server->next_sync =
         server->now + (pause ? SYNC_DEFAULT : server->options.sync);
-    if (ring_deleted(&server->ring) && !server->file_deleted) {
-        server->file_deleted = true;
-        log_event(LEVEL_ERROR, "history_file_deleted",
-                  "file=\"%s\" meaning=\"the next start begins a new one\"",
-                  server->options.history_file);
-    }
+    look_for_file(server);
     sync_history(server);
 }
 
 static void end_history(struct server *server)
 {
+    look_for_file(server);
     if (!server->sync_failed && ring_end(&server->ring) == 0)
         return;
     log_event(LEVEL_ERROR, "sync_failed",
@@ -2251,6 +2264,27 @@ static bool has_ended(const struct server *server, const struct reader *reader)
     return reader_next(&server->ring, reader) == 0;
 }
 
+/* What the answers promise has to be on the disk before they go: the first of
+ * them syncs for all of a turn. If it fails, they are taken back, and the
+ * connection ends: false. */
+static bool keep_promises(struct server *server, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+
+    if (!exchange->promises)
+        return true;
+    exchange->promises = false;
+    sync_history(server);
+    if (!server->sync_failed)
+        return true;
+    exchange->out_end = exchange->promise;
+    exchange_drop_file(exchange);
+    respond_text(server, conn,
+                 (struct response){ .status = 503, .close = true },
+                 NOT_KEPT_TEXT);
+    return false;
+}
+
 /* Answers a request to subscribe. True if the connection is now a
  * subscriber's and has the hold on the topics. */
 static bool subscribe_to(struct server *server, struct conn *conn,
@@ -2275,7 +2309,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
         respond(server, conn, &head, SLICE(""));
     } else if (server->connections > server->options.max_connections) {
         respond_later(server, conn);
-    } else {
+    } else if (keep_promises(server, conn)) {
         put_stream_begin(&text, server, conn, reader, &start);
         log_access(server, conn, 200, 0);
         log_subscribed(server, conn, reader, &start);
@@ -2743,7 +2777,8 @@ static void publish_due(struct server *server, struct conn *conn)
     enum outcome outcome = MUST_WAIT;
     uint64_t id = 0;
 
-    if (is_kept_before(server, publication->event.id)) {
+    if (!has_failed_disk(server) &&
+        is_kept_before(server, publication->event.id)) {
         conn_unwait(server, conn);
         skip_due(server, conn);
         return;
@@ -3423,25 +3458,6 @@ static enum io write_answers(const struct server *server, struct conn *conn)
         total += (size_t)sent;
     }
     return IO_DONE;
-}
-
-/* What the answers promise has to be on the disk before they go: the first of
- * them syncs for all of a turn. If it fails, they are taken back. */
-static void keep_promises(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-
-    if (!exchange->promises)
-        return;
-    exchange->promises = false;
-    sync_history(server);
-    if (!server->sync_failed)
-        return;
-    exchange->out_end = exchange->promise;
-    exchange_drop_file(exchange);
-    respond_text(server, conn,
-                 (struct response){ .status = 503, .close = true },
-                 NOT_KEPT_TEXT);
 }
 
 /* Sends the answers that wait, and goes on with the requests after them. */
@@ -4885,6 +4901,19 @@ static int check_history(const char *path)
     return recovery.dropped ? EXIT_RUN_TIME : 0;
 }
 
+/* No file or socket may become what the log is written to. */
+static void fill_standard_descriptors(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd < 0)
+        die(EXIT_RUN_TIME, "cannot open /dev/null: %s", strerror(errno));
+    close(fd);
+}
+
 int main(int argc, char **argv)
 {
     static struct server server = {
@@ -4909,6 +4938,7 @@ int main(int argc, char **argv)
     uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
+    fill_standard_descriptors();
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;

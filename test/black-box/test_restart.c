@@ -390,6 +390,27 @@ Test(restart, what_cannot_be_synced_is_not_acknowledged)
     server_stop(&server);
 }
 
+/* A stream that follows on the same connection does not carry it off. */
+Test(restart, what_cannot_be_synced_is_not_acknowledged_before_a_stream)
+{
+    struct server server;
+    struct response response;
+    struct client client;
+
+    start_with_a_bad_disk(&server, "always");
+    touch(flag);
+    client_connect(&client, &server);
+    client_send(&client, "POST /events HTTP/1.1\r\nHost: localhost\r\n"
+                         "Content-Length: 1\r\n\r\na"
+                         "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client_response(&client, &response, false);
+    cr_assert(response.status == 503);
+    client_await_end(&client);
+    client_close(&client);
+    unlink(flag);
+    server_stop(&server);
+}
+
 Test(restart, a_failed_sync_is_logged)
 {
     struct server server;
@@ -432,6 +453,33 @@ static struct loop {
 static void milliseconds(unsigned count)
 {
     poll(NULL, 0, (int)count);
+}
+
+/* The log must not be written over a file that got its descriptor. */
+Test(restart, a_closed_stderr_spoils_nothing)
+{
+    char out[4096], err[4096], socket_path[128];
+    const char *ssed = getenv("SSED");
+    int status;
+    pid_t pid;
+
+    snprintf(socket_path, sizeof(socket_path), "unix:%s/socket", folder);
+    pid = fork();
+    if (pid == 0) {
+        close(STDERR_FILENO);
+        execl(ssed ? ssed : "./ssed", "ssed", "--history-file", path,
+              "--listen", socket_path, NULL);
+        _exit(127);
+    }
+    for (int i = 0; access(socket_path + 5, F_OK) < 0; i++) {
+        cr_assert(i < patience() / 10, "it does not listen");
+        milliseconds(10);
+    }
+    kill(pid, SIGTERM);
+    cr_assert(waitpid(pid, &status, 0) == pid && status == 0);
+    cr_assert(run_to_end((const char *[]){ "--check", path, NULL }, out, err) ==
+                  0,
+              "%s", err);
 }
 
 /* Connected; or the process ends. */
