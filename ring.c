@@ -264,20 +264,57 @@ static void link_to_topic(struct ring *ring, struct topic *topic,
     topic->count++;
 }
 
+/* How many of a topic's frames the long way leads back from the one with this
+ * number: what the lowest digit of it stands for in skew binary. */
+static uint64_t jump_length(uint64_t number)
+{
+    uint64_t digit = 0;
+
+    while (number) {
+        digit = (UINT64_C(1) << (63 - __builtin_clzll(number + 1))) - 1;
+        number -= digit;
+    }
+    return digit;
+}
+
+/* The ordinal that the long way leads to; 0 if that is not held. */
+static uint64_t jump_from(const struct ring *ring, uint64_t ordinal)
+{
+    uint64_t jump = ordinal - at(ring, ordinal)->jump;
+
+    return jump < ordinal && jump >= ring->oldest ? jump : 0;
+}
+
+/* How far back the long way leads from a frame that is about to be the
+ * topic's newest. A long way is twice as long as that of the frame before,
+ * and one: it ends where the way of that way's end ends. */
+static uint32_t jump_of_next(const struct ring *ring, const struct topic *topic)
+{
+    uint64_t end = topic->newest;
+
+    if (jump_length(topic->count + 1) > 1) {
+        end = end ? jump_from(ring, end) : 0;
+        end = end ? jump_from(ring, end) : 0;
+    }
+    return end ? (uint32_t)(ring->next - end) : 0;
+}
+
 /* Makes a frame's entry, as the newest one; its bytes are there. */
 static void enter(struct ring *ring, const struct frame *frame)
 {
-    uint64_t ordinal = ring->next++;
+    uint64_t ordinal = ring->next;
     struct topic *topic = frame->topic;
     struct frame *entry = at(ring, ordinal);
 
     *entry = *frame;
+    entry->jump = jump_of_next(ring, topic);
     entry->previous = topic->newest;
     entry->number = topic->count + 1;
     if (frame->splice)
         put_size(entry->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
                                           ring->splice_text.length);
     link_to_topic(ring, topic, ordinal);
+    ring->next++;
     ring->newest_id = frame->id;
 }
 
@@ -331,17 +368,25 @@ uint64_t topic_end(const struct topic *topic)
     return topic->newest ? topic->newest : topic->evicted;
 }
 
+/* A value for a place's `last`, so that what follows is what comes after
+ * `ordinal`. */
+static uint64_t topic_at(const struct ring *ring, const struct topic *topic,
+                         uint64_t ordinal)
+{
+    uint64_t found = topic->newest;
+
+    while (found > ordinal) {
+        uint64_t jump = jump_from(ring, found);
+
+        found = jump && jump >= ordinal ? jump : at(ring, found)->previous;
+    }
+    return found ? found : topic_start(topic);
+}
+
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
                     uint64_t id)
 {
-    uint64_t found = ring_find(ring, id);
-
-    if (found >= ring->oldest && at(ring, found)->topic == topic)
-        return found;
-    found = topic->newest;
-    while (found && at(ring, found)->id > id)
-        found = at(ring, found)->previous;
-    return found ? found : topic_start(topic);
+    return topic_at(ring, topic, ring_find(ring, id));
 }
 
 uint64_t topic_after(const struct ring *ring, const struct topic *topic,
@@ -426,33 +471,34 @@ bool reader_overrun(const struct reader *reader)
     return false;
 }
 
-/* The place with the newest frame behind it; NULL if none has any. */
-static struct place *newest_place(const struct reader *reader)
+static uint64_t count_after(const struct ring *ring,
+                            const struct reader *reader, uint64_t ordinal)
 {
-    struct place *newest = NULL;
+    uint64_t count = 0;
 
     for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
+        const struct topic *topic = reader->places[i].topic;
 
-        if (place->last > place->topic->evicted &&
-            (!newest || place->last > newest->last))
-            newest = place;
+        count += topic_count_after(ring, topic, topic_at(ring, topic, ordinal));
     }
-    return newest;
+    return count;
 }
 
 void reader_back(const struct ring *ring, const struct reader *reader,
                  uint64_t count)
 {
-    struct place *place;
+    uint64_t low = ring->oldest - 1, high = ring->next - 1;
 
-    for (unsigned i = 0; i < reader->count; i++)
-        reader->places[i].last = topic_end(reader->places[i].topic);
-    while (count-- > 0 && (place = newest_place(reader)) != NULL) {
-        place->last = at(ring, place->last)->previous;
-        if (!place->last)
-            place->last = topic_start(place->topic);
+    while (low < high) { /* what comes after `high` is not too much */
+        uint64_t middle = low + (high - low) / 2;
+
+        if (count_after(ring, reader, middle) <= count)
+            high = middle;
+        else
+            low = middle + 1;
     }
+    for (unsigned i = 0; i < reader->count; i++)
+        reader->places[i].last = topic_at(ring, reader->places[i].topic, high);
 }
 
 static void place_pass(const struct ring *ring, struct place *place,
@@ -465,11 +511,13 @@ static void place_pass(const struct ring *ring, struct place *place,
 void reader_skip(const struct ring *ring, const struct reader *reader,
                  uint64_t id)
 {
-    struct walk walk;
-    uint64_t ordinal = walk_begin(&walk, ring, reader);
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+        uint64_t last = topic_seek(ring, place->topic, id);
 
-    for (; ordinal && at(ring, ordinal)->id <= id; ordinal = walk_on(&walk))
-        place_pass(ring, &reader->places[walk.at], ordinal);
+        if (last > place->last && last > place->topic->evicted)
+            place_pass(ring, place, last);
+    }
 }
 
 /* iovecs being filled. The first `skip` bytes put in are left out: they have

@@ -108,6 +108,7 @@ struct frame {
     uint32_t length;      /* bytes, the envelope included */
     uint32_t splice;      /* where the splice text goes in, 0: nowhere */
     char spliced_size[8]; /* the chunk size of the spliced form */
+    uint32_t jump;        /* so many ordinals back: see topic_seek(); 0: none */
     bool end;             /* finishes its topic */
 };
 
@@ -311,8 +312,14 @@ uint64_t ring_find(const struct ring *ring, uint64_t id);
 
 /*
  * Values for a place's `last`, so that what follows is: all that is held;
- * nothing but what comes from now on; what is newer than `id`. The time is
- * at most in proportion to the frames that follow.
+ * nothing but what comes from now on; what is newer than `id`.
+ *
+ * Each frame names, beside the topic's frame before it, one further back: as
+ * many frames back as the lowest digit of its number stands for, with the
+ * number written in skew binary (digits that stand for 1, 3, 7, 15...). A
+ * search that takes the long way wherever it does not lead too far takes
+ * logarithmic time: E. W. Myers, "An applicative random-access stack",
+ * Information Processing Letters 17 (1983).
  */
 uint64_t topic_start(const struct topic *topic);
 uint64_t topic_end(const struct topic *topic);
@@ -339,8 +346,9 @@ uint64_t reader_next(const struct ring *ring, const struct reader *reader);
 bool reader_overrun(const struct reader *reader);
 
 /* Moves the reader's places: back, over the newest `count` held frames of
- * all his topics together, from where each ends; or on, over those whose id
- * is at most `id`. */
+ * all its topics together, from where each ends; or on, over those whose id
+ * is at most `id`. The time is logarithmic in the frames held, squared for
+ * the first, and in proportion to the topics. */
 void reader_back(const struct ring *ring, const struct reader *reader,
                  uint64_t count);
 void reader_skip(const struct ring *ring, const struct reader *reader,

@@ -245,6 +245,63 @@ Test(ring, chains_topics)
     ring_release(&ring);
 }
 
+/* How many steps lead from the topic's newest frame back to `ordinal` or to
+ * what is before it, where each takes the long way if that is not too far. */
+static unsigned steps_back(const struct ring *ring, const struct topic *topic,
+                           uint64_t ordinal)
+{
+    uint64_t found = topic->newest;
+    unsigned steps = 0;
+
+    while (found > ordinal) {
+        const struct frame *frame = ring_frame(ring, found);
+        uint64_t jump = found - frame->jump;
+
+        if (!frame->jump || jump < ordinal || jump < ring->oldest)
+            jump = frame->previous;
+        cr_assert(jump < found);
+        found = jump;
+        steps++;
+    }
+    return steps;
+}
+
+/* However much is held and has been evicted, a search is short: a topic with
+ * every second frame, one with every hundredth, and the rest. */
+Test(ring, seeks_in_logarithmic_time)
+{
+    enum {
+        LIMIT = 30000,
+        COUNT = 100000,
+        STEPS = 48 /* of a chain of 30,000: 3 log2 */
+    };
+    static uint8_t topic_of[COUNT + 1];
+    struct topic *topics[3];
+    struct ring ring;
+
+    srandom(3);
+    topics[0] = begin(&ring, LIMIT, 16 << 20, 0);
+    topics[1] = topic_hold(&ring, SLICE("seldom"));
+    topics[2] = topic_hold(&ring, SLICE("rest"));
+    for (uint64_t id = 1; id <= COUNT; id++) {
+        topic_of[id] = id % 2 ? 0 : id % 100 == 0 ? 1 : 2;
+        append(&ring, topics[topic_of[id]], id, 5, false);
+    }
+    for (int round = 0; round < 3000; round++) {
+        uint64_t id = ring.oldest + (uint64_t)random() % LIMIT, expected = id;
+        int i = (int)(random() % 3);
+
+        while (expected >= ring.oldest && topic_of[expected] != i)
+            expected--;
+        if (expected < ring.oldest)
+            expected = topics[i]->evicted;
+        cr_assert(topic_seek(&ring, topics[i], id) == expected);
+        cr_assert(steps_back(&ring, topics[i], id) <= STEPS, "%u steps",
+                  steps_back(&ring, topics[i], id));
+    }
+    ring_release(&ring);
+}
+
 /* A topic without frames looks at no other topic's, wherever they lie. */
 Test(ring, a_new_topic_is_empty)
 {
