@@ -1101,6 +1101,7 @@ const char *http_reason(int status)
         { 416, "Range Not Satisfiable" },
         { 417, "Expectation Failed" },
         { 431, "Request Header Fields Too Large" },
+        { 500, "Internal Server Error" },
         { 501, "Not Implemented" },
         { 503, "Service Unavailable" },
         { 505, "HTTP Version Not Supported" },
@@ -1145,14 +1146,19 @@ static void put_field(struct head *head, const char *name, const char *value)
         put_line(head, "%s: %s\r\n", name, value);
 }
 
+/* The last segment alone, relative to the path that was asked for: then it is
+ * as short as a file's name, and cannot lead to another host. */
 static void put_location(struct head *head, struct slice path)
 {
+    const char *slash = memrchr(path.data, '/', path.length);
+    size_t begin = slash ? (size_t)(slash - path.data) + 1 : 0;
+
     put_line(head, "Location: ");
-    for (size_t i = 0; i < path.length; i++) {
+    for (size_t i = begin; i < path.length; i++) {
         unsigned char c = (unsigned char)path.data[i];
 
-        put_line(head,
-                 isalnum(c) || (c && strchr("/-._~", c)) ? "%c" : "%%%02X", c);
+        put_line(head, isalnum(c) || (c && strchr("-._~", c)) ? "%c" : "%%%02X",
+                 c);
     }
     put_line(head, "/\r\n");
 }
@@ -1399,7 +1405,6 @@ int http_file_open(struct file *file, int root, struct slice path)
     bool folder = path.length && path.data[path.length - 1] == '/';
     int status;
 
-    /* "//name/" in a Location would lead to another host. */
     if (path.length == 0 || path.length > REQUEST_LINE_MAX ||
         (path.length > 1 && path.data[1] == '/'))
         return -404;

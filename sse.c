@@ -9,8 +9,10 @@
  * the batch (reap()), so that an event of the same batch never meets another
  * connection under the number.
  *
- * A turn of the loop: read all that is readable and append what is published
- * (the answers wait), send the answers, then deliver a slice.
+ * A turn of the loop: work on what has arrived and append what is published
+ * (the answers wait), send the answers, deliver a slice, look at epoll again.
+ * A turn has a budget: each of these steps stops when its time or its slice is
+ * used up, and goes on in the next turn. epoll's word only queues.
  */
 #include "sse.h"
 
@@ -48,8 +50,10 @@ enum {
     TOKEN_MAX = 512,
     CORS_MAX = 256,
     REQUESTED_MAX = 256, /* of an unusable id, what is shown in a gap */
+    IN_FIRST = 2048,     /* bytes of a request that are read at first */
     OUT_SIZE = 8192,     /* answers of a turn's pipelined requests */
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
+    CONTENT_FIRST = 1024,               /* bytes of an event under way */
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
     IOV_ROOM = 1024,     /* iovecs to a writev: bounds the time to fill it */
@@ -57,6 +61,9 @@ enum {
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
+    TURN_WORK = 250,      /* us of a turn for each queue of connections */
+    VISIT = 100,          /* us for one of them before others have theirs */
+    STEP_EVENTS = 16,     /* events or so between two looks at the clock */
     EVENTS_MAX = 256,     /* of one epoll_wait */
     ACCEPTS_MAX = 32,     /* of one listener in one turn */
     ACCEPT_PAUSE = 100,   /* ms without accept when descriptors ran out */
@@ -147,6 +154,7 @@ struct options {
     uint64_t retry;
     uint64_t max_event;
     uint64_t max_connections; /* 0: what the limit on descriptors allows */
+    uint64_t request_memory;  /* bytes */
     uint64_t drain;
     uint64_t drain_spread;
     uint64_t drain_delay;
@@ -191,31 +199,39 @@ struct publication {
     struct slice piece; /* content that has arrived and was not looked at */
     char *content;      /* owned: what belongs to the event under way */
     size_t content_length;
-    size_t content_room;
+    size_t content_room;        /* bytes there are */
+    size_t content_max;         /* bytes there may be */
     struct event_parser parser; /* name and id too, if there is no stream */
 };
 
+/* Bytes [start, end) of `room`, which grows as they arrive. */
+struct buffer {
+    char *bytes; /* owned */
+    size_t room;
+    size_t start;
+    size_t end;
+};
+
 /* Everything about a connection that is not needed while it subscribes or
- * idles; from a pool. */
+ * idles; from a pool. What its buffers take is counted in
+ * server.request_memory. */
 struct exchange {
+    struct buffer in;  /* has not been parsed */
+    struct buffer out; /* has not been sent; OUT_ROOM is left for an answer */
+    struct exchange *next_spare;
+    /* from here on all is zero for a new one */
     struct request request;
     struct body body;
     struct publication publication;
     struct file file; /* being sent; fd is owned, -1 if none */
     uint64_t file_at; /* the next byte of it */
     uint64_t file_left;
-    size_t in_start; /* in[in_start, in_end) has not been parsed */
-    size_t in_end;
-    size_t out_start; /* out[out_start, out_end) has not been sent */
-    size_t out_end;
+    bool left;  /* not all of `in` has been looked at, or an event is due */
     bool close; /* when the answer is sent */
-    /* --sync always: out[promise, out_end) says of events that they are kept,
+    /* --sync always: out[promise, end) says of events that they are kept,
      * and they are not on the disk yet */
     bool promises;
     size_t promise;
-    struct exchange *next_spare;
-    char in[HEAD_MAX];
-    char out[OUT_SIZE];
 };
 
 /* What one subscriber alone gets and the socket did not take at once. */
@@ -239,20 +255,30 @@ enum conn_state {
     CONN_STATES,
 };
 
-/* A connection is in at most one queue. */
+/*
+ * A connection is in at most one queue. For work and for answers there are
+ * two each: connections that send more than a visit can take have the second,
+ * so that one that asks now and then never waits behind them.
+ */
 enum queue_name {
     QUEUE_NONE,
-    QUEUE_ANSWERS, /* has answers to send at the end of the turn */
+    QUEUE_WORK, /* something has arrived, and is to be looked at */
+    QUEUE_WORK_BUSY,
+    QUEUE_ANSWERS, /* has answers to send */
+    QUEUE_ANSWERS_BUSY,
     QUEUE_WAITING, /* CONN_WAITING */
     QUEUE_READY,   /* subscribers with more to get and room in the socket */
+    QUEUE_STARVED, /* waits for --request-memory */
     QUEUE_CLOSED,  /* CONN_CLOSED */
     QUEUES,
 };
 
 enum {
     FLAG_UNIX = 1,
-    FLAG_ENDING = 2, /* the last bytes of the stream are under way */
-    FLAG_AHEAD = 4,  /* came with an id newer than the newest */
+    FLAG_ENDING = 2,  /* the last bytes of the stream are under way */
+    FLAG_AHEAD = 4,   /* came with an id newer than the newest */
+    FLAG_SURPLUS = 8, /* came when --max-connections were there */
+    FLAG_BUSY = 16,   /* what it sent last took more than a visit */
 };
 
 struct conn {
@@ -346,6 +372,9 @@ struct server {
     uint64_t wheel_tick; /* the last one that was looked at */
     struct exchange *spare;
     unsigned spare_count;
+    uint64_t request_memory; /* bytes that requests hold now */
+    uint64_t visit_end;      /* us, monotonic */
+    unsigned steps;          /* until the next look at the clock */
 
     uint64_t now; /* ms, monotonic; of this turn */
     time_t wall;  /* what `date` says */
@@ -370,12 +399,17 @@ static struct {
 static const char *const level_names[] = { "error", "warn", "info", "debug",
                                            NULL };
 
-static uint64_t clock_ms(clockid_t clock)
+static uint64_t clock_us(clockid_t clock)
 {
     struct timespec now;
 
     clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static uint64_t clock_ms(clockid_t clock)
+{
+    return clock_us(clock) / 1000;
 }
 
 static void format_timestamp(char *text, uint64_t wall_ms)
@@ -681,6 +715,89 @@ static void conn_set_interest(struct server *server, struct conn *conn,
     epoll_ctl(server->epoll, EPOLL_CTL_MOD, (int)event.data.u32, &event);
 }
 
+/* Counts memory as the requests'. False if --request-memory does not allow
+ * it. */
+static bool memory_take(struct server *server, size_t bytes)
+{
+    uint64_t maximum = server->options.request_memory;
+
+    if (bytes > maximum || server->request_memory > maximum - bytes)
+        return false;
+    server->request_memory += bytes;
+    return true;
+}
+
+static void memory_return(struct server *server, size_t bytes)
+{
+    server->request_memory -= bytes;
+}
+
+/* Reallocates bytes of a request from `room` to `wanted` bytes. False if that
+ * is not to be had: nothing has changed. */
+static bool grow(struct server *server, char **bytes, size_t *room,
+                 size_t wanted)
+{
+    char *moved;
+
+    if (wanted <= *room)
+        return true;
+    if (!memory_take(server, wanted - *room))
+        return false;
+    moved = realloc(*bytes, wanted);
+    if (!moved) {
+        memory_return(server, wanted - *room);
+        return false;
+    }
+    *bytes = moved;
+    *room = wanted;
+    return true;
+}
+
+static void let_go(struct server *server, char **bytes, size_t *room)
+{
+    free(*bytes);
+    memory_return(server, *room);
+    *bytes = NULL;
+    *room = 0;
+}
+
+static size_t buffer_length(const struct buffer *buffer)
+{
+    return buffer->end - buffer->start;
+}
+
+static void exchange_free(struct exchange *exchange)
+{
+    free(exchange->in.bytes);
+    free(exchange->out.bytes);
+    free(exchange);
+}
+
+/* What an exchange has allocated, but for content. */
+static size_t exchange_size(const struct exchange *exchange)
+{
+    return sizeof(*exchange) + exchange->in.room + exchange->out.room;
+}
+
+static struct exchange *exchange_make(void)
+{
+    struct exchange *exchange = calloc(1, sizeof(*exchange));
+
+    if (!exchange)
+        return NULL;
+    exchange->in.bytes = malloc(IN_FIRST);
+    exchange->out.bytes = malloc(OUT_ROOM);
+    if (!exchange->in.bytes || !exchange->out.bytes) {
+        exchange_free(exchange);
+        return NULL;
+    }
+    exchange->in.room = IN_FIRST;
+    exchange->out.room = OUT_ROOM;
+    return exchange;
+}
+
+/* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
+ * used up, else ENOMEM. */
 static struct exchange *exchange_take(struct server *server)
 {
     struct exchange *exchange = server->spare;
@@ -689,11 +806,19 @@ static struct exchange *exchange_take(struct server *server)
         server->spare = exchange->next_spare;
         server->spare_count--;
     } else {
-        exchange = malloc(sizeof(*exchange));
-        if (!exchange)
-            return NULL;
+        exchange = exchange_make();
     }
-    memset(exchange, 0, offsetof(struct exchange, in));
+    errno = exchange ? EAGAIN : ENOMEM;
+    if (exchange && !memory_take(server, exchange_size(exchange))) {
+        exchange_free(exchange);
+        return NULL;
+    }
+    if (!exchange)
+        return NULL;
+    exchange->in.start = exchange->in.end = 0;
+    exchange->out.start = exchange->out.end = 0;
+    memset(&exchange->request, 0,
+           sizeof(*exchange) - offsetof(struct exchange, request));
     exchange->file.fd = -1;
     return exchange;
 }
@@ -703,8 +828,7 @@ static void publication_end(struct server *server, struct exchange *exchange)
 {
     struct publication *publication = &exchange->publication;
 
-    free(publication->content);
-    publication->content = NULL;
+    let_go(server, &publication->content, &publication->content_room);
     if (publication->topic)
         topic_drop(&server->ring, publication->topic);
     publication->topic = NULL;
@@ -722,8 +846,9 @@ static void exchange_release(struct server *server, struct exchange *exchange)
 {
     publication_end(server, exchange);
     exchange_drop_file(exchange);
+    memory_return(server, exchange_size(exchange));
     if (server->spare_count >= SPARE_EXCHANGES) {
-        free(exchange);
+        exchange_free(exchange);
         return;
     }
     exchange->next_spare = server->spare;
@@ -843,26 +968,29 @@ static void accept_pause(struct server *server, bool pause)
                           pause ? 0 : EPOLLIN);
 }
 
-/* Begins a connection on a descriptor that was just accepted. */
+/* Begins a connection on a descriptor that was just accepted. There is no
+ * place for one beyond the limit on descriptors as it was at the start:
+ * somebody has raised it since. */
 static struct conn *conn_open(struct server *server, int fd,
                               const struct sockaddr_storage *peer)
 {
     struct epoll_event event = { .events = INPUT, .data.u32 = (uint32_t)fd };
+    bool fits = (uint32_t)fd < server->conn_limit;
     struct conn *conn;
 
-    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
-        int error = errno;
+    if (!fits || epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+        int error = fits ? errno : EMFILE;
 
         close(fd);
         errno = error;
         return NULL;
     }
-    assert((uint32_t)fd < server->conn_limit); /* it is RLIMIT_NOFILE */
     conn = conn_at(server, (uint32_t)fd);
     *conn = (struct conn){ .interest = INPUT };
     set_peer(conn, peer);
     conn_set_state(server, conn, CONN_REQUEST);
-    server->connections++;
+    if (server->connections++ >= server->options.max_connections)
+        conn->flags |= FLAG_SURPLUS;
     timer_start(server, conn, server->options.head_timeout);
     return conn;
 }
@@ -881,9 +1009,7 @@ static void accept_failed(struct server *server, const char *reason)
     accept_pause(server, true);
 }
 
-static void conn_read(struct server *server, struct conn *conn);
-
-/* A client sends its request at once, so it is looked for at once: that
+/* A client sends its request at once, so it is looked for in this turn: that
  * saves it a slice of the delivery that is under way. */
 static void accept_all(struct server *server, int listener)
 {
@@ -908,7 +1034,7 @@ static void accept_all(struct server *server, int listener)
             accept_failed(server, strerrorname_np(errno));
             return;
         }
-        conn_read(server, conn);
+        queue_push(server, QUEUE_WORK, conn);
     }
 }
 
@@ -1159,6 +1285,14 @@ static void topic_leave(struct server *server, const struct place *left)
     topic->subscriber_room = 0;
 }
 
+static void own_free(struct server *server, struct conn *conn)
+{
+    if (conn->own)
+        memory_return(server, sizeof(*conn->own) + conn->own->length);
+    free(conn->own);
+    conn->own = NULL;
+}
+
 static void stream_leave(struct server *server, struct conn *conn,
                          const char *reason)
 {
@@ -1171,8 +1305,7 @@ static void stream_leave(struct server *server, struct conn *conn,
     }
     if (conn->topics > 1)
         free(places);
-    free(conn->own);
-    conn->own = NULL;
+    own_free(server, conn);
     log_client(server, LEVEL_INFO, "unsubscribed",
                "peer=%s reason=%s events=%u bytes=%llu seconds=%u",
                format_peer(peer, conn), reason, conn->cursor.events,
@@ -1284,7 +1417,8 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
 
 /* Keeps what the socket did not take of the bytes that are this one's own:
  * the rest of conn->own, or others. */
-static bool stream_keep(struct conn *conn, struct slice rest)
+static bool stream_keep(struct server *server, struct conn *conn,
+                        struct slice rest)
 {
     struct own *own = conn->own;
 
@@ -1293,13 +1427,16 @@ static bool stream_keep(struct conn *conn, struct slice rest)
         own->sent = own->length - (uint32_t)rest.length;
         return true;
     }
-    free(own);
-    conn->own = NULL;
+    own_free(server, conn);
     if (rest.length == 0)
         return true;
-    own = malloc(sizeof(*own) + rest.length);
-    if (!own)
+    if (!memory_take(server, sizeof(*own) + rest.length))
         return false;
+    own = malloc(sizeof(*own) + rest.length);
+    if (!own) {
+        memory_return(server, sizeof(*own) + rest.length);
+        return false;
+    }
     *own = (struct own){ .length = (uint32_t)rest.length };
     memcpy(own->bytes, rest.data, rest.length);
     conn->own = own;
@@ -1408,6 +1545,7 @@ static enum io stream_write(struct server *server, struct conn *conn,
         if (sent < 0)
             return errno == EAGAIN ? IO_FULL : IO_ERROR;
         stream_advance(server, conn, &reader, own, (size_t)sent);
+        server->slice_bytes += (size_t)count * PIECE_SMALL;
         total += (size_t)sent;
         if ((size_t)sent < bytes)
             return IO_FULL;
@@ -1435,7 +1573,7 @@ static void stream_send(struct server *server, struct conn *conn,
         conn_cut(server, conn, "overrun");
     } else if (outcome == IO_ERROR) {
         conn_close(server, conn, strerrorname_np(errno));
-    } else if (!stream_keep(conn, own)) {
+    } else if (!stream_keep(server, conn, own)) {
         conn_close(server, conn, strerrorname_np(ENOMEM));
     } else if (outcome == IO_DONE && (conn->flags & FLAG_ENDING)) {
         conn_close(server, conn,
@@ -1780,6 +1918,23 @@ static void log_access(const struct server *server, const struct conn *conn,
                (unsigned long long)length);
 }
 
+/* Has a connection's answers sent in this turn; from whatever queue. */
+static void answers_push(struct server *server, struct conn *conn)
+{
+    queue_remove(server, conn);
+    queue_push(server,
+               conn->flags & FLAG_BUSY ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS,
+               conn);
+}
+
+/* Has it looked at when others have had their visit. */
+static void work_push(struct server *server, struct conn *conn)
+{
+    queue_remove(server, conn);
+    queue_push(server, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
+               conn);
+}
+
 /*
  * Puts an answer after those that wait to be sent, and makes the exchange
  * ready for the next request. response->length is that of the content; what
@@ -1788,31 +1943,34 @@ static void log_access(const struct server *server, const struct conn *conn,
 static void respond(struct server *server, struct conn *conn,
                     struct response *response, struct slice content)
 {
+    static const struct response too_long = { .status = 500, .close = true };
     struct exchange *exchange = conn->exchange;
-    char *out = exchange->out + exchange->out_end;
-    size_t room = OUT_SIZE - exchange->out_end, length;
+    char *out = exchange->out.bytes + exchange->out.end;
+    size_t room = exchange->out.room - exchange->out.end, length;
 
     /* a body that nobody will read cannot be told from the next request */
     response->close = response->close || exchange->request.close ||
                       exchange->body.state != BODY_DONE;
     response->date = server->date;
     length = http_head(out, room, response);
-    assert(length && room - length >= content.length);
+    if (!length || room - length < content.length) {
+        *response = too_long;
+        response->date = server->date;
+        content.length = 0;
+        length = http_head(out, room, response);
+    }
     if (exchange->request.method != METHOD_HEAD) {
         memcpy(out + length, content.data, content.length);
         length += content.length;
     }
-    exchange->out_end += length;
+    exchange->out.end += length;
     exchange->close = response->close;
     log_access(server, conn, response->status, response->length);
     publication_end(server, exchange);
     exchange->request = (struct request){ 0 };
     conn_set_state(server, conn, CONN_REQUEST);
     timer_start(server, conn, server->options.head_timeout);
-    if (conn->queue != QUEUE_ANSWERS) {
-        queue_remove(server, conn);
-        queue_push(server, QUEUE_ANSWERS, conn);
-    }
+    answers_push(server, conn);
 }
 
 /* An answer with a line of text. */
@@ -1833,6 +1991,15 @@ static void respond_error(struct server *server, struct conn *conn, int status,
                           const char *text)
 {
     respond_text(server, conn, (struct response){ .status = status }, text);
+}
+
+/* A connection that came too late gets this and ends: the places beyond
+ * --max-connections are few. */
+static void respond_surplus(struct server *server, struct conn *conn)
+{
+    respond_text(server, conn,
+                 (struct response){ .status = 503, .close = true },
+                 "too many connections: --max-connections");
 }
 
 static void respond_method(struct server *server, struct conn *conn,
@@ -2238,8 +2405,8 @@ static void put_stream_begin(struct text *text, const struct server *server,
     bool is_main = reader->places[0].topic == server->main_topic;
 
     /* answers to earlier requests that have not been sent go before it */
-    text_put_bytes(text, exchange->out + exchange->out_start,
-                   exchange->out_end - exchange->out_start);
+    text_put_bytes(text, exchange->out.bytes + exchange->out.start,
+                   buffer_length(&exchange->out));
     text->length += http_head(text->bytes + text->length,
                               text->room - text->length, &response);
     if (!is_main) {
@@ -2277,7 +2444,7 @@ static bool keep_promises(struct server *server, struct conn *conn)
     sync_history(server);
     if (!server->sync_failed)
         return true;
-    exchange->out_end = exchange->promise;
+    exchange->out.end = exchange->promise;
     exchange_drop_file(exchange);
     respond_text(server, conn,
                  (struct response){ .status = 503, .close = true },
@@ -2307,7 +2474,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
                 SLICE(""));
     } else if (request->method == METHOD_HEAD) {
         respond(server, conn, &head, SLICE(""));
-    } else if (server->connections > server->options.max_connections) {
+    } else if (conn->flags & FLAG_SURPLUS) {
         respond_later(server, conn);
     } else if (keep_promises(server, conn)) {
         put_stream_begin(&text, server, conn, reader, &start);
@@ -2583,7 +2750,7 @@ static void respond_json(struct server *server, struct conn *conn, int status,
     if (server->options.sync == SYNC_ALWAYS && status < 300 &&
         !exchange->promises) {
         exchange->promises = true;
-        exchange->promise = exchange->out_end;
+        exchange->promise = exchange->out.end;
     }
     respond(server, conn,
             &(struct response){
@@ -2648,6 +2815,13 @@ static void respond_publisher(struct server *server, struct conn *conn,
         respond_error(server, conn, status, text);
 }
 
+static void respond_no_memory(struct server *server, struct conn *conn)
+{
+    conn->exchange->request.close = true;
+    respond_publisher(server, conn, 503,
+                      "no memory for requests now: --request-memory");
+}
+
 static void respond_draining(struct server *server, struct conn *conn)
 {
     respond_publisher(server, conn, 503, "draining: about to end");
@@ -2710,15 +2884,11 @@ static void conn_unwait(struct server *server, struct conn *conn)
 {
     if (conn->state != CONN_WAITING)
         return;
-    queue_remove(server, conn);
     conn_watch(server, conn, true);
-    if (is_input(server, conn)) {
-        conn_set_state(server, conn, CONN_INPUT);
-        return;
-    }
-    conn_set_state(server, conn, CONN_BODY);
-    if (conn->exchange->out_end > conn->exchange->out_start)
-        queue_push(server, QUEUE_ANSWERS, conn);
+    conn_set_state(server, conn,
+                   is_input(server, conn) ? CONN_INPUT : CONN_BODY);
+    conn->exchange->left = true;
+    work_push(server, conn);
 }
 
 static bool is_kept_before(const struct server *server, uint64_t id)
@@ -2882,20 +3052,60 @@ static void body_ends(struct server *server, struct conn *conn)
                           topic_newest_id(server, publication->topic));
 }
 
+/* Makes room for content, twice what there was if that is not too much. If
+ * there is no memory, the publisher has been answered: false. */
+static bool make_room(struct server *server, struct conn *conn, size_t wanted)
+{
+    struct publication *publication = &conn->exchange->publication;
+    size_t room = publication->content_room * 2;
+
+    if (wanted <= publication->content_room)
+        return true;
+    if (room < CONTENT_FIRST)
+        room = CONTENT_FIRST;
+    if (room < wanted)
+        room = wanted;
+    if (room > publication->content_max)
+        room = publication->content_max;
+    if (grow(server, &publication->content, &publication->content_room, room))
+        return true;
+    respond_no_memory(server, conn);
+    return false;
+}
+
 static void append_content(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
     struct slice piece = publication->piece;
 
-    if (piece.length >
-        publication->content_room - publication->content_length) {
+    if (piece.length > publication->content_max - publication->content_length) {
         respond_too_large(server, conn);
         return;
     }
+    if (!make_room(server, conn, publication->content_length + piece.length))
+        return;
     memcpy(publication->content + publication->content_length, piece.data,
            piece.length);
     publication->content_length += piece.length;
     publication->piece.length = 0;
+}
+
+/* Makes room for all that a piece can add to the data of an event. */
+static bool make_parser_room(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    size_t wanted = publication->piece.length + 1;
+
+    if (!parser->complete)
+        wanted += parser->length;
+    if (wanted > publication->content_max)
+        wanted = publication->content_max;
+    if (!make_room(server, conn, wanted))
+        return false;
+    parser->data = publication->content;
+    parser->room = publication->content_room;
+    return true;
 }
 
 static void parse_piece(struct server *server, struct conn *conn)
@@ -2904,6 +3114,8 @@ static void parse_piece(struct server *server, struct conn *conn)
     struct event_parser *parser = &publication->parser;
     const char *refused = NULL;
 
+    if (!make_parser_room(server, conn))
+        return;
     slice_skip(&publication->piece,
                event_parser_read(parser, publication->piece));
     if (parser->too_long)
@@ -2932,46 +3144,45 @@ static void take_piece(struct server *server, struct conn *conn)
 static bool next_piece(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
-    struct slice data = { exchange->in + exchange->in_start,
-                          exchange->in_end - exchange->in_start };
+    struct slice data = { exchange->in.bytes + exchange->in.start,
+                          buffer_length(&exchange->in) };
     ssize_t taken =
         http_body_read(&exchange->body, data, &exchange->publication.piece);
 
     if (taken < 0)
         respond_publisher(server, conn, 400, "a chunk is malformed");
     else
-        exchange->in_start += (size_t)taken;
+        exchange->in.start += (size_t)taken;
     return taken != 0 || exchange->body.state == BODY_DONE;
 }
 
-/* Takes in what has arrived of a body, as far as it can be published. */
-static void read_body(struct server *server, struct conn *conn)
+/* Takes in a part of what has arrived of a body, as far as it can be
+ * published. False if all that has arrived is used up. */
+static bool body_step(struct server *server, struct conn *conn)
 {
-    struct exchange *exchange = conn->exchange;
+    const struct exchange *exchange = conn->exchange;
     const struct publication *publication = &exchange->publication;
 
-    while (conn->state == CONN_BODY) {
-        if (publication->due != DUE_NOTHING)
-            publish_due(server, conn);
-        else if (publication->piece.length)
-            take_piece(server, conn);
-        else if (exchange->body.state == BODY_DONE)
-            body_ends(server, conn);
-        else if (!next_piece(server, conn))
-            return;
-    }
+    if (publication->due != DUE_NOTHING)
+        publish_due(server, conn);
+    else if (publication->piece.length)
+        take_piece(server, conn);
+    else if (exchange->body.state == BODY_DONE)
+        body_ends(server, conn);
+    else
+        return next_piece(server, conn);
+    return true;
 }
 
 /* Asks for the body of a client that waits to be asked. */
 static void respond_continue(struct server *server, struct conn *conn)
 {
     static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    struct exchange *exchange = conn->exchange;
+    struct buffer *out = &conn->exchange->out;
 
-    memcpy(exchange->out + exchange->out_end, line, sizeof(line) - 1);
-    exchange->out_end += sizeof(line) - 1;
-    if (conn->queue != QUEUE_ANSWERS)
-        queue_push(server, QUEUE_ANSWERS, conn);
+    memcpy(out->bytes + out->end, line, sizeof(line) - 1);
+    out->end += sizeof(line) - 1;
+    answers_push(server, conn);
 }
 
 /* Reads the body. A stream may be silent for as long as it likes; all else
@@ -2985,25 +3196,18 @@ static void begin_body(struct server *server, struct conn *conn)
     if (publication->from == FROM_PLAIN &&
         exchange->request.content_length >= 0)
         room = (size_t)exchange->request.content_length;
-    publication->content_room = room;
-    publication->content = malloc(room + 1);
-    if (!publication->content) {
-        respond_error(server, conn, 503, "no memory for the body");
-        return;
-    }
+    publication->content_max = room;
     conn_set_state(server, conn, CONN_BODY);
     if (publication->from == FROM_EVENTS) {
-        event_parser_init(&publication->parser, publication->content,
-                          (size_t)server->options.max_event);
+        publication->content_max = (size_t)server->options.max_event;
+        event_parser_init(&publication->parser, NULL, 0);
         timer_stop(server, conn);
     } else {
         timer_start(server, conn,
                     server->options.head_timeout + room * 1000 / BODY_RATE);
     }
-    if (exchange->request.expect_continue &&
-        exchange->in_start == exchange->in_end)
+    if (exchange->request.expect_continue && buffer_length(&exchange->in) == 0)
         respond_continue(server, conn);
-    read_body(server, conn);
 }
 
 /* Begins a publication into the topic, which is held for it. */
@@ -3060,8 +3264,8 @@ static void publish(struct server *server, struct conn *conn,
         respond_error(server, conn, 503, "draining: about to end");
         return;
     }
-    if (server->connections > server->options.max_connections) {
-        respond_error(server, conn, 503, "too many connections");
+    if (conn->flags & FLAG_SURPLUS) {
+        respond_surplus(server, conn);
         return;
     }
     begin_publication(server, conn, topic);
@@ -3120,8 +3324,8 @@ static void input_take_line(struct server *server)
 {
     struct exchange *exchange = server->input->exchange;
     struct publication *publication = &exchange->publication;
-    const char *from = exchange->in + exchange->in_start;
-    size_t length = exchange->in_end - exchange->in_start;
+    const char *from = exchange->in.bytes + exchange->in.start;
+    size_t length = buffer_length(&exchange->in);
     const char *lf = memchr(from, '\n', length);
 
     if (lf)
@@ -3133,7 +3337,7 @@ static void input_take_line(struct server *server)
                length);
     if (!publication->skips)
         publication->content_length += length;
-    exchange->in_start += length + (lf != NULL);
+    exchange->in.start += length + (lf != NULL);
     if (lf)
         input_line_ends(server, publication);
 }
@@ -3167,12 +3371,12 @@ static void input_take_event(struct server *server)
     struct exchange *exchange = server->input->exchange;
     struct publication *publication = &exchange->publication;
     struct event_parser *parser = &publication->parser;
-    struct slice data = { exchange->in + exchange->in_start,
-                          exchange->in_end - exchange->in_start };
+    struct slice data = { exchange->in.bytes + exchange->in.start,
+                          buffer_length(&exchange->in) };
     struct slice name;
     const char *refused = NULL;
 
-    exchange->in_start += event_parser_read(parser, data);
+    exchange->in.start += event_parser_read(parser, data);
     if (!parser->complete)
         return;
     name = (struct slice){ parser->name, parser->name_length };
@@ -3206,41 +3410,42 @@ static void input_finish(struct server *server)
         input_end(server, "end of input");
 }
 
-/* Takes in what has arrived on standard input, as far as it can be
- * published. */
-static void input_go_on(struct server *server)
+/* Takes in a part of what has arrived on standard input, as far as it can be
+ * published. False if that is used up. */
+static bool input_step(struct server *server)
 {
-    while (server->input && server->input->state == CONN_INPUT) {
-        struct exchange *exchange = server->input->exchange;
-        struct publication *publication = &exchange->publication;
+    const struct exchange *exchange = server->input->exchange;
+    const struct publication *publication = &exchange->publication;
 
-        if (publication->due != DUE_NOTHING)
-            publish_due(server, server->input);
-        else if (exchange->in_start < exchange->in_end)
-            publication->from == FROM_LINES ? input_take_line(server)
-                                            : input_take_event(server);
-        else if (exchange->body.state == BODY_DONE)
-            input_finish(server);
-        else
-            return;
-    }
+    if (publication->due != DUE_NOTHING)
+        publish_due(server, server->input);
+    else if (buffer_length(&exchange->in) > 0)
+        publication->from == FROM_LINES ? input_take_line(server)
+                                        : input_take_event(server);
+    else if (exchange->body.state == BODY_DONE)
+        input_finish(server);
+    else
+        return false;
+    return true;
 }
 
-static void input_read(struct server *server)
+/* Reads from standard input. False if nothing has come. */
+static bool input_fill(struct server *server)
 {
     struct exchange *exchange = server->input->exchange;
-    ssize_t n = read(STDIN_FILENO, exchange->in, sizeof(exchange->in));
+    struct buffer *in = &exchange->in;
+    ssize_t n = read(STDIN_FILENO, in->bytes, in->room);
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
+        return false;
     if (n < 0)
         log_event(LEVEL_ERROR, "input_failed", "error=%s",
                   strerrorname_np(errno));
     if (n <= 0)
         exchange->body.state = BODY_DONE;
-    exchange->in_start = 0;
-    exchange->in_end = n > 0 ? (size_t)n : 0;
-    input_go_on(server);
+    in->start = 0;
+    in->end = n > 0 ? (size_t)n : 0;
+    return true;
 }
 
 /* ------------------------------------------------------ the connection */
@@ -3307,8 +3512,8 @@ static void route(struct server *server, struct conn *conn)
             (struct slice){ request->path.data + 8, request->path.length - 8 });
     else if (slice_is(request->path, "/healthz"))
         respond_health(server, conn);
-    else if (server->connections > server->options.max_connections)
-        respond_error(server, conn, 503, "too many connections");
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
     else if (slice_is(request->path, "*"))
         respond_method(server, conn, "DELETE, GET, HEAD, OPTIONS, POST");
     else
@@ -3316,87 +3521,200 @@ static void route(struct server *server, struct conn *conn)
 }
 
 /* Moves what has not been parsed to the front, to make room behind it. */
-static void compact_input(struct exchange *exchange)
+static void compact(struct buffer *buffer)
 {
-    assert(exchange);
-    if (exchange->in_start == 0)
+    if (buffer->start == 0)
         return;
-    exchange->in_end -= exchange->in_start;
-    memmove(exchange->in, exchange->in + exchange->in_start, exchange->in_end);
-    exchange->in_start = 0;
+    buffer->end -= buffer->start;
+    memmove(buffer->bytes, buffer->bytes + buffer->start, buffer->end);
+    buffer->start = 0;
 }
 
-static void read_request(struct server *server, struct conn *conn)
+/* Whether there is room for one more answer. There is if none waits. */
+static bool has_answer_room(struct server *server, struct exchange *exchange)
+{
+    struct buffer *out = &exchange->out;
+    size_t wanted = out->room * 2 < OUT_SIZE ? out->room * 2 : OUT_SIZE;
+
+    return out->room - out->end >= OUT_ROOM ||
+           (grow(server, &out->bytes, &out->room, wanted) &&
+            out->room - out->end >= OUT_ROOM);
+}
+
+/* Takes in a request that has arrived whole, if there is room for its answer.
+ * False if there is none. */
+static bool request_step(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
-    ssize_t taken =
-        http_parse(exchange->in + exchange->in_start,
-                   exchange->in_end - exchange->in_start, &exchange->request);
+    struct buffer *in = &exchange->in;
+    ssize_t taken;
 
+    if (exchange->close || !has_answer_room(server, exchange))
+        return false;
+    taken = http_parse(in->bytes + in->start, buffer_length(in),
+                       &exchange->request);
     exchange->body.state = BODY_DONE;
     if (taken < 0) {
         exchange->request.close = true;
         respond_error(server, conn, (int)-taken, exchange->request.error);
     } else if (taken > 0) {
-        exchange->in_start += (size_t)taken;
+        in->start += (size_t)taken;
         http_body_init(&exchange->body, &exchange->request);
         route(server, conn);
+        server->steps += STEP_EVENTS;
+    }
+    return taken != 0;
+}
+
+/* Takes in a part of what has arrived. False if there is nothing more to take
+ * in, now or ever. */
+static bool conn_step(struct server *server, struct conn *conn)
+{
+    switch ((enum conn_state)conn->state) {
+    case CONN_REQUEST:
+        return request_step(server, conn);
+    case CONN_BODY:
+        return body_step(server, conn);
+    case CONN_INPUT:
+        return input_step(server);
+    default:
+        return false;
     }
 }
 
-/* Takes in all requests that have arrived whole, as long as there is room
- * for their answers. */
-static void read_requests(struct server *server, struct conn *conn)
+/* Begins an exchange on a connection that has had none. */
+static bool conn_begin_exchange(struct server *server, struct conn *conn)
 {
-    size_t before = SIZE_MAX;
-
-    if (conn->state == CONN_BODY)
-        read_body(server, conn);
-    while (conn->state == CONN_REQUEST && conn->exchange &&
-           !conn->exchange->close && before != conn->exchange->in_start &&
-           OUT_SIZE - conn->exchange->out_end >= OUT_ROOM) {
-        before = conn->exchange->in_start;
-        read_request(server, conn);
+    timer_start(server, conn, server->options.head_timeout);
+    conn->exchange = exchange_take(server);
+    if (conn->exchange)
+        return true;
+    if (errno == EAGAIN) {
+        queue_push(server, QUEUE_STARVED, conn);
+        conn_set_interest(server, conn, 0);
+    } else {
+        conn_close(server, conn, "no memory");
     }
-    if (conn->state == CONN_REQUEST || conn->state == CONN_BODY)
-        compact_input(conn->exchange);
+    return false;
 }
 
-static void conn_read(struct server *server, struct conn *conn)
+/* Reads what there is room for: more of it next time if that was filled.
+ * False if nothing has come, or the connection has ended. */
+static bool conn_fill(struct server *server, struct conn *conn)
 {
-    struct exchange *exchange = conn->exchange;
-    bool first = !exchange;
+    bool first = !conn->exchange;
+    struct buffer *in;
     ssize_t n;
 
-    if (first) {
-        exchange = conn->exchange = exchange_take(server);
-        if (!exchange) {
-            conn_close(server, conn, "no memory");
-            return;
-        }
-        timer_start(server, conn, server->options.head_timeout);
+    if (first && !conn_begin_exchange(server, conn))
+        return false;
+    in = &conn->exchange->in;
+    compact(in);
+    if (in->end == in->room) {
+        respond_no_memory(server, conn);
+        return false;
     }
-    n = read((int)conn_fd(server, conn), exchange->in + exchange->in_end,
-             sizeof(exchange->in) - exchange->in_end);
-    if (n > 0) {
-        exchange->in_end += (size_t)n;
-        read_requests(server, conn);
-    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+    n = read((int)conn_fd(server, conn), in->bytes + in->end,
+             in->room - in->end);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         conn_close(server, conn, "closed");
-    } else if (first) {
+    else if (n < 0 && first)
         conn_release_exchange(server, conn);
-    }
+    if (n <= 0)
+        return false;
+    in->end += (size_t)n;
+    if (in->end == in->room && in->room < HEAD_MAX)
+        grow(server, &in->bytes, &in->room, in->room * 2);
+    return true;
+}
+
+/* Whether others are to have their turn. The clock is looked at now and then:
+ * after each request, and after some events of a stream. */
+static bool visit_is_over(struct server *server)
+{
+    if (++server->steps < STEP_EVENTS)
+        return false;
+    server->steps = 0;
+    return clock_us(CLOCK_MONOTONIC) >= server->visit_end;
+}
+
+/* A body of which all that came has been published keeps no memory while it
+ * is silent. */
+static void shrink(struct server *server, struct exchange *exchange)
+{
+    struct publication *publication = &exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    struct buffer *in = &exchange->in;
+    char *smaller;
+
+    if (publication->from != FROM_EVENTS || buffer_length(in) > 0)
+        return;
+    if (parser->complete || parser->length == 0)
+        let_go(server, &publication->content, &publication->content_room);
+    parser->room = publication->content_room;
+    if (in->room == IN_FIRST || !(smaller = realloc(in->bytes, IN_FIRST)))
+        return;
+    memory_return(server, in->room - IN_FIRST);
+    in->bytes = smaller;
+    in->room = IN_FIRST;
+}
+
+/* After a visit: what has not been looked at is, once others have had theirs;
+ * what has been answered is sent. */
+static void conn_settle(struct server *server, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+
+    if (conn->state == CONN_BODY && !exchange->left)
+        shrink(server, exchange);
+    if (buffer_length(&exchange->out) > 0)
+        answers_push(server, conn);
+    else if (exchange->left)
+        work_push(server, conn);
+}
+
+/* Whether a connection takes in requests or what is published. */
+static bool takes_in(const struct conn *conn)
+{
+    return conn->state == CONN_REQUEST || conn->state == CONN_BODY ||
+           conn->state == CONN_INPUT;
+}
+
+/*
+ * Looks at what a connection has sent, until that is used up, has to wait, or
+ * VISIT is over. It is busy when that takes more than one visit.
+ */
+static void conn_visit(struct server *server, struct conn *conn)
+{
+    bool fills = !conn->exchange || !conn->exchange->left;
+    bool left = true;
+
+    if (fills && !(is_input(server, conn) ? input_fill(server)
+                                          : conn_fill(server, conn)))
+        return;
+    server->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
+    do
+        left = conn_step(server, conn);
+    while (left && !visit_is_over(server));
+    if (!takes_in(conn) || !conn->exchange)
+        return;
+    conn->exchange->left = left;
+    if (left)
+        conn->flags |= FLAG_BUSY;
+    else if (fills)
+        conn->flags &= (uint8_t)~FLAG_BUSY;
+    conn_settle(server, conn);
 }
 
 /* Sends a piece of what waits to be sent; as send(2). */
 static ssize_t send_piece(int fd, struct exchange *exchange)
 {
     int more = exchange->file_left ? MSG_MORE : 0;
-    size_t length = exchange->out_end - exchange->out_start;
+    size_t length = buffer_length(&exchange->out);
     off_t at = (off_t)exchange->file_at;
 
     if (length)
-        return send(fd, exchange->out + exchange->out_start, length,
+        return send(fd, exchange->out.bytes + exchange->out.start, length,
                     MSG_NOSIGNAL | more);
     length = exchange->file_left < SEND_BUDGET ? (size_t)exchange->file_left
                                                : SEND_BUDGET;
@@ -3407,10 +3725,12 @@ static ssize_t send_piece(int fd, struct exchange *exchange)
 
 static void sent_piece(struct exchange *exchange, size_t sent)
 {
-    if (exchange->out_end > exchange->out_start) {
-        exchange->out_start += sent;
-        if (exchange->out_start == exchange->out_end)
-            exchange->out_start = exchange->out_end = 0;
+    struct buffer *out = &exchange->out;
+
+    if (buffer_length(out) > 0) {
+        out->start += sent;
+        if (out->start == out->end)
+            out->start = out->end = 0;
         return;
     }
     exchange->file_at += sent;
@@ -3430,10 +3750,11 @@ static void answers_sent(struct server *server, struct conn *conn)
     }
     if (conn->state == CONN_RESPOND)
         conn_set_state(server, conn, CONN_REQUEST);
-    if (exchange->in_start == exchange->in_end)
-        conn_idle(server, conn);
+    exchange->left = buffer_length(&exchange->in) > 0;
+    if (exchange->left)
+        work_push(server, conn);
     else
-        read_requests(server, conn);
+        conn_idle(server, conn);
 }
 
 /* Sends until all is sent, the socket is full, or it is others' turn. */
@@ -3442,7 +3763,7 @@ static enum io write_answers(const struct server *server, struct conn *conn)
     struct exchange *exchange = conn->exchange;
     size_t total = 0;
 
-    while (exchange->out_end > exchange->out_start || exchange->file_left) {
+    while (buffer_length(&exchange->out) > 0 || exchange->file_left) {
         ssize_t sent;
 
         if (total >= SEND_BUDGET)
@@ -3460,29 +3781,40 @@ static enum io write_answers(const struct server *server, struct conn *conn)
     return IO_DONE;
 }
 
-/* Sends the answers that wait, and goes on with the requests after them. */
+/* The answers to a body that is still coming have been sent, or not all of
+ * them. */
+static void body_answered(struct server *server, struct conn *conn,
+                          enum io outcome)
+{
+    conn_set_interest(server, conn,
+                      INPUT | (outcome == IO_FULL ? EPOLLOUT : 0));
+    if (outcome == IO_BUDGET)
+        answers_push(server, conn);
+    else if (conn->exchange->left)
+        work_push(server, conn);
+}
+
+/* Sends the answers that wait. The requests after them are looked at when
+ * others have had their visit. */
 static void send_answers(struct server *server, struct conn *conn)
 {
     enum io outcome;
-    bool body;
 
     keep_promises(server, conn);
+    queue_remove(server, conn); /* where keep_promises() has put it */
     outcome = write_answers(server, conn);
-    body = conn->state == CONN_BODY;
-
-    /* it may have been queued in this turn, before epoll's word came */
-    queue_remove(server, conn);
     if (outcome == IO_ERROR) {
         conn_cut(server, conn, "cannot send");
-    } else if (outcome == IO_DONE && !body) {
+    } else if (conn->state == CONN_BODY) {
+        body_answered(server, conn, outcome);
+    } else if (outcome == IO_DONE) {
         answers_sent(server, conn);
-    } else if (body) {
-        conn_set_interest(server, conn,
-                          INPUT | (outcome == IO_DONE ? 0 : EPOLLOUT));
     } else {
         conn_set_state(server, conn, CONN_RESPOND);
-        conn_set_interest(server, conn, EPOLLOUT);
+        conn_set_interest(server, conn, outcome == IO_FULL ? EPOLLOUT : 0);
         timer_start(server, conn, server->options.idle_timeout);
+        if (outcome == IO_BUDGET)
+            answers_push(server, conn);
     }
 }
 
@@ -3494,8 +3826,22 @@ static void stream_event(struct server *server, struct conn *conn,
     if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
         ((events & EPOLLIN) && !conn_discard(server, conn)))
         conn_close(server, conn, "closed");
-    else if ((events & EPOLLOUT) && conn->queue != QUEUE_READY)
-        stream_send(server, conn, SLICE(""));
+    else if (events & EPOLLOUT)
+        ready_push(server, conn);
+}
+
+/* What epoll says of a connection that is asked something. One that is in a
+ * queue has its turn anyway; but one that waits for memory is told of here
+ * only when it is at an end. */
+static void request_event(struct server *server, struct conn *conn,
+                          uint32_t events)
+{
+    if (conn->queue == QUEUE_STARVED)
+        conn_close(server, conn, "closed");
+    else if (conn->queue == QUEUE_NONE && (events & EPOLLOUT))
+        answers_push(server, conn);
+    else if (conn->queue == QUEUE_NONE)
+        work_push(server, conn);
 }
 
 static void conn_event(struct server *server, struct conn *conn,
@@ -3507,19 +3853,15 @@ static void conn_event(struct server *server, struct conn *conn,
         break;
     case CONN_REQUEST:
     case CONN_BODY:
-        if (events & EPOLLOUT)
-            send_answers(server, conn);
-        else
-            conn_read(server, conn);
-        break;
     case CONN_INPUT:
-        input_read(server);
+        request_event(server, conn, events);
         break;
     case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
         conn_close(server, conn, "closed");
         break;
     case CONN_RESPOND:
-        send_answers(server, conn);
+        if (conn->queue == QUEUE_NONE)
+            answers_push(server, conn);
         break;
     case CONN_STREAM:
         stream_event(server, conn, events);
@@ -3578,7 +3920,7 @@ static void request_expired(struct server *server, struct conn *conn)
 
     if (conn->state == CONN_BODY)
         respond_publisher(server, conn, 408, "the body did not get on");
-    else if (exchange && exchange->in_end > 0)
+    else if (exchange && exchange->in.end > 0)
         respond_text(server, conn,
                      (struct response){ .status = 408, .close = true },
                      "the request's head did not arrive in time");
@@ -3612,33 +3954,36 @@ static void conn_expired(struct server *server, struct conn *conn)
     }
 }
 
-/* The connections of a slot, of which some may have a later turn. */
-static void expire_slot(struct server *server, uint32_t slot, uint32_t tick)
+/* The connections of a slot, of which some may have a later turn. False if
+ * the time is used up before the slot is. */
+static bool expire_slot(struct server *server, uint64_t tick, uint64_t end)
 {
-    uint32_t fd = server->wheel[slot];
+    uint32_t fd = server->wheel[tick % WHEEL_SLOTS];
 
     while (fd != NONE) {
         struct conn *conn = conn_at(server, fd);
 
         fd = conn->timer_next;
-        if ((int32_t)(conn->deadline - tick) > 0)
+        if ((int32_t)(conn->deadline - (uint32_t)tick) > 0)
             continue;
         timer_stop(server, conn);
         conn_expired(server, conn);
+        if (clock_us(CLOCK_MONOTONIC) >= end)
+            return false;
     }
+    return true;
 }
 
 static void expire_timers(struct server *server)
 {
     uint64_t tick = server->now >> TICK_SHIFT;
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
 
     if (tick - server->wheel_tick > WHEEL_SLOTS)
         server->wheel_tick = tick - WHEEL_SLOTS;
-    while (server->wheel_tick < tick) {
+    while (server->wheel_tick < tick &&
+           expire_slot(server, server->wheel_tick + 1, end))
         server->wheel_tick++;
-        expire_slot(server, (uint32_t)(server->wheel_tick % WHEEL_SLOTS),
-                    (uint32_t)server->wheel_tick);
-    }
 }
 
 /* --------------------------------------------------- the service manager */
@@ -3781,7 +4126,9 @@ static void check_phase(struct server *server)
     if (server->now >= server->phase_end ||
         server->in_state[CONN_STREAM] + server->in_state[CONN_RESPOND] +
                 server->in_state[CONN_LINGER] +
-                server->queues[QUEUE_ANSWERS].count ==
+                server->queues[QUEUE_WORK].count +
+                server->queues[QUEUE_ANSWERS].count +
+                server->queues[QUEUE_ANSWERS_BUSY].count ==
             0)
         server->phase = PHASE_STOP;
 }
@@ -3860,9 +4207,11 @@ static bool input_is_ready(const struct server *server)
 
 static bool work_is_left(const struct server *server)
 {
-    return server->pass_first || server->queues[QUEUE_READY].count ||
-           server->queues[QUEUE_ANSWERS].count ||
-           server->queues[QUEUE_WAITING].count || input_is_ready(server);
+    uint32_t count = 0;
+
+    for (int i = QUEUE_WORK; i <= QUEUE_READY; i++)
+        count += server->queues[i].count;
+    return count || server->pass_first || input_is_ready(server);
 }
 
 /* How long epoll may wait: until the nearest of what the clock brings. */
@@ -3909,20 +4258,44 @@ static void deliver(struct server *server)
     deliver_ready(server);
 }
 
+/* Those that can publish now have their visit again. */
 static void retry_publishers(struct server *server)
 {
-    while (server->queues[QUEUE_WAITING].count) {
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+
+    while (server->queues[QUEUE_WAITING].count &&
+           clock_us(CLOCK_MONOTONIC) < end) {
         struct conn *conn =
             conn_at(server, server->queues[QUEUE_WAITING].first);
 
         publish_due(server, conn);
         if (conn->state == CONN_WAITING)
             return;
-        if (conn->state == CONN_INPUT)
-            input_go_on(server);
-        else if (conn->state == CONN_BODY)
-            read_requests(server, conn);
     }
+}
+
+/* As many of those that wait for memory as there is some for. */
+static void feed_starved(struct server *server)
+{
+    uint64_t left = server->options.request_memory - server->request_memory;
+    uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
+
+    for (; server->queues[QUEUE_STARVED].count && left >= each; left -= each) {
+        struct conn *conn = queue_pop(server, QUEUE_STARVED);
+
+        conn_set_interest(server, conn, INPUT);
+        work_push(server, conn);
+    }
+}
+
+/* Serves the connections of a queue for a part of the turn. */
+static void serve(struct server *server, enum queue_name queue,
+                  void (*act)(struct server *server, struct conn *conn))
+{
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+
+    while (server->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
+        act(server, queue_pop(server, queue));
 }
 
 static void dispatch(struct server *server, const struct epoll_event *event)
@@ -3942,14 +4315,17 @@ static void turn(struct server *server)
     update_time(server);
     for (int i = 0; i < count; i++)
         dispatch(server, &events[i]);
-    if (input_is_ready(server))
-        input_read(server);
     log_report(server->now);
     expire_timers(server);
     publish_clock(server);
     retry_publishers(server);
-    while (server->queues[QUEUE_ANSWERS].count)
-        send_answers(server, queue_pop(server, QUEUE_ANSWERS));
+    feed_starved(server);
+    if (input_is_ready(server))
+        request_event(server, server->input, EPOLLIN);
+    serve(server, QUEUE_WORK, conn_visit);
+    serve(server, QUEUE_WORK_BUSY, conn_visit);
+    serve(server, QUEUE_ANSWERS, send_answers);
+    serve(server, QUEUE_ANSWERS_BUSY, send_answers);
     if (server->options.sync < SYNC_NEVER)
         sync_when_due(server);
     feed_watchdog(server);
@@ -4038,6 +4414,8 @@ static const struct spec specs[] = {
       PLACE(max_event), 1, 16 << 20, NULL },
     { "max-connections", "N", "at most (what the limit on descriptors allows)",
       KIND_COUNT, 'c', PLACE(max_connections), 1, 1 << 28, NULL },
+    { "request-memory", "SIZE", "that all requests together may hold (256M)",
+      KIND_SIZE, 0, PLACE(request_memory), 1 << 20, UINT64_C(1) << 40, NULL },
     { "head-timeout", "SEC", "for a request head to be complete (10)",
       KIND_SECONDS, 0, PLACE(head_timeout), 1, 86400, NULL },
     { "idle-timeout", "SEC", "between two requests (60)", KIND_SECONDS, 0,
@@ -4480,15 +4858,15 @@ static void init_input(struct server *server)
     struct publication *publication;
     size_t room = (size_t)options->max_event + 1; /* a CR at its end */
 
-    if (!exchange)
+    if (!exchange ||
+        !grow(server, &exchange->in.bytes, &exchange->in.room, HEAD_MAX))
         die(EXIT_RUN_TIME, "no memory for standard input");
     publication = &exchange->publication;
     publication->topic =
         topic_hold(&server->ring, (struct slice){ topic, strlen(topic) });
-    publication->content = malloc(room);
-    if (!publication->topic || !publication->content)
+    if (!publication->topic ||
+        !grow(server, &publication->content, &publication->content_room, room))
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
-    publication->content_room = room;
     publication->from =
         options->stdin_form == STDIN_LINES ? FROM_LINES : FROM_EVENTS;
     publication->end = options->end;
@@ -4834,7 +5212,7 @@ static void release(struct server *server)
         struct exchange *exchange = server->spare;
 
         server->spare = exchange->next_spare;
-        free(exchange);
+        exchange_free(exchange);
     }
     free(server->frame);
     free(server->conns);
@@ -4924,6 +5302,7 @@ int main(int argc, char **argv)
             .heartbeat = 15000,
             .retry = 3000,
             .max_event = 64 << 10,
+            .request_memory = 256 << 20,
             .head_timeout = 10000,
             .idle_timeout = 60000,
             .drain = 5000,

@@ -604,7 +604,7 @@ struct response {
     const char *etag;      /* with its quotes */
     time_t modified;       /* Last-Modified */
     unsigned retry_after;  /* seconds */
-    struct slice location; /* Location: this path, a slash after it */
+    struct slice location; /* Location: this path, with a slash at its end */
     uint64_t range_first;  /* Content-Range, at 206 and 416 */
     uint64_t range_last;
     uint64_t range_total;

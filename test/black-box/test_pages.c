@@ -164,7 +164,7 @@ Test(folder, has_its_pages_served)
     cr_assert_str_eq(response.body, "<p>sub");
     get(&server, "/sub", "", &response);
     cr_assert(response.status == 301);
-    cr_assert_str_eq(response_field(&response, "Location"), "/sub/");
+    cr_assert_str_eq(response_field(&response, "Location"), "sub/");
     get(&server, "/in", "", &response);
     cr_assert_str_eq(response.body, "<p>sub");
     get(&server, "/empty", "", &response);
