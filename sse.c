@@ -89,6 +89,13 @@ enum {
     RETRY_LATER_MAX = 10000,
 };
 
+/* The greatest id that a publisher may give: one without room for those to
+ * come would end publishing for ever. */
+#define ID_KEPT_MAX (ID_MAX + 1 - (UINT64_C(1) << 32))
+#define ID_KEPT_RANGE                                                      \
+    "a number from 1 to 9007194959773696, which leaves room for those to " \
+    "come"
+
 #define NONE UINT32_MAX /* no descriptor */
 #define YEAR_S (UINT64_C(366) * 86400)
 #define UNGIVEN UINT32_MAX /* an option that was not given */
@@ -193,6 +200,7 @@ struct publication {
         DUE_END,   /* the topic is to be finished */
     } due;
     bool end;   /* the topic is to be finished at last */
+    bool ended; /* it has been */
     bool skips; /* a line that is too long, until it ends */
     uint64_t count, skipped, first, last;
     struct event event;
@@ -1793,7 +1801,8 @@ static uint64_t topic_newest_id(const struct server *server,
                          : topic->evicted_id;
 }
 
-/* Finishes a topic; *id is then that of its end. */
+/* Finishes a topic; *id is then that of its end. With kept ids another server
+ * of the group has the end, so it is stored whatever is known of the topic. */
 static enum outcome publish_end(struct server *server, struct topic *topic,
                                 uint64_t given, uint64_t *id)
 {
@@ -1802,7 +1811,7 @@ static enum outcome publish_end(struct server *server, struct topic *topic,
     uint64_t last = topic_newest_id(server, topic);
 
     *id = last;
-    if (topic_finished(&server->ring, topic))
+    if (!given && topic_finished(&server->ring, topic))
         return PUBLISHED;
     *id = given ? given : server->ring.newest_id + 1;
     if (*id > ID_MAX)
@@ -2196,7 +2205,8 @@ static void put_connected(struct text *text, const struct server *server,
 }
 
 /* The values of a gap that both kinds of streams tell: the id asked for, and
- * the oldest one held of the topics that may have lost something. */
+ * the oldest one held behind all that may be gone. What is held before that
+ * is sent as well: after a crash of the machine the hole is behind it. */
 static void put_requested_and_oldest(struct text *text,
                                      const struct server *server,
                                      const struct reader *reader,
@@ -2207,10 +2217,12 @@ static void put_requested_and_oldest(struct text *text,
 
     for (unsigned i = 0; i < reader->count; i++) {
         const struct topic *topic = reader->places[i].topic;
+        const struct ring *ring = &server->ring;
+        uint64_t behind =
+            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
 
-        if (lost_in(start, topic) && topic->oldest &&
-            (!oldest || topic->oldest < oldest))
-            oldest = topic->oldest;
+        if (lost_in(start, topic) && behind && (!oldest || behind < oldest))
+            oldest = behind;
     }
     if (requested.length > REQUESTED_MAX)
         requested.length = REQUESTED_MAX;
@@ -2723,9 +2735,8 @@ static const char *take_query(const struct server *server,
         return "end= takes 1: the topic is finished with this";
     publication->end = publication->end || end.length;
     if (server->options.ids == IDS_KEEP && publication->from != FROM_EVENTS &&
-        (!slice_number(id, ID_MAX, &event->id) || event->id == 0))
-        return "with --ids keep ?id= gives the event's id: a number from 1 "
-               "to 9007199254740991";
+        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
+        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
     return refused_name(event->name);
 }
 
@@ -2929,6 +2940,8 @@ static void due_done(struct publication *publication, uint64_t id)
         publication->last = id;
         if (!publication->first)
             publication->first = id;
+    } else {
+        publication->ended = true;
     }
     publication->due = DUE_NOTHING;
 }
@@ -2973,7 +2986,7 @@ static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
 {
     struct slice text = { parser->id, parser->id_length };
 
-    return parser->has_id && slice_number(text, ID_MAX, id) && *id > 0;
+    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
 }
 
 /* The event that the parser has becomes due. Returns why it is refused, or
@@ -2992,8 +3005,7 @@ static const char *take_parsed(const struct server *server,
         .data = { parser->data, parser->length },
     };
     if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
-        return "with --ids keep each event has its id: a number from 1 to "
-               "9007199254740991";
+        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
     if (!is_main)
         refused = refused_name(event->name);
     if (!refused)
@@ -3038,8 +3050,7 @@ static void body_ends(struct server *server, struct conn *conn)
 
     if (publication->from == FROM_PLAIN && empty)
         take_content(server, conn);
-    else if (publication->end &&
-             !topic_finished(&server->ring, publication->topic))
+    else if (publication->end && !publication->ended)
         publication->due = DUE_END;
     else if (streamed && empty && !publication->end)
         respond_streamed(server, conn, 400, "the body has no event");
@@ -3244,8 +3255,8 @@ static const char *refused_publication(const struct server *server,
     if (refused)
         return refused;
     *status = 404;
-    if (publication->from == FROM_DELETE && !publication->topic->newest &&
-        !publication->topic->subscriber_count)
+    if (publication->from == FROM_DELETE && server->options.ids == IDS_OWN &&
+        !publication->topic->newest && !publication->topic->subscriber_count)
         refused = "nothing is known of this topic";
     return refused;
 }
@@ -3355,7 +3366,8 @@ static void input_gap(struct server *server)
 
     if (server->options.ids == IDS_KEEP &&
         !take_parsed_id(&publication->parser, &position)) {
-        skip_input(server, "a gap without the id of its position");
+        skip_input(server,
+                   "a gap without the id of its position: " ID_KEPT_RANGE);
         return;
     }
     if (server->ring.unbegun)
@@ -3403,8 +3415,7 @@ static void input_finish(struct server *server)
 
     if (publication->content_length || publication->skips)
         input_line_ends(server, publication); /* the last has no line end */
-    else if (publication->end &&
-             !topic_finished(&server->ring, publication->topic))
+    else if (publication->end && !publication->ended)
         publication->due = DUE_END;
     else
         input_end(server, "end of input");

@@ -226,7 +226,7 @@ Test(input, passes_on_what_another_server_says)
     cr_assert(stream_next(&stream, &block) && !block.id[0]);
     stream_expect_event(
         &stream, "20", "ssed.gap",
-        "{\"requested\":\"10\",\"oldest\":\"10\",\"topics\":[\"t\"]}");
+        "{\"requested\":\"10\",\"oldest\":null,\"topics\":[\"t\"]}");
     put(out, "id: 21\ndata: b\n\nid: 22\nevent: ssed.end\ndata: {}\n\n");
     stream_expect_event(&stream, "21", NULL, "b");
     stream_expect_event(&stream, "22", "ssed.end",

@@ -74,15 +74,22 @@ static const char *number(uint64_t id)
     return text[at % 4];
 }
 
-/* The first block has no position; the gap, which follows, has. */
-static void expect_gap(struct stream *stream, const char *id)
+/* The first block has no position; the gap, which follows, has. From the id
+ * `oldest` on nothing is missing; NULL: nothing is held behind the gap. */
+static void expect_gap(struct stream *stream, const char *id,
+                       const char *oldest)
 {
     struct block block;
+    char value[32];
+    bool any;
 
     cr_assert(stream_next(stream, &block) && !*block.id);
     cr_assert(stream_next(stream, &block));
     cr_assert_str_eq(block.event, "ssed.gap");
     cr_assert_str_eq(block.id, id);
+    any = json_string(block.data, "oldest", value, sizeof(value));
+    cr_assert(any == (oldest != NULL), "%s", block.data);
+    cr_assert(!any || strcmp(value, oldest) == 0, "%s", block.data);
 }
 
 /* What there is after a kill, and after a good end, is the same. */
@@ -166,6 +173,7 @@ Test(restart, a_quiet_topic_is_told_of_no_gap)
     struct server server;
     struct stream stream;
     uint64_t quiet, newest = 0;
+    char oldest[32];
 
     server_start(&server, "--history-file", path, "--history", "10");
     quiet = publish_to(&server, "/events/quiet", "one");
@@ -184,7 +192,8 @@ Test(restart, a_quiet_topic_is_told_of_no_gap)
     stream_expect_event(&stream, number(newest), NULL, NULL);
     stream_close(&stream);
     stream_open(&stream, &server, "/events/busy", position(quiet));
-    expect_gap(&stream, number(newest - 10));
+    snprintf(oldest, sizeof(oldest), "%llu", (unsigned long long)newest - 9);
+    expect_gap(&stream, number(newest - 10), oldest);
     stream_close(&stream);
     server_stop(&server);
 }
@@ -194,6 +203,7 @@ Test(restart, after_a_crash_of_the_machine_all_are_told)
     struct server server;
     struct stream stream;
     uint64_t last, next;
+    char oldest[32];
 
     server_start(&server, "--history-file", path, "--sync", "none",
                  "--first-id", "1");
@@ -205,11 +215,12 @@ Test(restart, after_a_crash_of_the_machine_all_are_told)
     next = publish_to(&server, "/events/job", "two");
     cr_assert(next > 1000000000000000, "not the clock");
     stream_open(&stream, &server, "/events/job", position(last));
-    expect_gap(&stream, number(next - 1));
+    snprintf(oldest, sizeof(oldest), "%llu", (unsigned long long)next);
+    expect_gap(&stream, number(next - 1), oldest);
     stream_expect_event(&stream, number(next), NULL, "two");
     stream_close(&stream);
     stream_open(&stream, &server, "/events/job", position(last - 1));
-    expect_gap(&stream, number(last - 1));
+    expect_gap(&stream, number(last - 1), oldest);
     stream_expect_event(&stream, number(last), NULL, "one");
     stream_expect_event(&stream, number(next), NULL, "two");
     stream_close(&stream);
@@ -238,7 +249,7 @@ Test(restart, after_a_crash_kept_ids_go_on_where_the_feeder_does)
     client_await_end(&stream.client);
     stream_close(&stream);
     stream_open(&stream, &server, "/events/job", position(5));
-    expect_gap(&stream, "8");
+    expect_gap(&stream, "8", "9");
     stream_expect_event(&stream, "9", NULL, "nine");
     stream_close(&stream);
     server_stop(&server);

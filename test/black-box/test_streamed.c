@@ -594,6 +594,10 @@ Test(kept_ids, are_the_publishers)
     expect_post(&server, "/events/a?id=021", NULL, "x", 400, "?id=");
     expect_post(&server, "/events/a?id=9007199254740992", NULL, "x", 400,
                 "?id=");
+    expect_post(&server, "/events/a?id=9007199254740991", NULL, "x", 400,
+                "leaves room");
+    expect_post(&server, "/events/a", EVENTS,
+                "id: 9007194959773697\ndata: x\n\n", 400, "leaves room");
     expect_post(&server, "/events/a?id=30&end=1", NULL, "x", 400, "end=");
     expect_post(&server, "/events?id=25", NULL, "main", 201, "25");
     /* a feeder that starts again from an earlier place */
@@ -624,6 +628,36 @@ Test(kept_ids, are_the_publishers)
                         "{\"topic\":\"a\",\"last\":\"27\"}");
     stream_expect_end(&stream);
     stream_close(&stream);
+    server_stop(&server);
+}
+
+/* Another server of the group has the end that is given here, whatever is
+ * known of its topic: it is stored. */
+Test(kept_ids, an_end_is_always_stored)
+{
+    struct server server;
+    struct stream stream;
+    struct response response;
+
+    server_start(&server, "--ids", "keep");
+    expect_post(&server, "/events/b?id=100", NULL, "x", 201, "100");
+    ask(&server, "DELETE /events/a?id=101 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        &response);
+    cr_assert(response.status == 200, "%d", response.status);
+    cr_assert_str_eq(response.body, "{\"id\":\"101\",\"subscribers\":0}\n");
+    stream_open(&stream, &server, "/events/a", "Last-Event-ID: 100\r\n");
+    stream_expect_event(&stream, "100", NULL, NULL);
+    stream_expect_event(&stream, "101", "ssed.end",
+                        "{\"topic\":\"a\",\"last\":null}");
+    stream_expect_end(&stream);
+    stream_close(&stream);
+    ask(&server, "DELETE /events/a?id=105 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        &response);
+    cr_assert_str_eq(response.body, "{\"id\":\"105\",\"subscribers\":0}\n");
+    ask(&server,
+        "GET /events/a?lastEventId=105 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        &response);
+    cr_assert(response.status == 204);
     server_stop(&server);
 }
 
