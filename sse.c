@@ -4660,9 +4660,25 @@ static void check_history_options(struct options *options)
         options->sync = SYNC_DEFAULT;
 }
 
+/* One request at least must be able to come to its end. */
+static void check_request_memory(const struct options *options)
+{
+    uint64_t needed =
+        sizeof(struct exchange) + HEAD_MAX + OUT_SIZE + options->max_event + 2;
+
+    if (options->input)
+        needed *= 2;
+    if (options->request_memory < needed)
+        die(EXIT_USAGE,
+            "--request-memory: %llu cannot hold one request of --max-event, "
+            "which may need %llu",
+            (unsigned long long)options->request_memory,
+            (unsigned long long)needed);
+}
+
 static void check_options(struct options *options)
 {
-
+    check_request_memory(options);
     if (options->cors)
         check_cors(options->cors);
     check_input(options);
@@ -5178,6 +5194,31 @@ static void init_listeners(struct server *server)
     }
 }
 
+/* The most that there can be of each kind, in MiB: the history and its topics;
+ * connections, each of which may subscribe to topics of its own; requests. */
+static void log_memory(const struct server *server)
+{
+    enum {
+        MIB = 1 << 20,
+        /* a name, a place in the tree, room for subscribers, malloc's own */
+        TOPIC = sizeof(struct topic) + TOPIC_NAME_MAX + 128,
+        CONNECTION = sizeof(struct conn) +
+                     READER_TOPICS_MAX * (sizeof(struct place) + TOPIC),
+    };
+    const struct ring *ring = &server->ring;
+    uint64_t connections = (uint64_t)server->conn_limit * CONNECTION;
+    uint64_t history = ring->size + server->frame_size +
+                       (ring->mask + 1) * sizeof(struct frame) +
+                       ring->limit * TOPIC;
+
+    log_event(LEVEL_INFO, "memory",
+              "meaning=\"MiB at the most\" history=%llu connections=%llu "
+              "requests=%llu",
+              (unsigned long long)history / MIB + 1,
+              (unsigned long long)connections / MIB + 1,
+              (unsigned long long)server->options.request_memory / MIB);
+}
+
 static void announce(const struct server *server)
 {
     static const char *const publishers[] = {
@@ -5193,6 +5234,7 @@ static void announce(const struct server *server)
               (unsigned long long)options->history,
               (unsigned long long)options->history_bytes,
               publishers[options->publish]);
+    log_memory(server);
     for (unsigned i = 0; i < server->listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
                   server->listeners[i].address);
