@@ -159,7 +159,7 @@ crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load for two min
 
 # ------------------------------------------------------------------- bench
 
-BENCH := fan floor parse scale
+BENCH := abuse fan floor parse scale
 WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
 
 $(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
@@ -177,7 +177,7 @@ $(BUILD)/bench/picohttpparser.o: $(PICOHTTPPARSER)/picohttpparser.c
 	$(CC) $(CFLAGS) -c -o $@ $<
 endif
 
-bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generator and the floor
+bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generators and the floor
 
 COMPARE = SSED=./$(SSED) TOOLS=$(BUILD)/bench bench/compare
 
@@ -192,6 +192,11 @@ bench-full: $(SSED) bench-tools ## all of it, and the peers (10 minutes)
 		npm install --silent --prefix .build/peers express
 	RESULTS=.build/bench-results $(COMPARE) broadcast saturation replay memory \
 		awake growth pages scale parse peers
+
+ABUSE_SECONDS ?= 5
+
+abuse: $(SSED) bench-tools ## what others notice while some misbehave (2 minutes)
+	$(BUILD)/bench/abuse --ssed ./$(SSED) --seconds $(ABUSE_SECONDS)
 
 bench-million: $(SSED) bench-tools ## hold as many subscribers as fit here
 	$(COMPARE) million
@@ -248,6 +253,6 @@ help: ## list the targets
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak crash check check-compiler \
+.PHONY: all abuse bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak crash check check-compiler \
 	check-deps format install uninstall clean help FORCE
 .SECONDARY:
