@@ -62,7 +62,7 @@ enum {
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
     TURN_WORK = 250,      /* us of a turn for each queue of connections */
-    VISIT = 100,          /* us for one of them before others have theirs */
+    VISIT = 50,           /* us for one of them before others have theirs */
     STEP_EVENTS = 16,     /* events or so between two looks at the clock */
     EVENTS_MAX = 256,     /* of one epoll_wait */
     ACCEPTS_MAX = 32,     /* of one listener in one turn */
@@ -286,7 +286,7 @@ enum {
     FLAG_ENDING = 2,  /* the last bytes of the stream are under way */
     FLAG_AHEAD = 4,   /* came with an id newer than the newest */
     FLAG_SURPLUS = 8, /* came when --max-connections were there */
-    FLAG_BUSY = 16,   /* what it sent last took more than a visit */
+    FLAG_BUSY = 16,   /* what it sent last took a visit or more */
 };
 
 struct conn {
@@ -1927,13 +1927,14 @@ static void log_access(const struct server *server, const struct conn *conn,
                (unsigned long long)length);
 }
 
-/* Has a connection's answers sent in this turn; from whatever queue. */
+/* Has a connection's answers sent; from whatever queue. Files take longer than
+ * all else, and go after it. */
 static void answers_push(struct server *server, struct conn *conn)
 {
+    bool last = (conn->flags & FLAG_BUSY) || conn->exchange->file_left;
+
     queue_remove(server, conn);
-    queue_push(server,
-               conn->flags & FLAG_BUSY ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS,
-               conn);
+    queue_push(server, last ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS, conn);
 }
 
 /* Has it looked at when others have had their visit. */
@@ -2053,10 +2054,12 @@ static void respond_file(struct server *server, struct conn *conn)
     exchange->file_at = first;
     exchange->file_left =
         head || response.status == 304 || response.status == 416 ? 0 : length;
-    if (exchange->file_left == 0)
+    if (exchange->file_left == 0) {
         exchange_drop_file(exchange);
-    else
-        conn_set_state(server, conn, CONN_RESPOND);
+        return;
+    }
+    conn_set_state(server, conn, CONN_RESPOND);
+    answers_push(server, conn);
 }
 
 static void respond_page(struct server *server, struct conn *conn)
@@ -3609,8 +3612,17 @@ static bool conn_begin_exchange(struct server *server, struct conn *conn)
     return false;
 }
 
-/* Reads what there is room for: more of it next time if that was filled.
- * False if nothing has come, or the connection has ended. */
+static void conn_set_busy(struct conn *conn, bool busy)
+{
+    if (busy)
+        conn->flags |= FLAG_BUSY;
+    else
+        conn->flags &= (uint8_t)~FLAG_BUSY;
+}
+
+/* Reads what there is room for: more of it next time if that was filled, and
+ * the connection is busy then. False if nothing has come, or the connection has
+ * ended. */
 static bool conn_fill(struct server *server, struct conn *conn)
 {
     bool first = !conn->exchange;
@@ -3627,6 +3639,7 @@ static bool conn_fill(struct server *server, struct conn *conn)
     }
     n = read((int)conn_fd(server, conn), in->bytes + in->end,
              in->room - in->end);
+    conn_set_busy(conn, n > 0 && (size_t)n == in->room - in->end);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         conn_close(server, conn, "closed");
     else if (n < 0 && first)
@@ -3670,18 +3683,19 @@ static void shrink(struct server *server, struct exchange *exchange)
     in->room = IN_FIRST;
 }
 
-/* After a visit: what has not been looked at is, once others have had theirs;
- * what has been answered is sent. */
+/* After a visit: what has been answered is sent; what has not been looked at
+ * is, once others have had theirs. A busy body is read until nothing comes. */
 static void conn_settle(struct server *server, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
+    bool body = conn->state == CONN_BODY;
 
-    if (conn->state == CONN_BODY && !exchange->left)
-        shrink(server, exchange);
     if (buffer_length(&exchange->out) > 0)
         answers_push(server, conn);
-    else if (exchange->left)
+    else if (exchange->left || (body && (conn->flags & FLAG_BUSY)))
         work_push(server, conn);
+    else if (body)
+        shrink(server, exchange);
 }
 
 /* Whether a connection takes in requests or what is published. */
@@ -3691,29 +3705,31 @@ static bool takes_in(const struct conn *conn)
            conn->state == CONN_INPUT;
 }
 
+/* Reads what comes next. False if nothing has come, or it has ended. */
+static bool visit_fill(struct server *server, struct conn *conn)
+{
+    if (is_input(server, conn))
+        return input_fill(server);
+    return conn_fill(server, conn);
+}
+
 /*
  * Looks at what a connection has sent, until that is used up, has to wait, or
- * VISIT is over. It is busy when that takes more than one visit.
+ * VISIT is over. The connection is busy when that takes so long.
  */
 static void conn_visit(struct server *server, struct conn *conn)
 {
     bool fills = !conn->exchange || !conn->exchange->left;
-    bool left = true;
+    bool left = !fills || visit_fill(server, conn);
 
-    if (fills && !(is_input(server, conn) ? input_fill(server)
-                                          : conn_fill(server, conn)))
-        return;
     server->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
-    do
+    while (left && !visit_is_over(server))
         left = conn_step(server, conn);
-    while (left && !visit_is_over(server));
+    if (left || clock_us(CLOCK_MONOTONIC) >= server->visit_end)
+        conn_set_busy(conn, true);
     if (!takes_in(conn) || !conn->exchange)
         return;
     conn->exchange->left = left;
-    if (left)
-        conn->flags |= FLAG_BUSY;
-    else if (fills)
-        conn->flags &= (uint8_t)~FLAG_BUSY;
     conn_settle(server, conn);
 }
 
@@ -3762,10 +3778,12 @@ static void answers_sent(struct server *server, struct conn *conn)
     if (conn->state == CONN_RESPOND)
         conn_set_state(server, conn, CONN_REQUEST);
     exchange->left = buffer_length(&exchange->in) > 0;
-    if (exchange->left)
-        work_push(server, conn);
-    else
+    if (!exchange->left) {
         conn_idle(server, conn);
+        return;
+    }
+    conn_set_busy(conn, true);
+    work_push(server, conn);
 }
 
 /* Sends until all is sent, the socket is full, or it is others' turn. */
