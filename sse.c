@@ -932,12 +932,17 @@ static bool conn_discard(struct server *server, struct conn *conn)
     return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
+static void conn_wait_for_input(struct server *server, struct conn *conn)
+{
+    conn_release_exchange(server, conn);
+    conn_set_interest(server, conn, INPUT);
+}
+
 /* Waits for the next request of a connection, whose last has been answered
  * and of which nothing more has arrived. */
 static void conn_idle(struct server *server, struct conn *conn)
 {
-    conn_release_exchange(server, conn);
-    conn_set_interest(server, conn, INPUT);
+    conn_wait_for_input(server, conn);
     timer_start(server, conn, server->options.idle_timeout);
 }
 
@@ -3643,7 +3648,7 @@ static bool conn_fill(struct server *server, struct conn *conn)
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         conn_close(server, conn, "closed");
     else if (n < 0 && first)
-        conn_release_exchange(server, conn);
+        conn_wait_for_input(server, conn);
     if (n <= 0)
         return false;
     in->end += (size_t)n;
@@ -3696,6 +3701,8 @@ static void conn_settle(struct server *server, struct conn *conn)
         work_push(server, conn);
     else if (body)
         shrink(server, exchange);
+    if (conn->queue == QUEUE_NONE && !is_input(server, conn))
+        conn_set_interest(server, conn, INPUT);
 }
 
 /* Whether a connection takes in requests or what is published. */
@@ -3860,8 +3867,8 @@ static void stream_event(struct server *server, struct conn *conn,
 }
 
 /* What epoll says of a connection that is asked something. One that is in a
- * queue has its turn anyway; but one that waits for memory is told of here
- * only when it is at an end. */
+ * queue has its turn anyway: epoll need not say so again. One that waits for
+ * memory is told of here only when it is at an end. */
 static void request_event(struct server *server, struct conn *conn,
                           uint32_t events)
 {
@@ -3871,6 +3878,8 @@ static void request_event(struct server *server, struct conn *conn,
         answers_push(server, conn);
     else if (conn->queue == QUEUE_NONE)
         work_push(server, conn);
+    else if (!is_input(server, conn))
+        conn_set_interest(server, conn, 0);
 }
 
 static void conn_event(struct server *server, struct conn *conn,
