@@ -175,6 +175,42 @@ Test(folder, has_its_pages_served)
     server_stop(&server);
 }
 
+/* The redirect is short, however long the path is, and whatever answers wait
+ * before it. */
+Test(folder, a_redirect_of_the_longest_path)
+{
+    enum {
+        BEFORE = 22,
+        SLASHES = 4000
+    };
+    static char request[SLASHES + 256];
+    struct server server;
+    struct folder folder;
+    struct client client;
+    struct response response;
+
+    folder_make(&folder);
+    put_folder(&folder, "root/sub/deep");
+    server_start(&server, "--root", folder.root);
+    client_connect(&client, &server);
+    strcpy(request, "GET /sub");
+    memset(request + strlen(request), '/', SLASHES);
+    strcat(request, "deep HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    for (int i = 0; i < BEFORE; i++)
+        client_send(&client, "GET /no HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client_send(&client, request);
+    for (int i = 0; i < BEFORE; i++) {
+        client_response(&client, &response, false);
+        cr_assert(response.status == 404);
+    }
+    client_response(&client, &response, false);
+    cr_assert(response.status == 301);
+    cr_assert_str_eq(response_field(&response, "Location"), "deep/");
+    client_close(&client);
+    server_stop(&server);
+    folder_remove(&folder);
+}
+
 Test(folder, there_is_no_way_out)
 {
     static const struct {
