@@ -1368,6 +1368,7 @@ static int open_in_root(struct file *file, int root, const char *path)
 {
     struct stat status;
     int fd = open_beneath(root, path + 1);
+    bool known;
 
     if (fd < 0 && errno == ENOSYS)
         return -501;
@@ -1376,9 +1377,10 @@ static int open_in_root(struct file *file, int root, const char *path)
                        errno == EAGAIN
                    ? -503
                    : -404;
-    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode)) {
+    known = fstat(fd, &status) == 0;
+    if (!known || !S_ISREG(status.st_mode)) {
         close(fd);
-        return S_ISDIR(status.st_mode) ? -301 : -404;
+        return known && S_ISDIR(status.st_mode) ? -301 : -404;
     }
     *file = (struct file){
         .fd = fd,
