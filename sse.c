@@ -2404,15 +2404,21 @@ static bool token_matches(const struct server *server, struct slice given)
     return difference == 0;
 }
 
+/* Whether the request is from a page of the origin that --cors names. */
+static bool is_named_origin(const struct server *server,
+                            const struct request *request)
+{
+    const char *cors = server->options.cors;
+
+    return cors && request->origin.data && slice_equals(request->origin, cors);
+}
+
 /* Why no page of another origin may publish: it would be in the name of the
  * person at the browser. NULL if this is none. */
 static const char *refused_origin(const struct server *server,
                                   const struct request *request)
 {
-    const char *cors = server->options.cors;
-
-    if (!request->origin.data ||
-        (cors && slice_equals(request->origin, cors)) ||
+    if (!request->origin.data || is_named_origin(server, request) ||
         http_origin_is_host(request->origin, request->host))
         return NULL;
     return "publishing from this Origin is not allowed: --cors names the one "
@@ -2420,7 +2426,8 @@ static const char *refused_origin(const struct server *server,
 }
 
 /* NULL if the request is from this machine and came here directly. */
-static const char *refused_local(const struct conn *conn,
+static const char *refused_local(const struct server *server,
+                                 const struct conn *conn,
                                  const struct request *request)
 {
     if (!(conn->flags & FLAG_UNIX) && !peer_is_loopback(conn))
@@ -2432,6 +2439,9 @@ static const char *refused_local(const struct conn *conn,
     if (request->forwarded)
         return "publishing through a proxy is not allowed: --token-file "
                "allows it";
+    if (request->cross_site && !is_named_origin(server, request))
+        return "publishing from a page of another origin is not allowed: "
+               "--cors names the one that may";
     if (!http_host_is_local(request->host))
         return "publishing takes a Host that is localhost or an IP address";
     return NULL;
@@ -2443,7 +2453,7 @@ static const char *refused_publisher(const struct server *server,
 {
     switch ((enum publish)server->options.publish) {
     case PUBLISH_LOCAL:
-        return refused_local(conn, request);
+        return refused_local(server, conn, request);
     case PUBLISH_UNIX:
         return conn->flags & FLAG_UNIX
                    ? NULL

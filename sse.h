@@ -414,7 +414,8 @@ struct request {
     bool chunked;
     bool close;           /* the connection ends with this exchange */
     bool expect_continue; /* RFC 9110, section 10.1.1 */
-    bool forwarded;       /* passed a proxy: Forwarded, X-Forwarded-*, Via */
+    bool forwarded;       /* passed a proxy: Forwarded, X-Forwarded-*, Via... */
+    bool cross_site;      /* a page of another origin: Sec-Fetch-Site */
     const char *error;    /* why the parser refused it: one line, no end */
 };
 

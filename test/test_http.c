@@ -235,7 +235,8 @@ static bool same_request(const struct request *a, const struct request *b)
            same_slice(a->origin, b->origin) && same_slice(a->range, b->range) &&
            a->content_length == b->content_length && a->chunked == b->chunked &&
            a->close == b->close && a->expect_continue == b->expect_continue &&
-           a->forwarded == b->forwarded && a->error == b->error;
+           a->forwarded == b->forwarded && a->cross_site == b->cross_site &&
+           a->error == b->error;
 }
 
 /* Parses what has come after each `step` bytes, from `first` on, until it is
@@ -496,10 +497,17 @@ Test(head, what_has_passed_a_proxy)
         "X-Forwarded-For: a",
         "X-Forwarded-Host: a",
         "x-forwarded-proto:",
+        "X-Forwarded-Server: a",
+        "X-FORWARDED-: a",
         "X-Real-IP: a",
+        "CF-Connecting-IP: a",
+        "true-client-ip: a",
     };
-    static const char *const others[] = { "Vi: a", "X-Forwarded: a",
-                                          "X-Via: a" };
+    static const char *const others[] = {
+        "Vi: a",        "Via-: a",          "X-Forwarded: a",
+        "X-Via: a",     "X-Real-IPs: a",    "XX-Forwarded-For: a",
+        "X-Request: a", "CF-Connecting: a", "Sec-Fetch-Site: cross-site",
+    };
     struct request request;
 
     for (size_t i = 0; i < COUNT(by_proxy); i++) {
@@ -509,6 +517,32 @@ Test(head, what_has_passed_a_proxy)
     for (size_t i = 0; i < COUNT(others); i++) {
         parse_field(others[i], 1, &request);
         cr_assert(!request.forwarded, "%s", others[i]);
+    }
+}
+
+Test(head, which_site_a_browser_names)
+{
+    static const struct {
+        const char *field;
+        bool cross_site;
+    } cases[] = {
+        { "Sec-Fetch-Site: cross-site", true },
+        { "sec-fetch-site: same-site", true },
+        { "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site", true },
+        { "Sec-Fetch-Site: same-origin", false },
+        { "Sec-Fetch-Site: none", false },
+        { "Sec-Fetch-Mode: cross-site", false },
+        { "Sec-Fetch-Sites: cross-site", false },
+        { "Xec-Fetch-Site: cross-site", false },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct request request;
+
+        parse_field(cases[i].field, 1, &request);
+        cr_assert(request.cross_site == cases[i].cross_site, "%s",
+                  cases[i].field);
+        cr_assert(!request.forwarded);
     }
 }
 

@@ -121,6 +121,20 @@ Test(publish, is_for_this_machine_by_default)
           "proxy" },
         { "X-Forwarded-For", "/events", LOCAL "x-forwarded-for: 1.2.3.4\r\n",
           "x", 403, "proxy" },
+        { "X-Forwarded-Server", "/events",
+          LOCAL "X-Forwarded-Server: a.example\r\n", "x", 403, "proxy" },
+        { "CF-Connecting-IP", "/events", LOCAL "CF-Connecting-IP: 1.2.3.4\r\n",
+          "x", 403, "proxy" },
+        { "True-Client-IP", "/events", LOCAL "True-Client-IP: 1.2.3.4\r\n", "x",
+          403, "proxy" },
+        { "another site", "/events", LOCAL "Sec-Fetch-Site: cross-site\r\n",
+          "x", 403, "--cors" },
+        { "another port", "/events", LOCAL "Sec-Fetch-Site: same-site\r\n", "x",
+          403, "--cors" },
+        { "own page", "/events", LOCAL "Sec-Fetch-Site: same-origin\r\n", "x",
+          201, "id" },
+        { "no page", "/events", LOCAL "Sec-Fetch-Site: none\r\n", "x", 201,
+          "id" },
         { "own origin", "/events",
           "Host: localhost:3000\r\nOrigin: http://localhost:3000\r\n", "x", 201,
           "id" },
@@ -150,6 +164,16 @@ Test(publish, a_named_origin_may)
           201, "id" },
         { "another", "/events", LOCAL "Origin: https://example.org\r\n", "x",
           403, "Origin" },
+        { "the one, from elsewhere", "/events",
+          LOCAL "Origin: https://example.com\r\n"
+                "Sec-Fetch-Site: cross-site\r\n",
+          "x", 201, "id" },
+        { "the one, through a proxy", "/events",
+          LOCAL "Origin: https://example.com\r\n"
+                "Sec-Fetch-Site: cross-site\r\nVia: 1.1 a\r\n",
+          "x", 403, "proxy" },
+        { "none, from elsewhere", "/events",
+          LOCAL "Sec-Fetch-Site: cross-site\r\n", "x", 403, "--cors" },
     };
     struct server server;
 
