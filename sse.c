@@ -29,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -71,6 +72,8 @@ enum {
     SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
     NOTSENT = 64 * 1024,
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
+    UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
+    LOCK_PATIENCE = 5000,      /* ms for others to make theirs beside it */
     INTERVAL_DEFAULT = 1000,   /* ms */
     SYNC_DEFAULT = 1000,       /* ms */
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
@@ -297,7 +300,9 @@ struct queue {
 
 struct listener {
     int fd;
-    const char *unix_path; /* to be unlinked, or NULL */
+    const char *unix_path; /* to be unlinked, part of `address`; or NULL */
+    dev_t device;          /* what was made there */
+    ino_t inode;
     char address[128];
 };
 
@@ -3709,16 +3714,29 @@ static void feed_watchdog(struct server *server)
 
 /* ---------------------------------------------------------------- phases */
 
+/*
+ * By now the path may be another server's, which has taken it over. The
+ * listener is still open: as long as it is, whoever starts finds it in use,
+ * and its inode's number goes to no other file.
+ */
+static void unlink_own_socket(const struct listener *listener)
+{
+    struct stat status;
+
+    if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
+        status.st_dev == listener->device && status.st_ino == listener->inode)
+        unlink(listener->unix_path);
+}
+
 static void close_listeners(struct server *server)
 {
     for (unsigned i = 0; i < server->listener_count; i++) {
         const struct listener *listener = &server->listeners[i];
 
+        unlink_own_socket(listener);
         close(listener->fd);
         conn_set_state(server, conn_at(server, (uint32_t)listener->fd),
                        CONN_FREE);
-        if (listener->unix_path)
-            unlink(listener->unix_path);
     }
     server->listener_count = 0;
 }
@@ -4008,7 +4026,7 @@ static const char *const stdin_names[] = { "lines", "events", NULL };
 static const struct spec specs[] = {
     { "listen", "ADDR:PORT",
       "where to listen: 127.0.0.1:3000, [::1]:0, "
-      "unix:PATH; repeatable",
+      "unix:PATH[,mode=660]; repeatable",
       KIND_LISTEN, 'l', 0, 0, 0, NULL },
     { "port", "N", "short for --listen 127.0.0.1:N", KIND_PORT, 'p', 0, 0,
       65535, NULL },
@@ -4595,15 +4613,50 @@ static void tune_listener(int fd)
                    sizeof(settings[i].value));
 }
 
-/* A socket file that a server left behind is removed; one on which somebody
- * listens is not. */
+/*
+ * Servers that start at once must not remove each other's sockets: one at a
+ * time looks, removes what is stale, and listens. Returns what is to be
+ * closed then; -1 where the folder cannot be locked, which is no reason not
+ * to serve.
+ */
+static int lock_folder(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
+    char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    int fd;
+
+    snprintf(folder, sizeof(folder), "%.*s",
+             slash > path ? (int)(slash - path) : 1, slash ? path : ".");
+    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            close(fd);
+            return -1;
+        }
+        if (clock_ms(CLOCK_MONOTONIC) >= deadline)
+            die(EXIT_RUN_TIME,
+                "--listen: cannot listen on 'unix:%s': another process has "
+                "kept its folder locked for %d s, see flock(2)",
+                path, LOCK_PATIENCE / 1000);
+        poll(NULL, 0, 10);
+    }
+    return fd;
+}
+
+/* A socket file that a server left behind is removed; one on which another
+ * listens is not, be its queue full or not. */
 static void remove_stale_socket(const struct sockaddr_un *address)
 {
     struct stat status;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd;
 
-    if (stat(address->sun_path, &status) == 0 && S_ISSOCK(status.st_mode) &&
-        connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
+    if (lstat(address->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
+        return;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
         errno == ECONNREFUSED)
         unlink(address->sun_path);
     close(fd);
@@ -4643,20 +4696,56 @@ static void listen_on(struct server *server, const char *name,
     add_listener(server, fd);
 }
 
+/* Cuts "unix:PATH,mode=MODE" or "unix:PATH": returns the mode, and the length
+ * of the path. */
+static mode_t split_unix(const char *name, size_t *length)
+{
+    const char *path = name + strlen("unix:");
+    const char *comma = strrchr(path, ',');
+    const char *digits = comma ? comma + strlen(",mode=") : NULL;
+    size_t count;
+
+    *length = strlen(path);
+    if (!comma || strncmp(comma, ",mode=", strlen(",mode=")) != 0)
+        return UNIX_MODE_DEFAULT;
+    *length = (size_t)(comma - path);
+    count = strlen(digits);
+    if (strspn(digits, "01234567") != count ||
+        !(count == 3 || (count == 4 && *digits == '0')))
+        die(EXIT_USAGE,
+            "--listen: '%s': the mode is not 3 or 4 octal digits up to 0777, "
+            "such as mode=660",
+            name);
+    return (mode_t)strtoul(digits, NULL, 8);
+}
+
 static void listen_unix(struct server *server, const char *name)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
-    const char *path = name + strlen("unix:");
     struct listener *listener = &server->listeners[server->listener_count];
+    struct stat status;
+    size_t length;
+    mode_t mode = split_unix(name, &length), before;
+    int folder;
 
-    if (!*path || strlen(path) >= sizeof(address.sun_path))
+    if (length == 0 || length >= sizeof(address.sun_path))
         die(EXIT_USAGE, "--listen: '%s' needs a path of 1 to %zu bytes", name,
             sizeof(address.sun_path) - 1);
-    memcpy(address.sun_path, path, strlen(path));
+    memcpy(address.sun_path, name + strlen("unix:"), length);
+    folder = lock_folder(address.sun_path);
     remove_stale_socket(&address);
+    before = umask(0777 & ~mode);
     listen_on(server, name, (struct sockaddr *)&address, sizeof(address));
-    listener->unix_path = path;
-    snprintf(listener->address, sizeof(listener->address), "%s", name);
+    umask(before);
+    if (lstat(address.sun_path, &status) == 0) {
+        listener->device = status.st_dev;
+        listener->inode = status.st_ino;
+    }
+    if (folder >= 0)
+        close(folder);
+    snprintf(listener->address, sizeof(listener->address), "unix:%s",
+             address.sun_path);
+    listener->unix_path = listener->address + strlen("unix:");
 }
 
 /* What the socket is bound to: with port 0 the kernel chose one. */
