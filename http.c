@@ -707,6 +707,11 @@ static struct slice without_port(struct slice host)
     return host;
 }
 
+bool http_host_is(struct slice host, const char *name)
+{
+    return slice_equals(without_port(host), name);
+}
+
 bool http_host_is_local(struct slice host)
 {
     char text[64];
@@ -1121,6 +1126,7 @@ const char *http_reason(int status)
         { 415, "Unsupported Media Type" },
         { 416, "Range Not Satisfiable" },
         { 417, "Expectation Failed" },
+        { 421, "Misdirected Request" },
         { 431, "Request Header Fields Too Large" },
         { 501, "Not Implemented" },
         { 503, "Service Unavailable" },

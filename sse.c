@@ -45,6 +45,7 @@
 
 enum {
     LISTENERS_MAX = 16,
+    HOSTS_MAX = 16,
     LISTEN_FDS_START = 3,
     TOKEN_MAX = 512,
     CORS_MAX = 256,
@@ -137,7 +138,9 @@ struct options {
     const char *listen[LISTENERS_MAX];
     unsigned listen_count;
     const char *root;
-    const char *cors;
+    const char *cors; /* the one origin; NULL: all, or with no_cors none */
+    const char *hosts[HOSTS_MAX];
+    unsigned host_count;
     const char *token_file;
     const char *topic; /* of what comes on standard input; NULL: main */
     const char *history_file;
@@ -160,6 +163,7 @@ struct options {
     unsigned log_level;  /* enum level */
     unsigned ids;        /* enum ids */
     unsigned stdin_form; /* enum stdin_form, UINT_MAX: not given */
+    bool no_cors;
     bool access_log;
     bool end;   /* the topic is finished at the end of standard input */
     bool input; /* standard input is published */
@@ -256,6 +260,8 @@ enum {
     FLAG_UNIX = 1,
     FLAG_ENDING = 2, /* the last bytes of the stream are under way */
     FLAG_AHEAD = 4,  /* came with an id newer than the newest */
+    /* a listener on a loopback address, and what came by it */
+    FLAG_LOOPBACK = 32,
 };
 
 struct conn {
@@ -913,6 +919,7 @@ static void accept_all(struct server *server, int listener)
             accept_failed(server, strerrorname_np(errno));
             return;
         }
+        conn->flags |= conn_at(server, (uint32_t)listener)->flags;
         conn_read(server, conn);
     }
 }
@@ -1916,7 +1923,9 @@ static void respond_page(struct server *server, struct conn *conn)
 
 static const char *stream_cors(const struct server *server)
 {
-    return server->options.cors ? server->options.cors : "*";
+    const struct options *options = &server->options;
+
+    return options->no_cors ? NULL : options->cors ? options->cors : "*";
 }
 
 /* Where a stream begins. */
@@ -3280,7 +3289,7 @@ static void route_events(struct server *server, struct conn *conn,
                 &(struct response){
                     .status = 204,
                     .no_length = true,
-                    .preflight = true,
+                    .preflight = !server->options.no_cors,
                     .allow = allow,
                     .cors = stream_cors(server),
                 },
@@ -3330,6 +3339,25 @@ static void route(struct server *server, struct conn *conn)
         respond_page(server, conn);
 }
 
+/*
+ * With --cors none no page of another origin reads here. One whose own name
+ * comes to be resolved to this machine would not be of another origin
+ * ("DNS rebinding"), so a loopback listener serves no name that is unknown.
+ */
+static bool is_misdirected(const struct server *server, const struct conn *conn)
+{
+    const struct options *options = &server->options;
+    struct slice host = conn->exchange->request.host;
+
+    if (!options->no_cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+        http_host_is_local(host))
+        return false;
+    for (unsigned i = 0; i < options->host_count; i++)
+        if (http_host_is(host, options->hosts[i]))
+            return false;
+    return true;
+}
+
 /* Moves what has not been parsed to the front, to make room behind it. */
 static void compact_input(struct exchange *exchange)
 {
@@ -3355,7 +3383,11 @@ static void read_request(struct server *server, struct conn *conn)
     } else if (taken > 0) {
         exchange->in_start += (size_t)taken;
         http_body_init(&exchange->body, &exchange->request);
-        route(server, conn);
+        if (is_misdirected(server, conn))
+            respond_error(server, conn, 421,
+                          "this Host is not known here: --host names another");
+        else
+            route(server, conn);
     }
 }
 
@@ -3997,6 +4029,7 @@ enum kind {
     KIND_SIZE,    /* bytes; takes K, M, G */
     KIND_TEXT,
     KIND_LISTEN,
+    KIND_HOST,
     KIND_PORT,
     KIND_NAME, /* one of several, kept as its number */
     KIND_SYNC, /* seconds, none or always; kept in ms */
@@ -4054,8 +4087,10 @@ static const struct spec specs[] = {
       PLACE(retry), 0, UINT64_C(86400) * 1000, NULL },
     { "cors", "ORIGIN",
       "the one origin whose pages may read and publish "
-      "(all may read)",
+      "(all may read); none",
       KIND_TEXT, 0, PLACE(cors), 0, 0, NULL },
+    { "host", "NAME", "with --cors none: a name of this machine; repeatable",
+      KIND_HOST, 0, 0, 0, 0, NULL },
     { "token-file", "FILE", "who sends the token in this file may publish",
       KIND_TEXT, 't', PLACE(token_file), 0, 0, NULL },
     { "publish", "WHO",
@@ -4180,6 +4215,20 @@ static void add_listen(struct options *options, const char *address)
     options->listen[options->listen_count++] = address;
 }
 
+/* A Host is compared with it, whatever its port. */
+static void add_host(struct options *options, const char *name)
+{
+    if (!*name || strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-._"
+                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != strlen(name))
+        die(EXIT_USAGE,
+            "--host: '%s' is not a name such as ssed.example, "
+            "without a port",
+            name);
+    if (options->host_count == HOSTS_MAX)
+        die(EXIT_USAGE, "--host: at most %d of them", HOSTS_MAX);
+    options->hosts[options->host_count++] = name;
+}
+
 static void take_option(struct options *options, const struct spec *spec,
                         char *value)
 {
@@ -4207,6 +4256,9 @@ static void take_option(struct options *options, const struct spec *spec,
     case KIND_LISTEN:
         add_listen(options, value);
         break;
+    case KIND_HOST:
+        add_host(options, value);
+        break;
     case KIND_NAME:
         *(unsigned *)(void *)place = parse_name(spec, value);
         break;
@@ -4222,20 +4274,30 @@ static void take_option(struct options *options, const struct spec *spec,
     }
 }
 
-/* An Origin as a browser sends it, so that it can be compared. */
-static void check_cors(const char *cors)
+/* An Origin as a browser sends it, so that it can be compared. The words that
+ * are none must not be: a client may send anything. */
+static void check_cors(struct options *options)
 {
+    const char *cors = options->cors ? options->cors : "*";
     struct slice origin = { cors, strlen(cors) };
     size_t scheme = strncmp(cors, "https://", 8) == 0  ? 8
                     : strncmp(cors, "http://", 7) == 0 ? 7
                                                        : 0;
 
-    if (slice_is(origin, "*"))
+    options->no_cors = slice_is(origin, "none");
+    if (options->host_count && !options->no_cors)
+        die(EXIT_USAGE, "--host is for --cors none: without it every Host is "
+                        "served");
+    if (options->no_cors || slice_is(origin, "*")) {
+        options->cors = NULL;
         return;
+    }
     if (!scheme || origin.length == scheme || origin.length > CORS_MAX ||
         strcspn(cors + scheme, "/ \t\r\n\"") != origin.length - scheme)
         die(EXIT_USAGE,
-            "--cors: '%s' is not an origin such as https://example.com", cors);
+            "--cors: '%s' is not *, none, or an origin such as "
+            "https://example.com",
+            cors);
 }
 
 /* What "-" needs, and what needs "-". */
@@ -4302,8 +4364,7 @@ static void check_history_options(struct options *options)
 static void check_options(struct options *options)
 {
 
-    if (options->cors)
-        check_cors(options->cors);
+    check_cors(options);
     check_input(options);
     check_ids(options);
     if (options->token_file && options->publish != UNGIVEN)
@@ -4662,6 +4723,19 @@ static void remove_stale_socket(const struct sockaddr_un *address)
     close(fd);
 }
 
+/* Whether a listener is bound to an address that only this machine has. */
+static bool is_loopback(int fd)
+{
+    struct sockaddr_storage address = { 0 };
+    socklen_t length = sizeof(address);
+    struct conn bound = { 0 };
+
+    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+        return false;
+    set_peer(&bound, &address);
+    return !(bound.flags & FLAG_UNIX) && peer_is_loopback(&bound);
+}
+
 static void add_listener(struct server *server, int fd)
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
@@ -4669,6 +4743,7 @@ static void add_listener(struct server *server, int fd)
     if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
         die(EXIT_RUN_TIME, "cannot wait for connections: %s", strerror(errno));
     conn_at(server, (uint32_t)fd)->interest = EPOLLIN;
+    conn_at(server, (uint32_t)fd)->flags = is_loopback(fd) ? FLAG_LOOPBACK : 0;
     conn_set_state(server, conn_at(server, (uint32_t)fd), CONN_LISTENER);
     server->listeners[server->listener_count++] = (struct listener){ .fd = fd };
 }

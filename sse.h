@@ -447,6 +447,9 @@ bool http_query_next(struct slice *query, const char *name, char *value,
 /* Why this is not the name of a topic, NULL if it is one. */
 const char *http_topic_refused(struct slice name);
 
+/* Whether a Host is that name, with or without a port. */
+bool http_host_is(struct slice host, const char *name);
+
 /* Whether a Host (or its like) is "localhost" or an IP address, with or
  * without a port: a name that no DNS server can have made up. */
 bool http_host_is_local(struct slice host);
