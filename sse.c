@@ -3846,42 +3846,103 @@ static void check_phase(struct server *server)
         server->phase = PHASE_STOP;
 }
 
-static bool read_token(const char *path, char token[TOKEN_MAX], size_t *length)
+/* Whether a file has stayed as it was, and the same. */
+static bool is_unchanged(const struct stat *a, const struct stat *b)
 {
-    FILE *file = fopen(path, "re");
-    bool read;
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
 
-    if (!file)
-        return false;
-    errno = EINVAL;
-    read = fgets(token, TOKEN_MAX, file) != NULL;
-    fclose(file);
-    if (!read)
-        return false;
-    *length = strcspn(token, "\r\n");
-    errno = EINVAL;
-    return *length > 0 && *length < TOKEN_MAX - 1 && !strchr(token, ' ');
+/* Reads a file that nobody writes or replaces meanwhile: half of a token is
+ * one too. NULL, or why not. */
+static const char *read_unchanged(const char *path, int fd, char *bytes,
+                                  size_t size, size_t *length,
+                                  struct stat *status)
+{
+    struct stat after, at_path;
+    ssize_t n = 0;
+
+    if (fstat(fd, status) < 0)
+        return strerror(errno);
+    if (!S_ISREG(status->st_mode))
+        return "it is not a regular file";
+    *length = 0;
+    while (*length < size &&
+           (n = read(fd, bytes + *length, size - *length)) > 0)
+        *length += (size_t)n;
+    if (n < 0 || fstat(fd, &after) < 0 || stat(path, &at_path) < 0)
+        return strerror(errno);
+    if (!is_unchanged(status, &after) || !is_unchanged(status, &at_path))
+        return "it changed while it was read";
+    return NULL;
+}
+
+/* Takes the line end off. NULL, or why this is no token. */
+static const char *refused_token(const char *bytes, size_t *length)
+{
+    _Static_assert(TOKEN_MAX == 512, "the text below says so");
+    if (*length && bytes[*length - 1] == '\n')
+        --*length;
+    if (*length && bytes[*length - 1] == '\r')
+        --*length;
+    if (*length == 0)
+        return "it is empty";
+    for (size_t i = 0; i < *length; i++) {
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            return "it has more than one line";
+        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
+            return "it has a blank or a control character";
+    }
+    return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
+}
+
+/* Takes the token from its file; NULL, or why not: the one before stays. */
+static const char *take_token(struct server *server)
+{
+    const char *path = server->options.token_file, *refused;
+    char bytes[TOKEN_MAX + 3], quoted[512]; /* a line end, a byte too many */
+    size_t length = 0;
+    struct stat status;
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    if (fd < 0)
+        return strerror(errno);
+    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    close(fd);
+    if (!refused)
+        refused = refused_token(bytes, &length);
+    if (refused)
+        return refused;
+    memcpy(server->token, bytes, length);
+    server->token_length = length;
+    if (status.st_mode & (S_IROTH | S_IWOTH))
+        log_event(LEVEL_WARN, "token_file_readable",
+                  "file=%s mode=%03o reason=\"others may read or write it\"",
+                  log_quote(quoted, sizeof(quoted),
+                            (struct slice){ path, strlen(path) }),
+                  (unsigned)status.st_mode & 0777);
+    return NULL;
 }
 
 static void reload_token(struct server *server)
 {
-    char token[TOKEN_MAX], path[512];
-    size_t length;
-    const char *file = server->options.token_file;
-    bool read = file && read_token(file, token, &length);
+    const char *file = server->options.token_file, *refused;
+    char path[512];
 
     if (!file)
         return;
     log_quote(path, sizeof(path), (struct slice){ file, strlen(file) });
-    if (!read) {
+    refused = take_token(server);
+    if (refused)
         log_event(LEVEL_ERROR, "token_not_reloaded",
-                  "file=%s error=%s kept=\"the one before\"", path,
-                  strerrorname_np(errno));
-        return;
-    }
-    memcpy(server->token, token, length);
-    server->token_length = length;
-    log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
+                  "file=%s reason=\"%s\" kept=\"the one before\"", path,
+                  refused);
+    else
+        log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
 }
 
 static void read_signals(struct server *server)
@@ -5108,7 +5169,7 @@ int main(int argc, char **argv)
             .log_level = LEVEL_INFO,
         },
     };
-    const char *token_file;
+    const char *refused;
     uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
@@ -5116,11 +5177,10 @@ int main(int argc, char **argv)
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
-    token_file = server.options.token_file;
-    if (token_file &&
-        !read_token(token_file, server.token, &server.token_length))
-        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s", token_file,
-            strerror(errno));
+    refused = server.options.token_file ? take_token(&server) : NULL;
+    if (refused)
+        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s",
+            server.options.token_file, refused);
     init_connections(&server);
     init_history(&server);
     init_pages(&server);
