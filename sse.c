@@ -340,7 +340,10 @@ struct server {
     unsigned listener_count;
     struct listener listeners[LISTENERS_MAX];
     bool accepting;
-    bool input_is_file;    /* epoll cannot watch it: it is always ready */
+    bool input_is_file; /* epoll cannot watch it: it is always ready */
+    bool input_is_socket;
+    int input_fd;          /* what is read: standard input, or the same pipe
+                            * by a description of our own */
     uint64_t accept_again; /* ms, when !accepting */
     struct conn *input;    /* standard input, NULL: it is not published */
 
@@ -2713,6 +2716,8 @@ static void input_end(struct server *server, const char *reason)
     queue_remove(server, conn);
     conn_release_exchange(server, conn);
     conn_set_state(server, conn, CONN_FREE);
+    if (server->input_fd != STDIN_FILENO)
+        close(server->input_fd);
     server->input = NULL;
 }
 
@@ -3250,10 +3255,28 @@ static void input_go_on(struct server *server)
     }
 }
 
+/* As read(2), but it never waits: another process that reads the same may
+ * have taken what epoll has told of. */
+static ssize_t input_receive(const struct server *server, char *bytes,
+                             size_t size)
+{
+    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
+
+    if (server->input_is_socket)
+        return recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
+    /* where it could not be opened anew, the next best */
+    if (server->input_fd == STDIN_FILENO && !server->input_is_file &&
+        poll(&data, 1, 0) == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return read(server->input_fd, bytes, size);
+}
+
 static void input_read(struct server *server)
 {
     struct exchange *exchange = server->input->exchange;
-    ssize_t n = read(STDIN_FILENO, exchange->in, sizeof(exchange->in));
+    ssize_t n = input_receive(server, exchange->in, sizeof(exchange->in));
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
@@ -4605,6 +4628,37 @@ static void init_history(struct server *server)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
 }
 
+/*
+ * O_NONBLOCK belongs to the open file description, which standard input may
+ * share with other processes; so it is set on one of our own. A file is not
+ * opened anew: where others stand in it is where it goes on.
+ *
+ * A pipe's descriptor stays: it is watched, and keeps its part in the pipe's
+ * end, which comes when nobody has it open for writing. Of a device another
+ * description may be another stream, so the new one takes the place.
+ */
+static void open_input(struct server *server)
+{
+    struct stat status;
+    int fd;
+
+    server->input_fd = STDIN_FILENO;
+    if (fstat(STDIN_FILENO, &status) < 0)
+        return;
+    server->input_is_socket = S_ISSOCK(status.st_mode);
+    if (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode))
+        return;
+    fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (S_ISFIFO(status.st_mode)) {
+        server->input_fd = fd;
+        return;
+    }
+    dup2(fd, STDIN_FILENO);
+    close(fd);
+}
+
 /* epoll takes pipes, terminals and sockets. What it refuses with EPERM, files
  * above all, can always be read. */
 static void watch_input(struct server *server)
@@ -4648,6 +4702,7 @@ static void init_input(struct server *server)
     *conn = (struct conn){ .exchange = exchange };
     conn_set_state(server, conn, CONN_INPUT);
     server->input = conn;
+    open_input(server);
     watch_input(server);
     log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
               stdin_names[options->stdin_form]);

@@ -2,14 +2,16 @@
  * Loaded before the server's libc (LD_PRELOAD), it holds the server up at a
  * call, so that a test can do what another process may do just then: before
  * unlink(2), at the file that HOLD_UNLINK names; after a read(2) of a regular
- * file, at HOLD_READ's. While that file is there, the call renames it to
- * .reached and waits until that is gone.
+ * file, at HOLD_READ's; after an epoll_wait(2) that told of something, at
+ * HOLD_WAIT's. While that file is there, the call renames it to .reached and
+ * waits until that is gone.
  */
 #include <dlfcn.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -52,4 +54,17 @@ ssize_t read(int fd, void *bytes, size_t length)
     if (n > 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
         hold("HOLD_READ");
     return n;
+}
+
+int epoll_wait(int epoll, struct epoll_event *events, int room, int timeout)
+{
+    static int (*real)(int, struct epoll_event *, int, int);
+    int count;
+
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "epoll_wait");
+    count = real(epoll, events, room, timeout);
+    if (count > 0)
+        hold("HOLD_WAIT");
+    return count;
 }
