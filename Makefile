@@ -87,14 +87,16 @@ $(TESTS):
 	$(LINK) -o $@ $^ -lcriterion
 
 # loaded into the server before its libc
-PRELOADED = $(SHORT_IO) $(FAIL_SYNC)
+PRELOADED = $(SHORT_IO) $(FAIL_SYNC) $(HOLD)
 SHORT_IO = $(abspath $(BUILD)/test/short_io.so)
 FAIL_SYNC = $(abspath $(BUILD)/test/fail_sync.so)
+HOLD = $(abspath $(BUILD)/test/hold.so)
 $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	@mkdir -p $(@D)
 	$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
 test: export FAIL_SYNC := $(FAIL_SYNC)
+test: export HOLD := $(HOLD)
 test: $(SSED) $(TESTS) $(PRELOADED) ## run every test
 	@for test in $(TESTS); do \
 		echo "$$test"; \
@@ -133,6 +135,7 @@ VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
 # not the tests of --root: Debian's valgrind does not know openat2(2)
 valgrind: export FAIL_SYNC := $(FAIL_SYNC)
+valgrind: export HOLD := $(HOLD)
 valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
 	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
 	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 CRASH_ROUNDS=8 \

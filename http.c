@@ -395,6 +395,15 @@ static int field_forwarded(struct request *request, struct slice value)
     return 0;
 }
 
+/* Browsers alone send it, and no page can change it: Fetch Metadata, section
+ * 2.4. "none" is the person's own doing. */
+static int field_fetch_site(struct request *request, struct slice value)
+{
+    if (slice_equals(value, "cross-site") || slice_equals(value, "same-site"))
+        request->cross_site = true;
+    return 0;
+}
+
 /* A Host in an absolute-form target has been put down before, and counts. */
 static int field_host(struct request *request, struct slice value)
 {
@@ -417,27 +426,43 @@ struct field {
     {                                  \
         (literal), sizeof(literal) - 1 \
     }
-static const struct field fields[] = {
-    { NAME("Authorization"), NULL, offsetof(struct request, authorization) },
-    { NAME("Connection"), field_connection, 0 },
-    { NAME("Content-Length"), field_content_length, 0 },
-    { NAME("Content-Type"), NULL, offsetof(struct request, content_type) },
-    { NAME("Expect"), field_expect, 0 },
-    { NAME("Forwarded"), field_forwarded, 0 },
-    { NAME("Host"), field_host, 0 },
-    { NAME("If-Modified-Since"), NULL,
-      offsetof(struct request, if_modified_since) },
-    { NAME("If-None-Match"), NULL, offsetof(struct request, if_none_match) },
-    { NAME("If-Range"), NULL, offsetof(struct request, if_range) },
-    { NAME("Last-Event-ID"), NULL, offsetof(struct request, last_event_id) },
-    { NAME("Origin"), NULL, offsetof(struct request, origin) },
-    { NAME("Range"), NULL, offsetof(struct request, range) },
-    { NAME("Transfer-Encoding"), field_transfer_encoding, 0 },
-    { NAME("Via"), field_forwarded, 0 },
-    { NAME("X-Forwarded-For"), field_forwarded, 0 },
-    { NAME("X-Forwarded-Host"), field_forwarded, 0 },
-    { NAME("X-Forwarded-Proto"), field_forwarded, 0 },
-    { NAME("X-Real-IP"), field_forwarded, 0 },
+/* By their initials, of either case: most of what a browser sends is of no
+ * account, and that is to be seen at once. */
+#define INITIAL(letter) ((letter)&31)
+enum {
+    FIELDS_OF_AN_INITIAL = 4
+};
+static const struct field fields[32][FIELDS_OF_AN_INITIAL] = {
+    [INITIAL('A')] = { { NAME("Authorization"), NULL,
+                         offsetof(struct request, authorization) } },
+    [INITIAL('C')] = { { NAME("Connection"), field_connection, 0 },
+                       { NAME("Content-Length"), field_content_length, 0 },
+                       { NAME("Content-Type"), NULL,
+                         offsetof(struct request, content_type) },
+                       { NAME("CF-Connecting-IP"), field_forwarded, 0 } },
+    [INITIAL('E')] = { { NAME("Expect"), field_expect, 0 } },
+    [INITIAL('F')] = { { NAME("Forwarded"), field_forwarded, 0 } },
+    [INITIAL('H')] = { { NAME("Host"), field_host, 0 } },
+    [INITIAL('I')] = { { NAME("If-Modified-Since"), NULL,
+                         offsetof(struct request, if_modified_since) },
+                       { NAME("If-None-Match"), NULL,
+                         offsetof(struct request, if_none_match) },
+                       { NAME("If-Range"), NULL,
+                         offsetof(struct request, if_range) } },
+    [INITIAL('L')] = { { NAME("Last-Event-ID"), NULL,
+                         offsetof(struct request, last_event_id) } },
+    [INITIAL('O')] = { { NAME("Origin"), NULL,
+                         offsetof(struct request, origin) } },
+    [INITIAL('R')] = { { NAME("Range"), NULL,
+                         offsetof(struct request, range) } },
+    [INITIAL('S')] = { { NAME("Sec-Fetch-Site"), field_fetch_site, 0 } },
+    [INITIAL('T')] = { { NAME("Transfer-Encoding"), field_transfer_encoding,
+                         0 },
+                       { NAME("True-Client-IP"), field_forwarded, 0 } },
+    [INITIAL('V')] = { { NAME("Via"), field_forwarded, 0 } },
+    /* the first stands for every name that begins with it */
+    [INITIAL('X')] = { { NAME("X-Forwarded-"), field_forwarded, 0 },
+                       { NAME("X-Real-IP"), field_forwarded, 0 } },
 };
 
 static int take_field(struct request *request, const struct field *field,
@@ -453,22 +478,18 @@ static int take_field(struct request *request, const struct field *field,
     return 0;
 }
 
-/* The field of that name, NULL if it is none that matters here. Half of what
- * a browser sends has none of their initials, ACEFHILORTVX. */
+/* The field of that name, NULL if it is none that matters here. */
 static const struct field *find_field(struct slice name)
 {
-    const uint32_t initials = 0x0154936A;
+    const struct field *field = fields[INITIAL(name.data[0])];
+    const struct field *end = field + FIELDS_OF_AN_INITIAL;
 
-    if (!(initials >> (name.data[0] & 31) & 1))
-        return NULL;
-    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-        struct slice candidate = fields[i].name;
-
-        if (name.length == candidate.length &&
-            (name.data[0] | 0x20) == (candidate.data[0] | 0x20) &&
-            strncasecmp(name.data, candidate.data, name.length) == 0)
-            return &fields[i];
-    }
+    if (field == fields[INITIAL('X')] && slice_begins(name, field->name.data))
+        return field;
+    for (; field < end && field->name.data; field++)
+        if (name.length == field->name.length &&
+            strncasecmp(name.data, field->name.data, name.length) == 0)
+            return field;
     return NULL;
 }
 
@@ -684,6 +705,11 @@ static struct slice without_port(struct slice host)
             break;
     }
     return host;
+}
+
+bool http_host_is(struct slice host, const char *name)
+{
+    return slice_equals(without_port(host), name);
 }
 
 bool http_host_is_local(struct slice host)
@@ -1100,6 +1126,7 @@ const char *http_reason(int status)
         { 415, "Unsupported Media Type" },
         { 416, "Range Not Satisfiable" },
         { 417, "Expectation Failed" },
+        { 421, "Misdirected Request" },
         { 431, "Request Header Fields Too Large" },
         { 500, "Internal Server Error" },
         { 501, "Not Implemented" },
@@ -1374,6 +1401,7 @@ static int open_in_root(struct file *file, int root, const char *path)
 {
     struct stat status;
     int fd = open_beneath(root, path + 1);
+    bool known;
 
     if (fd < 0 && errno == ENOSYS)
         return -501;
@@ -1382,9 +1410,10 @@ static int open_in_root(struct file *file, int root, const char *path)
                        errno == EAGAIN
                    ? -503
                    : -404;
-    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode)) {
+    known = fstat(fd, &status) == 0;
+    if (!known || !S_ISREG(status.st_mode)) {
         close(fd);
-        return S_ISDIR(status.st_mode) ? -301 : -404;
+        return known && S_ISDIR(status.st_mode) ? -301 : -404;
     }
     *file = (struct file){
         .fd = fd,

@@ -31,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -46,6 +47,7 @@
 
 enum {
     LISTENERS_MAX = 16,
+    HOSTS_MAX = 16,
     LISTEN_FDS_START = 3,
     TOKEN_MAX = 512,
     CORS_MAX = 256,
@@ -78,6 +80,8 @@ enum {
     SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
     NOTSENT = 64 * 1024,
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
+    UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
+    LOCK_PATIENCE = 5000,      /* ms for others to make theirs beside it */
     INTERVAL_DEFAULT = 1000,   /* ms */
     SYNC_DEFAULT = 1000,       /* ms */
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
@@ -148,7 +152,9 @@ struct options {
     const char *listen[LISTENERS_MAX];
     unsigned listen_count;
     const char *root;
-    const char *cors;
+    const char *cors; /* the one origin; NULL: all, or with no_cors none */
+    const char *hosts[HOSTS_MAX];
+    unsigned host_count;
     const char *token_file;
     const char *topic; /* of what comes on standard input; NULL: main */
     const char *history_file;
@@ -172,6 +178,7 @@ struct options {
     unsigned log_level;  /* enum level */
     unsigned ids;        /* enum ids */
     unsigned stdin_form; /* enum stdin_form, UINT_MAX: not given */
+    bool no_cors;
     bool access_log;
     bool end;   /* the topic is finished at the end of standard input */
     bool input; /* standard input is published */
@@ -287,6 +294,8 @@ enum {
     FLAG_AHEAD = 4,   /* came with an id newer than the newest */
     FLAG_SURPLUS = 8, /* came when --max-connections were there */
     FLAG_BUSY = 16,   /* what it sent last took a visit or more */
+    /* a listener on a loopback address, and what came by it */
+    FLAG_LOOPBACK = 32,
 };
 
 struct conn {
@@ -331,7 +340,9 @@ struct queue {
 
 struct listener {
     int fd;
-    const char *unix_path; /* to be unlinked, or NULL */
+    const char *unix_path; /* to be unlinked, part of `address`; or NULL */
+    dev_t device;          /* what was made there */
+    ino_t inode;
     char address[128];
 };
 
@@ -363,7 +374,10 @@ struct server {
     unsigned listener_count;
     struct listener listeners[LISTENERS_MAX];
     bool accepting;
-    bool input_is_file;    /* epoll cannot watch it: it is always ready */
+    bool input_is_file; /* epoll cannot watch it: it is always ready */
+    bool input_is_socket;
+    int input_fd;          /* what is read: standard input, or the same pipe
+                            * by a description of our own */
     uint64_t accept_again; /* ms, when !accepting */
     struct conn *input;    /* standard input, NULL: it is not published */
 
@@ -1047,6 +1061,7 @@ static void accept_all(struct server *server, int listener)
             accept_failed(server, strerrorname_np(errno));
             return;
         }
+        conn->flags |= conn_at(server, (uint32_t)listener)->flags;
         queue_push(server, QUEUE_WORK, conn);
     }
 }
@@ -2095,7 +2110,9 @@ static void respond_page(struct server *server, struct conn *conn)
 
 static const char *stream_cors(const struct server *server)
 {
-    return server->options.cors ? server->options.cors : "*";
+    const struct options *options = &server->options;
+
+    return options->no_cors ? NULL : options->cors ? options->cors : "*";
 }
 
 /* Where a stream begins. */
@@ -2591,15 +2608,21 @@ static bool token_matches(const struct server *server, struct slice given)
     return difference == 0;
 }
 
+/* Whether the request is from a page of the origin that --cors names. */
+static bool is_named_origin(const struct server *server,
+                            const struct request *request)
+{
+    const char *cors = server->options.cors;
+
+    return cors && request->origin.data && slice_equals(request->origin, cors);
+}
+
 /* Why no page of another origin may publish: it would be in the name of the
  * person at the browser. NULL if this is none. */
 static const char *refused_origin(const struct server *server,
                                   const struct request *request)
 {
-    const char *cors = server->options.cors;
-
-    if (!request->origin.data ||
-        (cors && slice_equals(request->origin, cors)) ||
+    if (!request->origin.data || is_named_origin(server, request) ||
         http_origin_is_host(request->origin, request->host))
         return NULL;
     return "publishing from this Origin is not allowed: --cors names the one "
@@ -2607,7 +2630,8 @@ static const char *refused_origin(const struct server *server,
 }
 
 /* NULL if the request is from this machine and came here directly. */
-static const char *refused_local(const struct conn *conn,
+static const char *refused_local(const struct server *server,
+                                 const struct conn *conn,
                                  const struct request *request)
 {
     if (!(conn->flags & FLAG_UNIX) && !peer_is_loopback(conn))
@@ -2619,6 +2643,9 @@ static const char *refused_local(const struct conn *conn,
     if (request->forwarded)
         return "publishing through a proxy is not allowed: --token-file "
                "allows it";
+    if (request->cross_site && !is_named_origin(server, request))
+        return "publishing from a page of another origin is not allowed: "
+               "--cors names the one that may";
     if (!http_host_is_local(request->host))
         return "publishing takes a Host that is localhost or an IP address";
     return NULL;
@@ -2630,7 +2657,7 @@ static const char *refused_publisher(const struct server *server,
 {
     switch ((enum publish)server->options.publish) {
     case PUBLISH_LOCAL:
-        return refused_local(conn, request);
+        return refused_local(server, conn, request);
     case PUBLISH_UNIX:
         return conn->flags & FLAG_UNIX
                    ? NULL
@@ -2882,6 +2909,8 @@ static void input_end(struct server *server, const char *reason)
     queue_remove(server, conn);
     conn_release_exchange(server, conn);
     conn_set_state(server, conn, CONN_FREE);
+    if (server->input_fd != STDIN_FILENO)
+        close(server->input_fd);
     server->input = NULL;
 }
 
@@ -3448,12 +3477,30 @@ static bool input_step(struct server *server)
     return true;
 }
 
+/* As read(2), but it never waits: another process that reads the same may
+ * have taken what epoll has told of. */
+static ssize_t input_receive(const struct server *server, char *bytes,
+                             size_t size)
+{
+    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
+
+    if (server->input_is_socket)
+        return recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
+    /* where it could not be opened anew, the next best */
+    if (server->input_fd == STDIN_FILENO && !server->input_is_file &&
+        poll(&data, 1, 0) == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return read(server->input_fd, bytes, size);
+}
+
 /* Reads from standard input. False if nothing has come. */
 static bool input_fill(struct server *server)
 {
     struct exchange *exchange = server->input->exchange;
     struct buffer *in = &exchange->in;
-    ssize_t n = read(STDIN_FILENO, in->bytes, in->room);
+    ssize_t n = input_receive(server, in->bytes, in->room);
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return false;
@@ -3489,7 +3536,7 @@ static void route_events(struct server *server, struct conn *conn,
                 &(struct response){
                     .status = 204,
                     .no_length = true,
-                    .preflight = true,
+                    .preflight = !server->options.no_cors,
                     .allow = allow,
                     .cors = stream_cors(server),
                 },
@@ -3539,6 +3586,25 @@ static void route(struct server *server, struct conn *conn)
         respond_page(server, conn);
 }
 
+/*
+ * With --cors none no page of another origin reads here. One whose own name
+ * comes to be resolved to this machine would not be of another origin
+ * ("DNS rebinding"), so a loopback listener serves no name that is unknown.
+ */
+static bool is_misdirected(const struct server *server, const struct conn *conn)
+{
+    const struct options *options = &server->options;
+    struct slice host = conn->exchange->request.host;
+
+    if (!options->no_cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+        http_host_is_local(host))
+        return false;
+    for (unsigned i = 0; i < options->host_count; i++)
+        if (http_host_is(host, options->hosts[i]))
+            return false;
+    return true;
+}
+
 /* Moves what has not been parsed to the front, to make room behind it. */
 static void compact(struct buffer *buffer)
 {
@@ -3579,7 +3645,11 @@ static bool request_step(struct server *server, struct conn *conn)
     } else if (taken > 0) {
         in->start += (size_t)taken;
         http_body_init(&exchange->body, &exchange->request);
-        route(server, conn);
+        if (is_misdirected(server, conn))
+            respond_error(server, conn, 421,
+                          "this Host is not known here: --host names another");
+        else
+            route(server, conn);
         server->steps += STEP_EVENTS;
     }
     return taken != 0;
@@ -4082,16 +4152,29 @@ static void feed_watchdog(struct server *server)
 
 /* ---------------------------------------------------------------- phases */
 
+/*
+ * By now the path may be another server's, which has taken it over. The
+ * listener is still open: as long as it is, whoever starts finds it in use,
+ * and its inode's number goes to no other file.
+ */
+static void unlink_own_socket(const struct listener *listener)
+{
+    struct stat status;
+
+    if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
+        status.st_dev == listener->device && status.st_ino == listener->inode)
+        unlink(listener->unix_path);
+}
+
 static void close_listeners(struct server *server)
 {
     for (unsigned i = 0; i < server->listener_count; i++) {
         const struct listener *listener = &server->listeners[i];
 
+        unlink_own_socket(listener);
         close(listener->fd);
         conn_set_state(server, conn_at(server, (uint32_t)listener->fd),
                        CONN_FREE);
-        if (listener->unix_path)
-            unlink(listener->unix_path);
     }
     server->listener_count = 0;
 }
@@ -4171,42 +4254,103 @@ static void check_phase(struct server *server)
         server->phase = PHASE_STOP;
 }
 
-static bool read_token(const char *path, char token[TOKEN_MAX], size_t *length)
+/* Whether a file has stayed as it was, and the same. */
+static bool is_unchanged(const struct stat *a, const struct stat *b)
 {
-    FILE *file = fopen(path, "re");
-    bool read;
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
 
-    if (!file)
-        return false;
-    errno = EINVAL;
-    read = fgets(token, TOKEN_MAX, file) != NULL;
-    fclose(file);
-    if (!read)
-        return false;
-    *length = strcspn(token, "\r\n");
-    errno = EINVAL;
-    return *length > 0 && *length < TOKEN_MAX - 1 && !strchr(token, ' ');
+/* Reads a file that nobody writes or replaces meanwhile: half of a token is
+ * one too. NULL, or why not. */
+static const char *read_unchanged(const char *path, int fd, char *bytes,
+                                  size_t size, size_t *length,
+                                  struct stat *status)
+{
+    struct stat after, at_path;
+    ssize_t n = 0;
+
+    if (fstat(fd, status) < 0)
+        return strerror(errno);
+    if (!S_ISREG(status->st_mode))
+        return "it is not a regular file";
+    *length = 0;
+    while (*length < size &&
+           (n = read(fd, bytes + *length, size - *length)) > 0)
+        *length += (size_t)n;
+    if (n < 0 || fstat(fd, &after) < 0 || stat(path, &at_path) < 0)
+        return strerror(errno);
+    if (!is_unchanged(status, &after) || !is_unchanged(status, &at_path))
+        return "it changed while it was read";
+    return NULL;
+}
+
+/* Takes the line end off. NULL, or why this is no token. */
+static const char *refused_token(const char *bytes, size_t *length)
+{
+    _Static_assert(TOKEN_MAX == 512, "the text below says so");
+    if (*length && bytes[*length - 1] == '\n')
+        --*length;
+    if (*length && bytes[*length - 1] == '\r')
+        --*length;
+    if (*length == 0)
+        return "it is empty";
+    for (size_t i = 0; i < *length; i++) {
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            return "it has more than one line";
+        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
+            return "it has a blank or a control character";
+    }
+    return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
+}
+
+/* Takes the token from its file; NULL, or why not: the one before stays. */
+static const char *take_token(struct server *server)
+{
+    const char *path = server->options.token_file, *refused;
+    char bytes[TOKEN_MAX + 3], quoted[512]; /* a line end, a byte too many */
+    size_t length = 0;
+    struct stat status;
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    if (fd < 0)
+        return strerror(errno);
+    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    close(fd);
+    if (!refused)
+        refused = refused_token(bytes, &length);
+    if (refused)
+        return refused;
+    memcpy(server->token, bytes, length);
+    server->token_length = length;
+    if (status.st_mode & (S_IROTH | S_IWOTH))
+        log_event(LEVEL_WARN, "token_file_readable",
+                  "file=%s mode=%03o reason=\"others may read or write it\"",
+                  log_quote(quoted, sizeof(quoted),
+                            (struct slice){ path, strlen(path) }),
+                  (unsigned)status.st_mode & 0777);
+    return NULL;
 }
 
 static void reload_token(struct server *server)
 {
-    char token[TOKEN_MAX], path[512];
-    size_t length;
-    const char *file = server->options.token_file;
-    bool read = file && read_token(file, token, &length);
+    const char *file = server->options.token_file, *refused;
+    char path[512];
 
     if (!file)
         return;
     log_quote(path, sizeof(path), (struct slice){ file, strlen(file) });
-    if (!read) {
+    refused = take_token(server);
+    if (refused)
         log_event(LEVEL_ERROR, "token_not_reloaded",
-                  "file=%s error=%s kept=\"the one before\"", path,
-                  strerrorname_np(errno));
-        return;
-    }
-    memcpy(server->token, token, length);
-    server->token_length = length;
-    log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
+                  "file=%s reason=\"%s\" kept=\"the one before\"", path,
+                  refused);
+    else
+        log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
 }
 
 static void read_signals(struct server *server)
@@ -4383,6 +4527,7 @@ enum kind {
     KIND_SIZE,    /* bytes; takes K, M, G */
     KIND_TEXT,
     KIND_LISTEN,
+    KIND_HOST,
     KIND_PORT,
     KIND_NAME, /* one of several, kept as its number */
     KIND_SYNC, /* seconds, none or always; kept in ms */
@@ -4412,7 +4557,7 @@ static const char *const stdin_names[] = { "lines", "events", NULL };
 static const struct spec specs[] = {
     { "listen", "ADDR:PORT",
       "where to listen: 127.0.0.1:3000, [::1]:0, "
-      "unix:PATH; repeatable",
+      "unix:PATH[,mode=660]; repeatable",
       KIND_LISTEN, 'l', 0, 0, 0, NULL },
     { "port", "N", "short for --listen 127.0.0.1:N", KIND_PORT, 'p', 0, 0,
       65535, NULL },
@@ -4440,8 +4585,10 @@ static const struct spec specs[] = {
       PLACE(retry), 0, UINT64_C(86400) * 1000, NULL },
     { "cors", "ORIGIN",
       "the one origin whose pages may read and publish "
-      "(all may read)",
+      "(all may read); none",
       KIND_TEXT, 0, PLACE(cors), 0, 0, NULL },
+    { "host", "NAME", "with --cors none: a name of this machine; repeatable",
+      KIND_HOST, 0, 0, 0, 0, NULL },
     { "token-file", "FILE", "who sends the token in this file may publish",
       KIND_TEXT, 't', PLACE(token_file), 0, 0, NULL },
     { "publish", "WHO",
@@ -4568,6 +4715,20 @@ static void add_listen(struct options *options, const char *address)
     options->listen[options->listen_count++] = address;
 }
 
+/* A Host is compared with it, whatever its port. */
+static void add_host(struct options *options, const char *name)
+{
+    if (!*name || strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-._"
+                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != strlen(name))
+        die(EXIT_USAGE,
+            "--host: '%s' is not a name such as ssed.example, "
+            "without a port",
+            name);
+    if (options->host_count == HOSTS_MAX)
+        die(EXIT_USAGE, "--host: at most %d of them", HOSTS_MAX);
+    options->hosts[options->host_count++] = name;
+}
+
 static void take_option(struct options *options, const struct spec *spec,
                         char *value)
 {
@@ -4595,6 +4756,9 @@ static void take_option(struct options *options, const struct spec *spec,
     case KIND_LISTEN:
         add_listen(options, value);
         break;
+    case KIND_HOST:
+        add_host(options, value);
+        break;
     case KIND_NAME:
         *(unsigned *)(void *)place = parse_name(spec, value);
         break;
@@ -4610,20 +4774,30 @@ static void take_option(struct options *options, const struct spec *spec,
     }
 }
 
-/* An Origin as a browser sends it, so that it can be compared. */
-static void check_cors(const char *cors)
+/* An Origin as a browser sends it, so that it can be compared. The words that
+ * are none must not be: a client may send anything. */
+static void check_cors(struct options *options)
 {
+    const char *cors = options->cors ? options->cors : "*";
     struct slice origin = { cors, strlen(cors) };
     size_t scheme = strncmp(cors, "https://", 8) == 0  ? 8
                     : strncmp(cors, "http://", 7) == 0 ? 7
                                                        : 0;
 
-    if (slice_is(origin, "*"))
+    options->no_cors = slice_is(origin, "none");
+    if (options->host_count && !options->no_cors)
+        die(EXIT_USAGE, "--host is for --cors none: without it every Host is "
+                        "served");
+    if (options->no_cors || slice_is(origin, "*")) {
+        options->cors = NULL;
         return;
+    }
     if (!scheme || origin.length == scheme || origin.length > CORS_MAX ||
         strcspn(cors + scheme, "/ \t\r\n\"") != origin.length - scheme)
         die(EXIT_USAGE,
-            "--cors: '%s' is not an origin such as https://example.com", cors);
+            "--cors: '%s' is not *, none, or an origin such as "
+            "https://example.com",
+            cors);
 }
 
 /* What "-" needs, and what needs "-". */
@@ -4706,8 +4880,7 @@ static void check_request_memory(const struct options *options)
 static void check_options(struct options *options)
 {
     check_request_memory(options);
-    if (options->cors)
-        check_cors(options->cors);
+    check_cors(options);
     check_input(options);
     check_ids(options);
     if (options->token_file && options->publish != UNGIVEN)
@@ -4887,6 +5060,37 @@ static void init_history(struct server *server)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
 }
 
+/*
+ * O_NONBLOCK belongs to the open file description, which standard input may
+ * share with other processes; so it is set on one of our own. A file is not
+ * opened anew: where others stand in it is where it goes on.
+ *
+ * A pipe's descriptor stays: it is watched, and keeps its part in the pipe's
+ * end, which comes when nobody has it open for writing. Of a device another
+ * description may be another stream, so the new one takes the place.
+ */
+static void open_input(struct server *server)
+{
+    struct stat status;
+    int fd;
+
+    server->input_fd = STDIN_FILENO;
+    if (fstat(STDIN_FILENO, &status) < 0)
+        return;
+    server->input_is_socket = S_ISSOCK(status.st_mode);
+    if (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode))
+        return;
+    fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (S_ISFIFO(status.st_mode)) {
+        server->input_fd = fd;
+        return;
+    }
+    dup2(fd, STDIN_FILENO);
+    close(fd);
+}
+
 /* epoll takes pipes, terminals and sockets. What it refuses with EPERM, files
  * above all, can always be read. */
 static void watch_input(struct server *server)
@@ -4930,6 +5134,7 @@ static void init_input(struct server *server)
     *conn = (struct conn){ .exchange = exchange };
     conn_set_state(server, conn, CONN_INPUT);
     server->input = conn;
+    open_input(server);
     watch_input(server);
     log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
               stdin_names[options->stdin_form]);
@@ -5017,18 +5222,66 @@ static void tune_listener(int fd)
                    sizeof(settings[i].value));
 }
 
-/* A socket file that a server left behind is removed; one on which somebody
- * listens is not. */
+/*
+ * Servers that start at once must not remove each other's sockets: one at a
+ * time looks, removes what is stale, and listens. Returns what is to be
+ * closed then; -1 where the folder cannot be locked, which is no reason not
+ * to serve.
+ */
+static int lock_folder(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
+    char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    int fd;
+
+    snprintf(folder, sizeof(folder), "%.*s",
+             slash > path ? (int)(slash - path) : 1, slash ? path : ".");
+    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            close(fd);
+            return -1;
+        }
+        if (clock_ms(CLOCK_MONOTONIC) >= deadline)
+            die(EXIT_RUN_TIME,
+                "--listen: cannot listen on 'unix:%s': another process has "
+                "kept its folder locked for %d s, see flock(2)",
+                path, LOCK_PATIENCE / 1000);
+        poll(NULL, 0, 10);
+    }
+    return fd;
+}
+
+/* A socket file that a server left behind is removed; one on which another
+ * listens is not, be its queue full or not. */
 static void remove_stale_socket(const struct sockaddr_un *address)
 {
     struct stat status;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd;
 
-    if (stat(address->sun_path, &status) == 0 && S_ISSOCK(status.st_mode) &&
-        connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
+    if (lstat(address->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
+        return;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
         errno == ECONNREFUSED)
         unlink(address->sun_path);
     close(fd);
+}
+
+/* Whether a listener is bound to an address that only this machine has. */
+static bool is_loopback(int fd)
+{
+    struct sockaddr_storage address = { 0 };
+    socklen_t length = sizeof(address);
+    struct conn bound = { 0 };
+
+    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+        return false;
+    set_peer(&bound, &address);
+    return !(bound.flags & FLAG_UNIX) && peer_is_loopback(&bound);
 }
 
 static void add_listener(struct server *server, int fd)
@@ -5038,6 +5291,7 @@ static void add_listener(struct server *server, int fd)
     if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
         die(EXIT_RUN_TIME, "cannot wait for connections: %s", strerror(errno));
     conn_at(server, (uint32_t)fd)->interest = EPOLLIN;
+    conn_at(server, (uint32_t)fd)->flags = is_loopback(fd) ? FLAG_LOOPBACK : 0;
     conn_set_state(server, conn_at(server, (uint32_t)fd), CONN_LISTENER);
     server->listeners[server->listener_count++] = (struct listener){ .fd = fd };
 }
@@ -5065,20 +5319,56 @@ static void listen_on(struct server *server, const char *name,
     add_listener(server, fd);
 }
 
+/* Cuts "unix:PATH,mode=MODE" or "unix:PATH": returns the mode, and the length
+ * of the path. */
+static mode_t split_unix(const char *name, size_t *length)
+{
+    const char *path = name + strlen("unix:");
+    const char *comma = strrchr(path, ',');
+    const char *digits = comma ? comma + strlen(",mode=") : NULL;
+    size_t count;
+
+    *length = strlen(path);
+    if (!comma || strncmp(comma, ",mode=", strlen(",mode=")) != 0)
+        return UNIX_MODE_DEFAULT;
+    *length = (size_t)(comma - path);
+    count = strlen(digits);
+    if (strspn(digits, "01234567") != count ||
+        !(count == 3 || (count == 4 && *digits == '0')))
+        die(EXIT_USAGE,
+            "--listen: '%s': the mode is not 3 or 4 octal digits up to 0777, "
+            "such as mode=660",
+            name);
+    return (mode_t)strtoul(digits, NULL, 8);
+}
+
 static void listen_unix(struct server *server, const char *name)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
-    const char *path = name + strlen("unix:");
     struct listener *listener = &server->listeners[server->listener_count];
+    struct stat status;
+    size_t length;
+    mode_t mode = split_unix(name, &length), before;
+    int folder;
 
-    if (!*path || strlen(path) >= sizeof(address.sun_path))
+    if (length == 0 || length >= sizeof(address.sun_path))
         die(EXIT_USAGE, "--listen: '%s' needs a path of 1 to %zu bytes", name,
             sizeof(address.sun_path) - 1);
-    memcpy(address.sun_path, path, strlen(path));
+    memcpy(address.sun_path, name + strlen("unix:"), length);
+    folder = lock_folder(address.sun_path);
     remove_stale_socket(&address);
+    before = umask(0777 & ~mode);
     listen_on(server, name, (struct sockaddr *)&address, sizeof(address));
-    listener->unix_path = path;
-    snprintf(listener->address, sizeof(listener->address), "%s", name);
+    umask(before);
+    if (lstat(address.sun_path, &status) == 0) {
+        listener->device = status.st_dev;
+        listener->inode = status.st_ino;
+    }
+    if (folder >= 0)
+        close(folder);
+    snprintf(listener->address, sizeof(listener->address), "unix:%s",
+             address.sun_path);
+    listener->unix_path = listener->address + strlen("unix:");
 }
 
 /* What the socket is bound to: with port 0 the kernel chose one. */
@@ -5393,7 +5683,7 @@ int main(int argc, char **argv)
             .log_level = LEVEL_INFO,
         },
     };
-    const char *token_file;
+    const char *refused;
     uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
@@ -5401,11 +5691,10 @@ int main(int argc, char **argv)
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
-    token_file = server.options.token_file;
-    if (token_file &&
-        !read_token(token_file, server.token, &server.token_length))
-        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s", token_file,
-            strerror(errno));
+    refused = server.options.token_file ? take_token(&server) : NULL;
+    if (refused)
+        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s",
+            server.options.token_file, refused);
     init_connections(&server);
     init_history(&server);
     init_pages(&server);

@@ -422,7 +422,8 @@ struct request {
     bool chunked;
     bool close;           /* the connection ends with this exchange */
     bool expect_continue; /* RFC 9110, section 10.1.1 */
-    bool forwarded;       /* passed a proxy: Forwarded, X-Forwarded-*, Via */
+    bool forwarded;       /* passed a proxy: Forwarded, X-Forwarded-*, Via... */
+    bool cross_site;      /* a page of another origin: Sec-Fetch-Site */
     const char *error;    /* why the parser refused it: one line, no end */
 };
 
@@ -453,6 +454,9 @@ bool http_query_next(struct slice *query, const char *name, char *value,
 
 /* Why this is not the name of a topic, NULL if it is one. */
 const char *http_topic_refused(struct slice name);
+
+/* Whether a Host is that name, with or without a port. */
+bool http_host_is(struct slice host, const char *name);
 
 /* Whether a Host (or its like) is "localhost" or an IP address, with or
  * without a port: a name that no DNS server can have made up. */

@@ -8,6 +8,7 @@
 
 #include <criterion/criterion.h>
 #include <ctype.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -234,7 +235,8 @@ static bool same_request(const struct request *a, const struct request *b)
            same_slice(a->origin, b->origin) && same_slice(a->range, b->range) &&
            a->content_length == b->content_length && a->chunked == b->chunked &&
            a->close == b->close && a->expect_continue == b->expect_continue &&
-           a->forwarded == b->forwarded && a->error == b->error;
+           a->forwarded == b->forwarded && a->cross_site == b->cross_site &&
+           a->error == b->error;
 }
 
 /* Parses what has come after each `step` bytes, from `first` on, until it is
@@ -495,10 +497,17 @@ Test(head, what_has_passed_a_proxy)
         "X-Forwarded-For: a",
         "X-Forwarded-Host: a",
         "x-forwarded-proto:",
+        "X-Forwarded-Server: a",
+        "X-FORWARDED-: a",
         "X-Real-IP: a",
+        "CF-Connecting-IP: a",
+        "true-client-ip: a",
     };
-    static const char *const others[] = { "Vi: a", "X-Forwarded: a",
-                                          "X-Via: a" };
+    static const char *const others[] = {
+        "Vi: a",        "Via-: a",          "X-Forwarded: a",
+        "X-Via: a",     "X-Real-IPs: a",    "XX-Forwarded-For: a",
+        "X-Request: a", "CF-Connecting: a", "Sec-Fetch-Site: cross-site",
+    };
     struct request request;
 
     for (size_t i = 0; i < COUNT(by_proxy); i++) {
@@ -508,6 +517,32 @@ Test(head, what_has_passed_a_proxy)
     for (size_t i = 0; i < COUNT(others); i++) {
         parse_field(others[i], 1, &request);
         cr_assert(!request.forwarded, "%s", others[i]);
+    }
+}
+
+Test(head, which_site_a_browser_names)
+{
+    static const struct {
+        const char *field;
+        bool cross_site;
+    } cases[] = {
+        { "Sec-Fetch-Site: cross-site", true },
+        { "sec-fetch-site: same-site", true },
+        { "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site", true },
+        { "Sec-Fetch-Site: same-origin", false },
+        { "Sec-Fetch-Site: none", false },
+        { "Sec-Fetch-Mode: cross-site", false },
+        { "Sec-Fetch-Sites: cross-site", false },
+        { "Xec-Fetch-Site: cross-site", false },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct request request;
+
+        parse_field(cases[i].field, 1, &request);
+        cr_assert(request.cross_site == cases[i].cross_site, "%s",
+                  cases[i].field);
+        cr_assert(!request.forwarded);
     }
 }
 
@@ -1451,6 +1486,28 @@ Test(folder, a_path_as_long_as_can_be, .init = make_folder,
         path[length - 1] = '/';
         cr_assert(open_and_close(path) == -404);
     }
+}
+
+static bool fstat_fails;
+
+/* In the place of the one in libc: a failure says nothing of the file. */
+int fstat(int fd, struct stat *status)
+{
+    if (!fstat_fails)
+        return fstatat(fd, "", status, AT_EMPTY_PATH);
+    memset(status, 0, sizeof(*status));
+    status->st_mode = S_IFDIR;
+    errno = EIO;
+    return -1;
+}
+
+Test(folder, a_file_of_which_nothing_is_known, .init = make_folder,
+     .fini = remove_folder)
+{
+    fstat_fails = true;
+    cr_assert(open_and_close("/a.TXT") == -404);
+    fstat_fails = false;
+    cr_assert(open_and_close("/a.TXT") == 0);
 }
 
 Test(folder, its_validators_change, .init = make_folder, .fini = remove_folder)

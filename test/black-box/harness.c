@@ -45,7 +45,27 @@ static void pause_briefly(void)
     nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
 }
 
+void await_tick(int64_t *deadline, const char *what)
+{
+    if (*deadline == 0)
+        *deadline = now_ms() + patience();
+    cr_assert(now_ms() <= *deadline, "waited for %s", what);
+    pause_briefly();
+}
+
 /* ------------------------------------------------------------- processes */
+
+void hold_up(const char *variable, const char *file)
+{
+    const char *library = getenv("HOLD");
+
+    if (!library) {
+        cr_assert_fail("HOLD: make test sets it");
+        return;
+    }
+    setenv("SSED_PRELOAD", library, 1);
+    setenv(variable, file, 1);
+}
 
 /* Appends the words of an environment variable, which are split in place. */
 static int add_words(const char **arguments, int count, const char *variable)
@@ -190,6 +210,23 @@ void server_await_log(const struct server *server, const char *text)
     }
 }
 
+bool server_await_either(const struct server *server, const char *first,
+                         const char *second)
+{
+    int64_t deadline = 0;
+
+    for (;;) {
+        char *log = server_log(server);
+        bool is_first = strstr(log, first) != NULL;
+        bool found = is_first || strstr(log, second) != NULL;
+
+        free(log);
+        if (found)
+            return is_first;
+        await_tick(&deadline, second);
+    }
+}
+
 static void find_address(struct server *server)
 {
     static const char key[] = "event=listening address=";
@@ -210,8 +247,8 @@ void server_start_list(struct server *server, const char *const options[])
     server_start_list_input(server, STDIN_FILENO, options);
 }
 
-static void start_list(struct server *server, int input, int listener,
-                       const char *const options[])
+static void launch(struct server *server, int input, int listener,
+                   const char *const options[])
 {
     const char *all[OPTIONS_MAX] = { "--interval", "0" };
     bool listens = listener;
@@ -230,6 +267,17 @@ static void start_list(struct server *server, int input, int listener,
     *server = (struct server){ .log = memfd_create("log", MFD_CLOEXEC) };
     server->pid = start_child(
         all, (struct standard){ input, server->log, server->log, listener });
+}
+
+void server_launch(struct server *server, const char *const options[])
+{
+    launch(server, STDIN_FILENO, 0, options);
+}
+
+static void start_list(struct server *server, int input, int listener,
+                       const char *const options[])
+{
+    launch(server, input, listener, options);
     server_await_log(server, "event=ready");
     find_address(server);
 }

@@ -76,6 +76,18 @@ void server_start_list_input(struct server *server, int input,
  * stays the caller's. */
 void server_start_handed(struct server *server, int listener,
                          const char *const options[]);
+/* Starts one and does not wait; what it says then, server_await_either()
+ * tells. */
+void server_launch(struct server *server, const char *const options[]);
+/* Waits until its log has one of the texts; true if it is the first. */
+bool server_await_either(const struct server *server, const char *first,
+                         const char *second);
+/* Has the servers that are started from now on held up at the call of this
+ * variable, see test/black-box/hold.c. */
+void hold_up(const char *variable, const char *file);
+/* For waiting loops: pauses, and fails when it has been called, with what was
+ * zero at first, for longer than anything may take. */
+void await_tick(int64_t *deadline, const char *what);
 /* Ends it with SIGTERM; it must exit with 0 and have logged no error. */
 void server_stop(struct server *server);
 /* Waits for its end; returns the exit status, or minus the signal. */

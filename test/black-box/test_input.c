@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 
 /* A pipe: its reading end is for the server, the other is returned. */
@@ -143,6 +145,129 @@ Test(input, may_be_a_fifo_or_nothing)
     publish(&server, "it serves on");
     close(input);
     server_stop(&server);
+}
+
+/* Its writers come and go; the server has it open for both, and stays. */
+Test(input, a_fifo_that_is_open_for_both_does_not_end)
+{
+    char name[] = "/tmp/ssed-fifo-XXXXXX";
+    struct server server;
+    struct stream stream;
+    int input, out;
+
+    cr_assert(mkdtemp(name));
+    cr_assert(unlinkat(AT_FDCWD, name, AT_REMOVEDIR) == 0);
+    cr_assert(mkfifo(name, 0600) == 0);
+    input = open(name, O_RDWR | O_CLOEXEC);
+    server_start_input(&server, input, "--first-id", "1", "--topic", "t", "-");
+    open_topic(&stream, &server, "/events/t");
+    close(input);
+    for (int i = 1; i <= 3; i++) {
+        char id[16];
+
+        out = open(name, O_WRONLY | O_CLOEXEC);
+        put(out, "x\n");
+        close(out);
+        snprintf(id, sizeof(id), "%d", i);
+        stream_expect_event(&stream, id, NULL, "x");
+    }
+    unlink(name);
+    stream_close(&stream);
+    server_stop(&server);
+}
+
+/* What they have written is published, and then it is the end. */
+Test(input, the_writers_of_a_fifo_may_be_gone_at_the_start)
+{
+    char name[] = "/tmp/ssed-fifo-XXXXXX";
+    struct server server;
+    struct stream stream;
+    int input, out;
+
+    cr_assert(mkdtemp(name));
+    cr_assert(unlinkat(AT_FDCWD, name, AT_REMOVEDIR) == 0);
+    cr_assert(mkfifo(name, 0600) == 0);
+    input = open(name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    out = open(name, O_WRONLY | O_CLOEXEC);
+    cr_assert(fcntl(input, F_SETFL, 0) == 0);
+    unlink(name);
+    put(out, "x\n");
+    close(out);
+    server_start_input(&server, input, "--first-id", "1", "--topic", "t",
+                       "--end", "-");
+    close(input);
+    stream_open(&stream, &server, "/events/t?lastEventId=earliest", "");
+    stream_expect_event(&stream, "0", NULL, NULL);
+    stream_expect_event(&stream, "1", NULL, "x");
+    stream_expect_event(&stream, "2", "ssed.end",
+                        "{\"topic\":\"t\",\"last\":\"1\"}");
+    stream_close(&stream);
+    server_stop(&server);
+}
+
+/*
+ * The test reads it too: it takes the line between epoll's telling and the
+ * server's reading. The server goes on, and the description that both have
+ * keeps its flags.
+ */
+static void expect_no_wait(int input, int out)
+{
+    struct server server;
+    struct response response;
+    struct stream stream;
+    char name[64], reached[80], line[8];
+    int64_t deadline = 0;
+
+    snprintf(name, sizeof(name), "/tmp/ssed-test-%d.hold", getpid());
+    snprintf(reached, sizeof(reached), "%s.reached", name);
+    hold_up("HOLD_WAIT", name);
+    server_start_input(&server, input, "--first-id", "1", "--topic", "t", "-");
+    server_await_log(&server, "event=input ");
+    cr_assert(close(creat(name, 0600)) == 0);
+    put(out, "1\n");
+    while (access(reached, F_OK) != 0)
+        await_tick(&deadline, "the server");
+    cr_assert(read(input, line, sizeof(line)) == 2 && line[0] == '1');
+    cr_assert(unlink(reached) == 0);
+    ask(&server, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", &response);
+    cr_assert_str_eq(response.body, "ok\n");
+    cr_assert(!(fcntl(input, F_GETFL) & O_NONBLOCK));
+    open_topic(&stream, &server, "/events/t");
+    put(out, "2\n");
+    stream_expect_event(&stream, "1", NULL, "2");
+    stream_close(&stream);
+    server_stop(&server);
+    close(out);
+    close(input);
+}
+
+Test(input, of_a_pipe_may_be_taken_by_another)
+{
+    int input, out = make_pipe(&input);
+
+    expect_no_wait(input, out);
+}
+
+Test(input, of_a_socket_may_be_taken_by_another)
+{
+    int ends[2];
+
+    cr_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+    expect_no_wait(ends[0], ends[1]);
+}
+
+Test(input, of_a_terminal_may_be_taken_by_another)
+{
+    int out = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    struct termios settings;
+    int input;
+
+    cr_assert(out >= 0 && grantpt(out) == 0 && unlockpt(out) == 0);
+    input = open(ptsname(out), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    cr_assert(input >= 0 && tcgetattr(input, &settings) == 0);
+    settings.c_lflag &= (tcflag_t)~ECHO;
+    cr_assert(tcsetattr(input, TCSANOW, &settings) == 0);
+    expect_no_wait(input, out);
 }
 
 /* A writer that is faster than the delivery is slowed down, and nobody with

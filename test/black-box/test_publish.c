@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A request with these fields and this body, and what is expected of it. */
@@ -121,6 +122,20 @@ Test(publish, is_for_this_machine_by_default)
           "proxy" },
         { "X-Forwarded-For", "/events", LOCAL "x-forwarded-for: 1.2.3.4\r\n",
           "x", 403, "proxy" },
+        { "X-Forwarded-Server", "/events",
+          LOCAL "X-Forwarded-Server: a.example\r\n", "x", 403, "proxy" },
+        { "CF-Connecting-IP", "/events", LOCAL "CF-Connecting-IP: 1.2.3.4\r\n",
+          "x", 403, "proxy" },
+        { "True-Client-IP", "/events", LOCAL "True-Client-IP: 1.2.3.4\r\n", "x",
+          403, "proxy" },
+        { "another site", "/events", LOCAL "Sec-Fetch-Site: cross-site\r\n",
+          "x", 403, "--cors" },
+        { "another port", "/events", LOCAL "Sec-Fetch-Site: same-site\r\n", "x",
+          403, "--cors" },
+        { "own page", "/events", LOCAL "Sec-Fetch-Site: same-origin\r\n", "x",
+          201, "id" },
+        { "no page", "/events", LOCAL "Sec-Fetch-Site: none\r\n", "x", 201,
+          "id" },
         { "own origin", "/events",
           "Host: localhost:3000\r\nOrigin: http://localhost:3000\r\n", "x", 201,
           "id" },
@@ -150,6 +165,16 @@ Test(publish, a_named_origin_may)
           201, "id" },
         { "another", "/events", LOCAL "Origin: https://example.org\r\n", "x",
           403, "Origin" },
+        { "the one, from elsewhere", "/events",
+          LOCAL "Origin: https://example.com\r\n"
+                "Sec-Fetch-Site: cross-site\r\n",
+          "x", 201, "id" },
+        { "the one, through a proxy", "/events",
+          LOCAL "Origin: https://example.com\r\n"
+                "Sec-Fetch-Site: cross-site\r\nVia: 1.1 a\r\n",
+          "x", 403, "proxy" },
+        { "none, from elsewhere", "/events",
+          LOCAL "Sec-Fetch-Site: cross-site\r\n", "x", 403, "--cors" },
     };
     struct server server;
 
@@ -253,6 +278,195 @@ Test(publish, with_a_token)
     check_post(&server, &new);
     unlink(path);
     server_stop(&server);
+}
+
+static char token_path[64];
+
+static void name_token(void)
+{
+    snprintf(token_path, sizeof(token_path), "/tmp/ssed-test-%d.token",
+             getpid());
+}
+
+static void remove_token(void)
+{
+    unlink(token_path);
+}
+
+TestSuite(token, .init = name_token, .fini = remove_token);
+
+/* What is no token, and why. */
+static const struct {
+    const char *content;
+    const char *says;
+} no_tokens[] = {
+    { "", "it is empty" },
+    { "\n", "it is empty" },
+    { "\r\n", "it is empty" },
+    { "a b\n", "blank" },
+    { " a\n", "blank" },
+    { "a\tb\n", "blank" },
+    { "a\x7F\n", "control character" },
+    { "a\nb\n", "more than one line" },
+    { "a\n\n", "more than one line" },
+    { "a\rb", "more than one line" },
+};
+
+Test(token, a_start_without_one_says_why)
+{
+    char out[4096], err[4096];
+    const char *options[] = { "--token-file", token_path, NULL };
+
+    for (size_t i = 0; i < COUNT(no_tokens); i++) {
+        write_token(token_path, no_tokens[i].content);
+        cr_assert(run_to_end(options, out, err) == 1);
+        cr_assert(strstr(err, token_path) && strstr(err, no_tokens[i].says),
+                  "%zu: %s", i, err);
+        cr_assert(strchr(err, '\n') == err + strlen(err) - 1, "%s", err);
+    }
+    unlink(token_path);
+    cr_assert(mkfifo(token_path, 0600) == 0);
+    cr_assert(run_to_end(options, out, err) == 1);
+    cr_assert(strstr(err, "not a regular file"), "%s", err);
+}
+
+static void publish_with(const struct server *server, const char *token,
+                         int status)
+{
+    struct response response;
+    char request[2048];
+
+    snprintf(request, sizeof(request),
+             "POST /events HTTP/1.1\r\n" LOCAL "Authorization: Bearer %s\r\n"
+             "Content-Length: 1\r\n\r\nx",
+             token);
+    ask(server, request, &response);
+    cr_assert(response.status == status, "%s: %d", token, response.status);
+}
+
+/* Sends SIGHUP and waits until the log has a line about it with this text;
+ * what it has before is not looked at. */
+static void reload(const struct server *server, const char *text)
+{
+    char *log = server_log(server);
+    size_t before = strlen(log);
+    int64_t deadline = 0;
+    bool found;
+
+    free(log);
+    kill(server->pid, SIGHUP);
+    do {
+        await_tick(&deadline, text);
+        log = server_log(server);
+        found = strstr(log + before, text) != NULL;
+        free(log);
+    } while (!found);
+}
+
+Test(token, the_one_before_stays_where_there_is_none)
+{
+    struct server server;
+
+    write_token(token_path, "sesame\r\n");
+    server_start(&server, "--token-file", token_path);
+    server.errors_expected = true;
+    for (size_t i = 0; i < COUNT(no_tokens); i++) {
+        write_token(token_path, no_tokens[i].content);
+        reload(&server, no_tokens[i].says);
+        publish_with(&server, "sesame", 201);
+    }
+    unlink(token_path);
+    reload(&server, "No such file");
+    /* nobody writes into it: to wait for that would be for ever */
+    cr_assert(mkfifo(token_path, 0600) == 0);
+    reload(&server, "not a regular file");
+    publish_with(&server, "sesame", 201);
+    server_stop(&server);
+}
+
+Test(token, has_512_bytes_at_most)
+{
+    struct server server;
+    char token[516];
+
+    memset(token, 'a', sizeof(token));
+    strcpy(token + 512, "\r\n");
+    write_token(token_path, token);
+    server_start(&server, "--token-file", token_path);
+    server.errors_expected = true;
+    token[512] = '\0';
+    publish_with(&server, token, 201);
+    strcpy(token + 512, "a");
+    write_token(token_path, token);
+    reload(&server, "it has more than 512 bytes");
+    publish_with(&server, token, 401);
+    strcpy(token + 512, "aaa");
+    write_token(token_path, token);
+    reload(&server, "it has more than 512 bytes");
+    server_stop(&server);
+}
+
+static void await_file(const char *path)
+{
+    int64_t deadline = 0;
+
+    while (access(path, F_OK) != 0)
+        await_tick(&deadline, path);
+}
+
+/* It has been read in part, or as a whole, when somebody writes it. */
+Test(token, is_not_taken_while_it_is_written)
+{
+    struct server server;
+    char hold[96], reached[112], next[96];
+
+    snprintf(hold, sizeof(hold), "%s.hold", token_path);
+    snprintf(reached, sizeof(reached), "%s.reached", hold);
+    snprintf(next, sizeof(next), "%s.next", token_path);
+    hold_up("HOLD_READ", hold);
+    write_token(token_path, "sesame");
+    server_start(&server, "--token-file", token_path);
+    server.errors_expected = true;
+    for (int i = 0; i < 2; i++) {
+        write_token(token_path, "first1");
+        write_token(hold, "");
+        kill(server.pid, SIGHUP);
+        await_file(reached);
+        write_token(i == 0 ? token_path : next, "second");
+        if (i == 1)
+            cr_assert(rename(next, token_path) == 0);
+        cr_assert(unlink(reached) == 0);
+        server_await_log(&server, "it changed while it was read");
+        publish_with(&server, "sesame", 201);
+        publish_with(&server, "first1", 401);
+    }
+    reload(&server, "event=token_reloaded");
+    publish_with(&server, "second", 201);
+    server_stop(&server);
+}
+
+static void expect_warning(mode_t mode, bool warns)
+{
+    struct server server;
+    char *log;
+
+    write_token(token_path, "sesame");
+    cr_assert(chmod(token_path, mode) == 0);
+    server_start(&server, "--token-file", token_path);
+    log = server_log(&server);
+    cr_assert(!!strstr(log, "level=warn event=token_file_readable file=") ==
+                  warns,
+              "%o: %s", mode, log);
+    free(log);
+    server_stop(&server);
+}
+
+Test(token, a_file_that_others_may_read_is_warned_of)
+{
+    expect_warning(0600, false);
+    expect_warning(0660, false);
+    expect_warning(0604, true);
+    expect_warning(0602, true);
 }
 
 /* The same rules hold for topics, plain and streamed, and for their end. */
