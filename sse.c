@@ -70,7 +70,7 @@ enum {
     ACCEPTS_MAX = 32,     /* of one listener in one turn */
     ACCEPT_PAUSE = 100,   /* ms without accept when descriptors ran out */
     SPARE_EXCHANGES = 64, /* kept for the next requests */
-    /* descriptors beside the subscribers': those who come too many and still
+    /* descriptors beside the subscribers': surplus clients, which still
      * get their answer; and files, listeners, the log */
     SURPLUS = 64,
     RESERVE = SURPLUS + 64,
@@ -1291,7 +1291,7 @@ static bool topic_join(struct place *place, uint32_t fd)
 }
 
 /* The last one takes the place that becomes free. As a pass goes from the
- * end to the start, nobody who is to be visited is missed by that. */
+ * end to the start, none that is to be visited is missed by that. */
 static void topic_leave(struct server *server, const struct place *left)
 {
     struct topic *topic = left->topic;
@@ -1382,7 +1382,7 @@ static void put_last_chunk(struct text *text, unsigned form)
         text_put(text, "0\r\n\r\n");
 }
 
-/* Where a subscriber stands who has been sent everything. */
+/* Where a subscriber stands that has been sent everything. */
 static uint64_t position_of(const struct server *server,
                             const struct conn *conn)
 {
@@ -1581,9 +1581,9 @@ static enum io stream_write(struct server *server, struct conn *conn,
 }
 
 /*
- * Sends a subscriber what there is for him: `own`, which is his alone and
- * empty for most, then the frames from his cursor on. What does not fit goes
- * when his socket has room again.
+ * Sends a subscriber what there is for it: `own`, which goes to it alone and
+ * is empty for most, then the frames from its cursor on. What does not fit
+ * goes when its socket has room again.
  */
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own)
@@ -1620,7 +1620,7 @@ static bool slice_used_up(const struct server *server)
            server->slice_bytes >= SLICE_BYTES;
 }
 
-/* In a pass: who has a full socket waits for room in it, or is overrun. */
+/* In a pass: one with a full socket waits for room in it, or is overrun. */
 static void pass_visit(struct server *server, struct conn *conn)
 {
     if (!(conn->interest & EPOLLOUT) || conn_overrun(conn))
@@ -1641,7 +1641,7 @@ static void pass_end(struct server *server, struct topic *topic)
  * Visits the subscribers of the topics with new frames until the slice is
  * used up; a topic that is not done goes to the end of the queue. While a
  * pass is under way, frames pile up, and each subscriber gets all of them at
- * once when his turn comes.
+ * once when its turn comes.
  */
 static void deliver_topics(struct server *server)
 {
@@ -1663,7 +1663,7 @@ static void deliver_topics(struct server *server)
     }
 }
 
-/* Offers more to those who had room for more, each once in a round. */
+/* Offers more to those that had room for more, each once in a round. */
 static void deliver_ready(struct server *server)
 {
     while (server->queues[QUEUE_READY].count && !slice_used_up(server)) {
@@ -1685,7 +1685,7 @@ static void deliver_ready(struct server *server)
 /* --------------------------------------------------------- publishing */
 
 /* Whether a frame of `length` bytes would evict one that a subscriber with
- * room in his socket has not been offered yet: then it is ssed that is
+ * room in its socket has not been offered yet: then it is ssed that is
  * behind, and publishers wait. A full socket holds nobody up. */
 static bool would_overrun(const struct server *server, size_t length)
 {
@@ -1718,7 +1718,8 @@ static void conn_cut_at(struct server *server, uint32_t fd, const char *reason)
 /*
  * With ids from outside a history begins where its first event is, and so
  * does one that goes on after a crash of the machine: what was before that may
- * be gone. Who came from further back has to come again to be told.
+ * be gone. A subscriber whose position is older is cut: it is told of the gap
+ * when it comes again.
  */
 static void begin_kept_history(struct server *server, uint64_t id)
 {
@@ -2342,7 +2343,7 @@ static bool join_topics(struct server *server, struct conn *conn)
     return true;
 }
 
-/* The connection becomes a subscriber's, and the reader's places his, with
+/* The connection becomes a subscriber's, and the reader's places its own, with
  * the hold on their topics. False without memory: nothing has changed. */
 static bool stream_begin(struct server *server, struct conn *conn,
                          const struct reader *reader, const struct start *start)
@@ -2459,7 +2460,7 @@ static void put_stream_begin(struct text *text, const struct server *server,
         put_catch_up_start(text, form, start->replay);
 }
 
-/* Every topic has been finished, and he who asks has had all of it. */
+/* Every topic has been finished, and the reader has had all of it. */
 static bool has_ended(const struct server *server, const struct reader *reader)
 {
     for (unsigned i = 0; i < reader->count; i++)
@@ -3392,7 +3393,7 @@ static void input_take_line(struct server *server)
 
 /*
  * Another ssed, which is the source, tells that something was lost before its
- * position: whoever is behind that is told too, those who are connected by
+ * position: readers that are behind it are told too, connected ones by
  * coming again. Without ids of the source, that is everybody so far.
  */
 static void input_gap(struct server *server)
@@ -4003,7 +4004,7 @@ static void send_heartbeat(struct server *server, struct conn *conn)
     stream_send(server, conn, text_slice(&text));
 }
 
-/* Whether he has been sent everything, so that a heartbeat may bear the
+/* Whether it has been sent everything, so that a heartbeat may bear the
  * newest id. */
 static bool stream_caught_up(const struct server *server, struct conn *conn)
 {
@@ -4096,7 +4097,7 @@ static void expire_timers(struct server *server)
 
 /* --------------------------------------------------- the service manager */
 
-/* Tells whoever supervises this process, sd_notify(3): a datagram. */
+/* Tells the service manager, sd_notify(3): a datagram. */
 static void notify(const char *format, ...)
 {
     const char *name = getenv("NOTIFY_SOCKET");
@@ -4154,8 +4155,8 @@ static void feed_watchdog(struct server *server)
 
 /*
  * By now the path may be another server's, which has taken it over. The
- * listener is still open: as long as it is, whoever starts finds it in use,
- * and its inode's number goes to no other file.
+ * listener is still open: as long as it is, a server that starts finds it in
+ * use, and its inode's number goes to no other file.
  */
 static void unlink_own_socket(const struct listener *listener)
 {
@@ -4179,7 +4180,7 @@ static void close_listeners(struct server *server)
     server->listener_count = 0;
 }
 
-/* A publisher is told; a subscriber is sent what there is and his farewell. */
+/* A publisher is told; a subscriber is sent what there is and a farewell. */
 static void drain_conn(struct server *server, struct conn *conn)
 {
     switch ((enum conn_state)conn->state) {
@@ -4589,8 +4590,9 @@ static const struct spec specs[] = {
       KIND_TEXT, 0, PLACE(cors), 0, 0, NULL },
     { "host", "NAME", "with --cors none: a name of this machine; repeatable",
       KIND_HOST, 0, 0, 0, 0, NULL },
-    { "token-file", "FILE", "who sends the token in this file may publish",
-      KIND_TEXT, 't', PLACE(token_file), 0, 0, NULL },
+    { "token-file", "FILE",
+      "clients that send the token in this file may publish", KIND_TEXT, 't',
+      PLACE(token_file), 0, 0, NULL },
     { "publish", "WHO",
       "who may publish without a token: local, unix, none "
       "(local)",
@@ -4885,7 +4887,7 @@ static void check_options(struct options *options)
     check_ids(options);
     if (options->token_file && options->publish != UNGIVEN)
         die(EXIT_USAGE, "--publish and --token-file exclude each other: with "
-                        "a token, whoever sends it may publish");
+                        "a token, any client that sends it may publish");
     if (options->token_file)
         options->publish = PUBLISH_TOKEN;
     else if (options->publish == UNGIVEN)
@@ -5476,7 +5478,7 @@ static void take_listener(struct server *server, int fd)
         name_listener(listener);
 }
 
-/* Sockets that whoever started this process holds, so that connections wait
+/* Sockets that the service manager holds, so that connections wait
  * in the kernel while it is replaced: from descriptor 3 on, sd_listen_fds(3).
  */
 static void take_listeners(struct server *server)

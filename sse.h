@@ -17,9 +17,9 @@
  * An event is encoded once, when it is published, into the bytes that go on
  * the wire (a frame), and copied once, into the ring. A subscriber is a
  * socket and a cursor. Live delivery, replay and catching up after a full
- * socket are one act: send from the cursor to the end. Nobody has a queue of
- * his own. A publisher never waits for a slow subscriber: one whose next
- * frame has been evicted is overrun, and is cut; he comes back with his
+ * socket are one act: send from the cursor to the end. No subscriber has a
+ * queue of its own. A publisher never waits for a slow subscriber: one whose
+ * next frame has been evicted is overrun, and is cut; it comes back with its
  * Last-Event-ID and is told of the gap.
  *
  * Reading order: this file, ring.c (what is kept), http.c (what bytes mean),
@@ -65,7 +65,7 @@ struct slice {
  *
  * Eviction. The ring is bounded by count and by bytes at once; appending
  * evicts from the old end until the new frame fits. Nothing protects a frame
- * from eviction. A reader notices by his place: reader_overrun().
+ * from eviction. A reader notices by its place: reader_overrun().
  *
  * Topics. Each remembers the newest id that has been evicted from it: its
  * mark. A position below it may have lost something, however quiet the topic
@@ -143,7 +143,7 @@ enum {
 /*
  * A topic: a name and a chain through the ring. It lasts while a frame of it
  * is held or somebody holds it, and is then forgotten. The second part is
- * sse.c's: who subscribes, and how far the delivery of what is new has come.
+ * sse.c's: its subscribers, and how far the delivery of what is new has come.
  */
 struct topic {
     uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
@@ -175,8 +175,8 @@ struct place {
     bool ended;     /* what was passed last has finished the topic */
 };
 
-/* How far a reader has come: bytes of the frame after his places, counted in
- * the form that he gets; and how many frames he has passed. */
+/* How far a reader has come: bytes of the frame after its places, counted in
+ * the form that it gets; and how many frames it has passed. */
 struct cursor {
     uint32_t sent;
     uint32_t events;

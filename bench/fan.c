@@ -504,7 +504,7 @@ static void subscribe(struct crowd *crowd, int index)
         fail("epoll_ctl");
 }
 
-/* One who has been cut off stays away: what he misses is lost. */
+/* A subscriber that has been cut off stays away: what it misses is lost. */
 static void receive(struct crowd *crowd, struct subscriber *subscriber)
 {
     char bytes[READ_MAX];
@@ -520,7 +520,7 @@ static void receive(struct crowd *crowd, struct subscriber *subscriber)
     }
 }
 
-/* How many events are missing to those who read. */
+/* How many events are missing to those that read. */
 static uint64_t missing(const struct crowd *crowd)
 {
     uint64_t topics = (uint64_t)options.topics, count = 0;
@@ -1251,7 +1251,7 @@ static void start_all(pid_t *children)
     }
 }
 
-/* Publishes to those who are connected. */
+/* Publishes to those that are connected. */
 static void run_live(struct report *report, pid_t *children)
 {
     start_all(children);

@@ -1,13 +1,13 @@
 /*
  * The floor: the least program that does the kernel's part of a broadcast.
  * It accepts, answers each GET with one fixed head, and sends what is POSTed
- * to everybody who has sent a GET, one send for each subscriber and event.
- * It parses nothing, remembers nothing, and gives up on who does not take a
- * send whole: what ssed costs beyond it is ssed's own.
+ * to each client that has sent a GET, one send for each subscriber and event.
+ * It parses nothing, remembers nothing, and gives up on a client that does not
+ * take a send whole: what ssed costs beyond it is ssed's own.
  *
  * usage: floor [--port N] [--batch | --bytes]
  *   --batch  all that is published in one turn goes in one send
- *   --bytes  what is published is kept, and sent to each who comes, in sends
+ *   --bytes  what is published is kept, and sent to each that comes, in sends
  *            of 64 KiB: the cost of moving bytes alone
  */
 #include <arpa/inet.h>

@@ -219,7 +219,7 @@ function renderLog() {
   log.append(...entries.slice(-unshown).map(item));
   unshown = 0;
   while (log.childElementCount > LOG_LIMIT) log.firstElementChild.remove();
-  // whoever has scrolled back to read is left where he is
+  // someone who has scrolled back to read is left there
   if (following) toNewest();
 }
 
@@ -242,7 +242,7 @@ function renderTime() {
 }
 
 // A button that does nothing now is not `disabled`: that would take the focus
-// away from whoever has just pressed it by key.
+// away from someone who has just pressed it by key.
 function enable(id, enabled) {
   element(id).setAttribute("aria-disabled", String(!enabled));
 }
