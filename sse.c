@@ -1450,6 +1450,8 @@ static bool stream_keep(struct server *server, struct conn *conn,
 {
     struct own *own = conn->own;
 
+    if (!own && rest.length == 0)
+        return true; /* the rule */
     if (own && rest.length &&
         rest.data + rest.length == own->bytes + own->length) {
         own->sent = own->length - (uint32_t)rest.length;
@@ -1492,7 +1494,7 @@ static int stream_gather(const struct server *server, const struct conn *conn,
 
 static void stream_advance(struct server *server, struct conn *conn,
                            const struct reader *reader, struct slice *own,
-                           size_t sent)
+                           size_t sent, size_t pieces)
 {
     size_t first = sent < own->length ? sent : own->length;
 
@@ -1501,7 +1503,7 @@ static void stream_advance(struct server *server, struct conn *conn,
     conn->bytes += sent;
     conn->active = (uint32_t)server->now;
     server->slice_sends++;
-    server->slice_bytes += sent;
+    server->slice_bytes += sent + pieces * PIECE_SMALL;
 }
 
 enum io {
@@ -1572,8 +1574,7 @@ static enum io stream_write(struct server *server, struct conn *conn,
             send_iovecs((int)conn_fd(server, conn), iov, count, bytes));
         if (sent < 0)
             return errno == EAGAIN ? IO_FULL : IO_ERROR;
-        stream_advance(server, conn, &reader, own, (size_t)sent);
-        server->slice_bytes += (size_t)count * PIECE_SMALL;
+        stream_advance(server, conn, &reader, own, (size_t)sent, (size_t)count);
         total += (size_t)sent;
         if ((size_t)sent < bytes)
             return IO_FULL;
