@@ -105,6 +105,7 @@ static void begin(void)
         .history_bytes = 64 << 20,
         .first_id = 1,
         .max_event = 64 << 10,
+        .request_memory = 256 << 20,
         .log_level = LEVEL_ERROR,
         .sync = SYNC_NEVER,
     };
