@@ -4309,11 +4309,23 @@ static const char *refused_token(const char *bytes, size_t *length)
     return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
 }
 
+static void warn_of_mode(const char *path, mode_t mode)
+{
+    char quoted[512];
+
+    if (!(mode & (S_IROTH | S_IWOTH)))
+        return;
+    log_quote(quoted, sizeof(quoted), (struct slice){ path, strlen(path) });
+    log_event(LEVEL_WARN, "token_file_readable",
+              "file=%s mode=%03o reason=\"others may read or write it\"",
+              quoted, (unsigned)mode & 0777);
+}
+
 /* Takes the token from its file; NULL, or why not: the one before stays. */
 static const char *take_token(struct server *server)
 {
     const char *path = server->options.token_file, *refused;
-    char bytes[TOKEN_MAX + 3], quoted[512]; /* a line end, a byte too many */
+    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
     size_t length = 0;
     struct stat status;
     /* O_NONBLOCK: opening a FIFO must not wait for its other end */
@@ -4329,12 +4341,7 @@ static const char *take_token(struct server *server)
         return refused;
     memcpy(server->token, bytes, length);
     server->token_length = length;
-    if (status.st_mode & (S_IROTH | S_IWOTH))
-        log_event(LEVEL_WARN, "token_file_readable",
-                  "file=%s mode=%03o reason=\"others may read or write it\"",
-                  log_quote(quoted, sizeof(quoted),
-                            (struct slice){ path, strlen(path) }),
-                  (unsigned)status.st_mode & 0777);
+    warn_of_mode(path, status.st_mode);
     return NULL;
 }
 
@@ -5234,12 +5241,13 @@ static void tune_listener(int fd)
 static int lock_folder(const char *path)
 {
     const char *slash = strrchr(path, '/');
+    int length = slash ? (int)(slash - path) : 0;
     uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
     char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
     int fd;
 
-    snprintf(folder, sizeof(folder), "%.*s",
-             slash > path ? (int)(slash - path) : 1, slash ? path : ".");
+    snprintf(folder, sizeof(folder), "%.*s", length ? length : 1,
+             slash ? path : ".");
     fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno != EWOULDBLOCK && errno != EINTR) {
