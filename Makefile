@@ -88,16 +88,18 @@ $(TESTS):
 	$(LINK) -o $@ $^ -lcriterion
 
 # loaded into the server before its libc
-PRELOADED = $(SHORT_IO) $(FAIL_SYNC) $(HOLD)
+PRELOADED = $(SHORT_IO) $(FAIL_SYNC) $(HOLD) $(CUT_FILE)
 SHORT_IO = $(abspath $(BUILD)/test/short_io.so)
 FAIL_SYNC = $(abspath $(BUILD)/test/fail_sync.so)
 HOLD = $(abspath $(BUILD)/test/hold.so)
+CUT_FILE = $(abspath $(BUILD)/test/cut_file.so)
 $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	@mkdir -p $(@D)
 	$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
 test: export FAIL_SYNC := $(FAIL_SYNC)
 test: export HOLD := $(HOLD)
+test: export CUT_FILE := $(CUT_FILE)
 test: $(SSED) $(TESTS) $(PRELOADED) ## run every test
 	@for test in $(TESTS); do \
 		echo "$$test"; \
@@ -127,9 +129,10 @@ FUZZ = clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
 
 fuzz: check-deps ## fuzz parsers and ring for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
-		.build/fuzz/fuzz_event_stream-corpus
+		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus
 	$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
 	$(call FUZZ,fuzz_ring,ring.c)
+	$(call FUZZ,fuzz_history,ring.c,-len_control=0)
 	$(call FUZZ,fuzz_event_stream,http.c,-dict=test/fuzz/event_stream.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
@@ -137,6 +140,7 @@ VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 # not the tests of --root: Debian's valgrind does not know openat2(2)
 valgrind: export FAIL_SYNC := $(FAIL_SYNC)
 valgrind: export HOLD := $(HOLD)
+valgrind: export CUT_FILE := $(CUT_FILE)
 valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
 	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
 	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 CRASH_ROUNDS=8 \

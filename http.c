@@ -673,29 +673,6 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
     return http_query_next(&query, name, value, size, result);
 }
 
-const char *http_topic_refused(struct slice name)
-{
-    static const char bytes[] = "abcdefghijklmnopqrstuvwxyz0123456789._~:@-/"
-                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-
-    if (name.length == 0 || name.length > TOPIC_NAME_MAX)
-        return "a topic has 1 to 255 bytes";
-    for (size_t i = 0; i < name.length; i++)
-        if (!name.data[i] || !strchr(bytes, name.data[i]))
-            return "a topic is made of A-Z a-z 0-9 . _ ~ : @ - and slashes";
-    if (name.data[0] == '/' || name.data[name.length - 1] == '/')
-        return "a topic neither begins nor ends with a slash";
-    while (name.length) {
-        struct slice segment = slice_split(&name, '/');
-
-        if (segment.length == 0)
-            return "a topic has no empty segment";
-        if (slice_is(segment, ".") || slice_is(segment, ".."))
-            return "a topic has no . or .. segment";
-    }
-    return NULL;
-}
-
 static struct slice without_port(struct slice host)
 {
     for (size_t i = host.length; i > 0; i--) {

@@ -196,6 +196,43 @@ void ring_begin_after(struct ring *ring, uint64_t id)
     file_note_mark(ring, id);
 }
 
+static bool is_topic_byte(char byte)
+{
+    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
+           (byte >= '0' && byte <= '9') || byte == '-' || byte == '/' ||
+           byte == '.' || byte == ':' || byte == '_' || byte == '@' ||
+           byte == '~';
+}
+
+static bool is_dots(const char *segment, size_t length)
+{
+    return (length == 1 || length == 2) && segment[0] == '.' &&
+           segment[length - 1] == '.';
+}
+
+const char *topic_name_refused(struct slice name)
+{
+    size_t begin = 0;
+
+    if (name.length == 0 || name.length > TOPIC_NAME_MAX)
+        return "a topic has 1 to 255 bytes";
+    for (size_t i = 0; i < name.length; i++)
+        if (!is_topic_byte(name.data[i]))
+            return "a topic is made of A-Z a-z 0-9 . _ ~ : @ - and slashes";
+    if (name.data[0] == '/' || name.data[name.length - 1] == '/')
+        return "a topic neither begins nor ends with a slash";
+    for (size_t i = 0; i <= name.length; i++) {
+        if (i < name.length && name.data[i] != '/')
+            continue;
+        if (i == begin)
+            return "a topic has no empty segment";
+        if (is_dots(name.data + begin, i - begin))
+            return "a topic has no . or .. segment";
+        begin = i + 1;
+    }
+    return NULL;
+}
+
 /* ------------------------------------------------------------------ frames */
 
 const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
@@ -566,9 +603,11 @@ static void put_part(struct gathering *g, const struct ring *ring,
     put(g, ring->memory, length - first);
 }
 
+/* A splice point outside of the text would have lengths wrap. */
 static bool is_spliced(const struct frame *frame, unsigned form)
 {
-    return frame->splice && (form & FORM_SPLICED);
+    return (form & FORM_SPLICED) && frame->splice >= FRAME_HEAD &&
+           (size_t)frame->splice + FRAME_TAIL <= frame->length;
 }
 
 static void put_frame(struct gathering *g, const struct ring *ring,
@@ -789,22 +828,23 @@ struct history_file {
     int fd;
     size_t length;
     char *map;
+    struct history_file *next_mapped;
     struct file_header header;
     struct file_state state;
     struct record *records;
 };
 
-static size_t whole_pages(size_t length)
+static uint64_t whole_pages(uint64_t length)
 {
     return (length + PAGE - 1) / PAGE * PAGE;
 }
 
-static size_t memory_place(uint64_t limit)
+static uint64_t memory_place(uint64_t limit)
 {
     return PAGE + whole_pages(slots_for(limit) * sizeof(struct record));
 }
 
-static size_t file_length(const struct file_header *header)
+static uint64_t file_length(const struct file_header *header)
 {
     return memory_place(header->limit) + whole_pages(header->size);
 }
@@ -962,23 +1002,44 @@ static void write_state(struct history_file *file)
            sizeof(*state));
 }
 
+/* Printable to its end, and nothing behind that. */
+static bool is_text(const char *text, size_t size)
+{
+    const char *end = text + size;
+
+    while (text < end && *text >= ' ' && *text <= '~')
+        text++;
+    if (text == end)
+        return false;
+    while (text < end && !*text)
+        text++;
+    return text == end;
+}
+
+/* Whether a server can have written it at that one of the two places. */
+static bool state_is_valid(const struct file_state *state, uint64_t place)
+{
+    return state->check == state_check(state) && state->sequence % 2 == place &&
+           state->sequence < INT64_MAX && state->mark <= ID_MAX &&
+           state->newest_id <= ID_MAX && state->clean <= 1 &&
+           state->unbegun <= 1 && is_text(state->boot_id, BOOT_ID_MAX);
+}
+
 /* False if neither of the two is whole. */
-static bool read_state(struct history_file *file)
+static bool read_state(struct history_file *file, const char *pages)
 {
     bool found = false;
 
-    for (int i = 0; i < 2; i++) {
+    for (uint64_t place = 0; place < 2; place++) {
         struct file_state state;
 
-        memcpy(&state, file->map + (ptrdiff_t)STATE_PLACE * (1 + i),
-               sizeof(state));
-        if (state.check != state_check(&state) ||
+        memcpy(&state, pages + STATE_PLACE * (1 + place), sizeof(state));
+        if (!state_is_valid(&state, place) ||
             (found && state.sequence < file->state.sequence))
             continue;
         file->state = state;
         found = true;
     }
-    file->state.boot_id[BOOT_ID_MAX - 1] = '\0';
     return found;
 }
 
@@ -996,13 +1057,53 @@ static void file_note_mark(struct ring *ring, uint64_t id)
     ring->unsynced = true;
 }
 
+/* All that are mapped, for ring_is_mapped(). */
+static struct history_file *mapped;
+
+static int file_map(struct history_file *file, int protection)
+{
+    uint64_t length = file_length(&file->header);
+    void *map = MAP_FAILED;
+
+    if (length <= SIZE_MAX / 2)
+        map = mmap(NULL, (size_t)length, protection, MAP_SHARED, file->fd, 0);
+    else
+        errno = EFBIG;
+    if (map == MAP_FAILED)
+        return -1;
+    file->length = (size_t)length;
+    file->map = map;
+    file->records = (struct record *)(void *)(file->map + PAGE);
+    file->next_mapped = mapped;
+    mapped = file;
+    return 0;
+}
+
+static void file_unmap(struct history_file *file)
+{
+    struct history_file **link = &mapped;
+
+    while (*link != file)
+        link = &(*link)->next_mapped;
+    *link = file->next_mapped;
+    munmap(file->map, file->length);
+}
+
 static void file_close(struct history_file *file)
 {
     if (file->map)
-        munmap(file->map, file->length);
-    if (file->fd >= 0)
-        close(file->fd);
+        file_unmap(file);
+    close(file->fd);
     free(file);
+}
+
+bool ring_is_mapped(const void *address)
+{
+    for (const struct history_file *file = mapped; file;
+         file = file->next_mapped)
+        if ((uintptr_t)address - (uintptr_t)file->map < file->length)
+            return true;
+    return false;
 }
 
 __attribute__((format(printf, 2, 3))) static void
@@ -1017,141 +1118,191 @@ complain(char error[HISTORY_ERROR_SIZE], const char *format, ...)
 
 #define REFUSE(error, ...) (complain((error), __VA_ARGS__), -1)
 
-static int file_map(struct history_file *file, int protection)
-{
-    void *map;
+/* ------------------------------------------------ recovering what is there
+ *
+ * A check is right by accident alone in what a crash left, but anyone can
+ * compute it. So a record counts as whole only if a server can have written
+ * it: whatever the file has in it, nothing goes wrong but the history. It is
+ * copied first, for with ring_inspect() it may change while it is read.
+ */
 
-    file->length = file_length(&file->header);
-    map = mmap(NULL, file->length, protection, MAP_SHARED, file->fd, 0);
-    if (map == MAP_FAILED)
-        return -1;
-    file->map = map;
-    file->records = (struct record *)(void *)(file->map + PAGE);
-    return 0;
+enum {
+    ID_DIGITS = 16, /* that ID_MAX has */
+    TEXT_BEGIN_MAX = FRAME_HEAD + sizeof("id: \n") - 1 + ID_DIGITS,
+};
+
+/* Of 2^53 ms: some 285,000 years, which localtime(3) can tell. */
+#define TIME_MAX (INT64_C(1) << 53)
+
+/* Ordinals begin with 1, ids with 1 or later; both grow, ids as fast at
+ * least. A mark can be above `before` only in a file written anew, where
+ * `before` is the frame before; the state's is then as great. */
+static bool ids_are_valid(const struct ring *ring, const struct record *record)
+{
+    return record->ordinal && record->ordinal <= record->id &&
+           record->id <= ID_MAX && record->before < record->id &&
+           record->emptied <= record->before &&
+           (record->mark <= record->before ||
+            record->mark <= ring->file->state.mark);
 }
 
-/* ------------------------------------------------ recovering what is there */
-
-/* Whether a place of the index has a record that can be believed, but for
- * the bytes. */
-static bool record_is_whole(const struct ring *ring, uint64_t slot)
+static bool frame_is_valid(const struct ring *ring, const struct record *record)
 {
-    const struct record *record = &ring->file->records[slot];
+    return record->length >= FRAME_HEAD + FRAME_TAIL &&
+           record->length <= FRAME_MAX && record->length <= ring->size &&
+           record->offset < ring->size && record->time >= -TIME_MAX &&
+           record->time <= TIME_MAX && record->end <= 1 &&
+           (!record->splice || (record->splice >= FRAME_HEAD &&
+                                record->splice <= record->length - FRAME_TAIL));
+}
 
-    return record->ordinal && (record->ordinal & ring->mask) == slot &&
-           record->id && record->id <= ID_MAX &&
-           record->length >= FRAME_HEAD + FRAME_TAIL &&
-           record->length <= ring->size && record->offset < ring->size &&
-           record->splice < record->length &&
+/* The main stream, which has no end, has no name. */
+static bool name_is_valid(const struct record *record)
+{
+    struct slice name = { record->name, record->name_length };
+
+    return name.length ? !topic_name_refused(name) : !record->end;
+}
+
+/* Copies the record of that ordinal. False if it is not there or not whole,
+ * which says nothing of the frame's bytes. */
+static bool read_record(const struct ring *ring, uint64_t ordinal,
+                        struct record *record)
+{
+    const struct record *place = record_at(ring, ordinal);
+
+    memcpy(record, place, offsetof(struct record, name));
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* it is not read once more */
+    memcpy(record->name, place->name, record->name_length);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    return record->ordinal == ordinal && ids_are_valid(ring, record) &&
+           frame_is_valid(ring, record) && name_is_valid(record) &&
            record->check == record_check(record);
 }
 
-static bool frame_is_whole(const struct ring *ring, uint64_t ordinal)
+/* The place so many bytes behind another one; no more than the memory has. */
+static size_t end_of(const struct ring *ring, size_t offset, size_t length)
 {
-    const struct record *record = record_at(ring, ordinal);
+    size_t end = offset + length;
 
-    return record->ordinal == ordinal &&
-           record_is_whole(ring, ordinal & ring->mask) &&
-           record->bytes_check ==
-               bytes_check(ring, record->offset, record->length);
+    return end < ring->size ? end : end - ring->size;
 }
 
-/* The newest ordinal that any record has; 0 if there is none. */
-static uint64_t newest_record(const struct ring *ring)
+static void copy_out(const struct ring *ring, size_t offset, char *bytes,
+                     size_t length)
+{
+    size_t before_wrap = ring->size - offset;
+    size_t first = length < before_wrap ? length : before_wrap;
+
+    memcpy(bytes, ring->memory + offset, first);
+    memcpy(bytes + first, ring->memory, length - first);
+}
+
+static size_t put_number(char *text, uint64_t number)
+{
+    char digits[ID_DIGITS];
+    size_t count = 0;
+
+    do
+        digits[count++] = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    for (size_t i = 0; i < count; i++)
+        text[i] = digits[count - 1 - i];
+    return count;
+}
+
+/* What each frame begins with. */
+static size_t put_text_begin(char *text, const struct record *record)
+{
+    size_t length = FRAME_HEAD;
+
+    put_size(text, record->length - FRAME_HEAD - FRAME_TAIL);
+    memcpy(text + 8, "\r\nid: ", 6);
+    length += 4;
+    length += put_number(text + length, record->id);
+    text[length++] = '\n';
+    return length;
+}
+
+/* A chunk of another size would have a stream lose its framing, a text with
+ * another id or no end its place. */
+static bool text_is_valid(const struct ring *ring, const struct record *record)
+{
+    static const char end[] = { '\n', '\n', '\r', '\n' };
+    char begin[TEXT_BEGIN_MAX], found[TEXT_BEGIN_MAX];
+    size_t length = put_text_begin(begin, record);
+
+    if (length + sizeof(end) - 1 > record->length)
+        return false;
+    copy_out(ring, record->offset, found, length);
+    if (memcmp(found, begin, length) != 0)
+        return false;
+    copy_out(ring, end_of(ring, record->offset, record->length - sizeof(end)),
+             found, sizeof(end));
+    return memcmp(found, end, sizeof(end)) == 0;
+}
+
+/* Whether the bytes of a record that is whole are, too. */
+static bool frame_is_whole(const struct ring *ring, const struct record *record)
+{
+    return record->bytes_check ==
+               bytes_check(ring, record->offset, record->length) &&
+           text_is_valid(ring, record);
+}
+
+/* The newest ordinal that a record which is whole has, and its id; 0 if there
+ * is none. */
+static uint64_t newest_record(const struct ring *ring, uint64_t *id)
 {
     uint64_t newest = 0;
+    struct record record;
 
-    for (uint64_t slot = 0; slot <= ring->mask; slot++)
-        if (ring->file->records[slot].ordinal > newest &&
-            record_is_whole(ring, slot))
-            newest = ring->file->records[slot].ordinal;
+    *id = 0;
+    for (uint64_t slot = 0; slot <= ring->mask; slot++) {
+        uint64_t ordinal = ring->file->records[slot].ordinal;
+
+        if (ordinal <= newest || (ordinal & ring->mask) != slot ||
+            !read_record(ring, ordinal, &record))
+            continue;
+        newest = ordinal;
+        *id = record.id;
+    }
     return newest;
 }
 
-/* The newest one whose bytes are whole too. What was appended before as many
- * bytes as the memory has is gone in any case. */
-static uint64_t newest_whole(const struct ring *ring, uint64_t newest)
+/* From that ordinal back to a record whose bytes are whole too; its ordinal is
+ * 0 if there is none. What was appended before as many bytes as the memory has
+ * is gone in any case. */
+static void newest_whole(const struct ring *ring, uint64_t ordinal,
+                         struct record *record)
 {
+    uint64_t places = ring->mask + 1;
     size_t bytes = 0;
 
-    for (; newest && bytes < ring->size; newest--) {
-        if (frame_is_whole(ring, newest))
-            return newest;
+    for (; ordinal && places > 0 && bytes < ring->size; ordinal--, places--) {
         bytes += FRAME_HEAD + FRAME_TAIL;
-        if (record_at(ring, newest)->ordinal == newest &&
-            record_is_whole(ring, newest & ring->mask))
-            bytes += record_at(ring, newest)->length;
+        if (!read_record(ring, ordinal, record))
+            continue;
+        if (frame_is_whole(ring, record))
+            return;
+        bytes += record->length;
     }
-    return 0;
-}
-
-/* From where on the frames up to `newest` follow one another whole; *broken
- * if that is not because the ring was full. */
-static uint64_t run_begin(const struct ring *ring, uint64_t newest,
-                          bool *broken)
-{
-    uint64_t first = newest;
-    size_t used = record_at(ring, newest)->length;
-
-    *broken = false;
-    while (first > 1 && newest - first + 1 < ring->limit) {
-        const struct record *before = record_at(ring, first - 1);
-        const struct record *after = record_at(ring, first);
-
-        if (before->ordinal == first - 1 &&
-            record_is_whole(ring, (first - 1) & ring->mask) &&
-            before->length > ring->size - used)
-            return first;
-        if (!frame_is_whole(ring, first - 1) || before->id >= after->id ||
-            (before->offset + before->length) % ring->size != after->offset) {
-            *broken = true;
-            return first;
-        }
-        used += before->length;
-        first--;
-    }
-    return first;
-}
-
-/* Enters a frame from its record. */
-static int load_frame(struct ring *ring, uint64_t ordinal)
-{
-    const struct record *record = record_at(ring, ordinal);
-    struct slice name = { record->name, record->name_length };
-    struct topic *topic = topic_find(ring, name);
-    struct frame frame = {
-        .id = record->id,
-        .offset = record->offset,
-        .length = record->length,
-        .splice = record->splice,
-        .end = record->end,
-    };
-
-    if (!topic) {
-        topic = topic_make(ring, name);
-        if (!topic)
-            return -1;
-        topic->mark = record->mark > ring->file->state.mark
-                          ? record->mark
-                          : ring->file->state.mark;
-        topic->evicted_id = record->mark;
-    }
-    frame.topic = topic;
-    ring->offset = (record->offset + record->length) % ring->size;
-    ring->used += record->length;
-    enter(ring, &frame);
-    return 0;
+    record->ordinal = 0;
 }
 
 static uint64_t count_records(const struct ring *ring, uint64_t from,
                               uint64_t to)
 {
+    struct record record;
     uint64_t count = 0;
 
-    for (uint64_t slot = 0; slot <= ring->mask; slot++)
-        count += ring->file->records[slot].ordinal >= from &&
-                 ring->file->records[slot].ordinal < to &&
-                 record_is_whole(ring, slot);
+    for (uint64_t slot = 0; slot <= ring->mask; slot++) {
+        uint64_t ordinal = ring->file->records[slot].ordinal;
+
+        count += ordinal >= from && ordinal < to &&
+                 (ordinal & ring->mask) == slot &&
+                 read_record(ring, ordinal, &record);
+    }
     return count;
 }
 
@@ -1159,80 +1310,242 @@ static uint64_t count_records(const struct ring *ring, uint64_t from,
  * that is not whole, but has a check. */
 static bool is_rotten_after(const struct ring *ring, uint64_t newest)
 {
-    const struct record *record = record_at(ring, newest + 1);
+    const struct record *place = record_at(ring, newest + 1);
+    uint64_t ordinal = place->ordinal;
+    struct record record;
 
-    return record->check && (record->ordinal > newest ||
-                             !record_is_whole(ring, (newest + 1) & ring->mask));
+    return place->check &&
+           (ordinal > newest || ((ordinal ^ (newest + 1)) & ring->mask) ||
+            !read_record(ring, ordinal, &record));
+}
+
+/* Makes a frame's entry of its record, but for its place in its topic. The
+ * topic's mark is that of the frame for which this is called last: the
+ * oldest. */
+static int load_record(struct ring *ring, const struct record *record)
+{
+    struct slice name = { record->name, record->name_length };
+    struct topic *topic = topic_find(ring, name);
+
+    if (!topic)
+        topic = topic_make(ring, name);
+    if (!topic)
+        return -1;
+    topic->mark = record->mark > ring->file->state.mark
+                      ? record->mark
+                      : ring->file->state.mark;
+    topic->evicted_id = record->mark;
+    *at(ring, record->ordinal) = (struct frame){
+        .id = record->id,
+        .offset = (size_t)record->offset,
+        .topic = topic,
+        .length = record->length,
+        .splice = record->splice,
+        .end = record->end,
+    };
+    return 0;
+}
+
+static bool follows(const struct ring *ring, const struct record *record,
+                    const struct record *before)
+{
+    return before->id < record->id &&
+           end_of(ring, before->offset, before->length) == record->offset;
+}
+
+/* Loads the frames that follow one another whole up to that one, which is
+ * then the oldest of them. Returns 1 if it is not because the ring was full
+ * that there are no more. */
+static int load_back(struct ring *ring, struct record *oldest)
+{
+    struct record before;
+    size_t used = 0;
+
+    for (uint64_t count = 1;; count++) {
+        if (load_record(ring, oldest) < 0)
+            return -1;
+        used += oldest->length;
+        if (oldest->ordinal == 1 || count == ring->limit)
+            return 0;
+        if (!read_record(ring, oldest->ordinal - 1, &before))
+            return 1;
+        if (before.length > ring->size - used)
+            return 0;
+        if (!follows(ring, oldest, &before) || !frame_is_whole(ring, &before))
+            return 1;
+        memcpy(oldest, &before,
+               offsetof(struct record, name) + before.name_length);
+    }
+}
+
+/* Enters the frames that have been loaded, from the oldest on. */
+static void enter_loaded(struct ring *ring, uint64_t oldest, uint64_t newest)
+{
+    ring->oldest = ring->next = oldest;
+    while (ring->next <= newest) {
+        struct frame frame = *at(ring, ring->next);
+
+        ring->offset = end_of(ring, frame.offset, frame.length);
+        ring->used += frame.length;
+        enter(ring, &frame);
+    }
+}
+
+static int recover_frames(struct ring *ring, const struct record *newest,
+                          struct recovery *recovery)
+{
+    struct record oldest = *newest;
+    int broken = load_back(ring, &oldest);
+
+    if (broken < 0)
+        return -1;
+    enter_loaded(ring, oldest.ordinal, newest->ordinal);
+    ring->emptied = broken ? oldest.before : newest->emptied;
+    if (ring->mark < ring->emptied)
+        ring->mark = ring->emptied;
+    recovery->count = newest->ordinal - oldest.ordinal + 1;
+    recovery->first_id = oldest.id;
+    recovery->last_id = newest->id;
+    if (broken)
+        recovery->dropped += count_records(
+            ring,
+            newest->ordinal > ring->limit ? newest->ordinal - ring->limit + 1
+                                          : 1,
+            oldest.ordinal);
+    return 0;
+}
+
+/* Ids go on above all that has been given, as far as it is known. With ids
+ * from outside a feeder may give what a crash has lost once more. */
+static void recover_newest_id(struct ring *ring, bool crashed,
+                              uint64_t newest_any)
+{
+    const struct history_file *file = ring->file;
+
+    if (ring->newest_id < file->state.mark)
+        ring->newest_id = file->state.mark;
+    if (crashed && file->header.kept_ids)
+        return;
+    if (ring->newest_id < file->state.newest_id)
+        ring->newest_id = file->state.newest_id;
+    if (ring->newest_id < newest_any)
+        ring->newest_id = newest_any;
 }
 
 /* Finds the newest frames again that follow one another whole. */
 static int recover(struct ring *ring, struct recovery *recovery)
 {
     const struct file_state *state = &ring->file->state;
-    uint64_t newest_any = newest_record(ring);
-    uint64_t newest = newest_whole(ring, newest_any);
+    struct record newest;
+    uint64_t newest_id, ordinal = newest_record(ring, &newest_id);
 
+    newest_whole(ring, ordinal, &newest);
     ring->mark = ring->newest_id = state->mark;
     ring->unbegun = state->unbegun;
-    if (newest != newest_any)
-        recovery->dropped = count_records(ring, newest + 1, UINT64_MAX);
-    recovery->crashed = is_rotten_after(ring, newest);
-    if (newest) {
-        bool broken;
-        uint64_t first = run_begin(ring, newest, &broken);
-
-        ring->oldest = ring->next = first;
-        ring->emptied = broken ? record_at(ring, first)->before
-                               : record_at(ring, newest)->emptied;
-        if (ring->mark < ring->emptied)
-            ring->mark = ring->emptied;
-        recovery->count = newest - first + 1;
-        recovery->first_id = record_at(ring, first)->id;
-        recovery->last_id = record_at(ring, newest)->id;
-        if (broken)
-            recovery->dropped += count_records(
-                ring, newest > ring->limit ? newest - ring->limit + 1 : 1,
-                first);
-        while (ring->next <= newest)
-            if (load_frame(ring, ring->next) < 0)
-                return -1;
-    }
-    if (newest != newest_any)
-        recovery->crashed = true;
-    if (ring->newest_id < state->mark)
-        ring->newest_id = state->mark;
-    if (recovery->crashed && ring->file->header.kept_ids)
-        return 0; /* a feeder may give what is not held once more */
-    if (ring->newest_id < state->newest_id)
-        ring->newest_id = state->newest_id;
-    if (newest_any && ring->newest_id < record_at(ring, newest_any)->id)
-        ring->newest_id = record_at(ring, newest_any)->id;
+    if (newest.ordinal != ordinal)
+        recovery->dropped = count_records(ring, newest.ordinal + 1, UINT64_MAX);
+    recovery->crashed =
+        newest.ordinal != ordinal || is_rotten_after(ring, newest.ordinal);
+    if (newest.ordinal && recover_frames(ring, &newest, recovery) < 0)
+        return -1;
+    recover_newest_id(ring, recovery->crashed, newest_id);
     return 0;
 }
 
 /* ------------------------------------------------------ opening and making */
 
+/* Where a history file is: its folder, held open, and its name there, so that
+ * no path is followed twice. */
+struct file_place {
+    int folder;
+    const char *name;    /* in `path` */
+    char path[PATH_MAX]; /* without symbolic links, if the file exists */
+    char new_name[NAME_MAX + 1]; /* where one is made; "": it is too long */
+};
+
+enum {
+    OPEN_FLAGS = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC,
+    MAKE_TRIES = 10,
+};
+
+/* Opens the folder of a path and finds the name in it. */
+static int folder_open(char *path, const char **name)
+{
+    const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+    char *slash = strrchr(path, '/');
+    int fd;
+
+    *name = slash ? slash + 1 : path;
+    if (!slash)
+        return open(".", flags);
+    if (slash == path)
+        return open("/", flags);
+    *slash = '\0';
+    fd = open(path, flags);
+    *slash = '/';
+    return fd;
+}
+
+static int place_open(struct file_place *place, const char *path,
+                      char error[HISTORY_ERROR_SIZE])
+{
+    struct stat status;
+
+    if (!realpath(path, place->path)) {
+        if (errno != ENOENT || strlen(path) >= sizeof(place->path))
+            return REFUSE(error, "cannot open '%s': %s", path, strerror(errno));
+        if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
+            return REFUSE(error,
+                          "'%s' is a symbolic link to a file that does not "
+                          "exist: name that file, or remove the link",
+                          path);
+        strcpy(place->path, path);
+    }
+    place->folder = folder_open(place->path, &place->name);
+    if (place->folder < 0)
+        return REFUSE(error, "cannot open the folder of '%s': %s", path,
+                      strerror(errno));
+    if (!*place->name) {
+        close(place->folder);
+        return REFUSE(error, "'%s' names no file", path);
+    }
+    if (snprintf(place->new_name, sizeof(place->new_name), "%s.new",
+                 place->name) >= (int)sizeof(place->new_name))
+        place->new_name[0] = '\0';
+    return 0;
+}
+
+static int refuse_damaged(const char *path, char error[HISTORY_ERROR_SIZE])
+{
+    return REFUSE(error,
+                  "the header of '%s' is damaged: move the file away to "
+                  "begin a new history",
+                  path);
+}
+
+static int refuse_foreign(const char *path, char error[HISTORY_ERROR_SIZE])
+{
+    return REFUSE(error, "'%s' is no history file of ssed: name another one",
+                  path);
+}
+
 static int refuse_header(const struct file_header *header, const char *path,
-                         bool kept_ids, char error[HISTORY_ERROR_SIZE])
+                         const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
 {
     if (header->magic != FILE_MAGIC)
-        return REFUSE(
-            error, "'%s' is no history file of ssed: name another one", path);
+        return refuse_foreign(path, error);
     if (header->version != FILE_VERSION)
         return REFUSE(error,
                       "'%s' is a history file of version %u, and this ssed "
                       "knows version %d: use the one that wrote it, or name "
                       "another file",
                       path, header->version, FILE_VERSION);
-    if (header->check != header_check(header) || !header->limit ||
-        header->limit > UINT32_MAX || !header->size ||
-        header->size > SIZE_MAX / 2 ||
-        header->record_size != sizeof(struct record))
-        return REFUSE(error,
-                      "the header of '%s' is damaged: move the file away to "
-                      "begin a new history",
-                      path);
-    if (header->kept_ids != kept_ids)
+    if (header->check != header_check(header) || header->limit < 1 ||
+        header->limit > HISTORY_EVENTS_MAX || header->size < 1 ||
+        header->size > HISTORY_BYTES_MAX ||
+        header->record_size != sizeof(struct record) || header->kept_ids > 1)
+        return refuse_damaged(path, error);
+    if (kept_ids && header->kept_ids != *kept_ids)
         return REFUSE(error, "the ids in '%s' are %s: %s, or name another file",
                       path, header->kept_ids ? "its publishers'" : "its own",
                       header->kept_ids ? "use --ids keep"
@@ -1240,36 +1553,34 @@ static int refuse_header(const struct file_header *header, const char *path,
     return 0;
 }
 
-/* Reads the header and maps the file. */
+/* Reads the header and maps the file; for looking at it alone without
+ * `kept_ids`. */
 static int file_load(struct history_file *file, const char *path,
                      const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
 {
     struct stat status;
-    ssize_t n = pread(file->fd, &file->header, sizeof(file->header), 0);
+    ssize_t n;
 
-    if (n < 0 || fstat(file->fd, &status) < 0)
+    if (fstat(file->fd, &status) < 0)
         return REFUSE(error, "cannot read '%s': %s", path, strerror(errno));
-    if (!S_ISREG(status.st_mode) || n < (ssize_t)sizeof(file->header))
-        return REFUSE(
-            error, "'%s' is no history file of ssed: name another one", path);
-    if (refuse_header(&file->header, path,
-                      kept_ids ? *kept_ids : file->header.kept_ids != 0,
-                      error) < 0)
+    if (!S_ISREG(status.st_mode))
+        return refuse_foreign(path, error);
+    n = pread(file->fd, &file->header, sizeof(file->header), 0);
+    if (n < 0)
+        return REFUSE(error, "cannot read '%s': %s", path, strerror(errno));
+    if (n < (ssize_t)sizeof(file->header))
+        return refuse_foreign(path, error);
+    if (refuse_header(&file->header, path, kept_ids, error) < 0)
         return -1;
     if ((uint64_t)status.st_size != file_length(&file->header))
         return REFUSE(error,
-                      "'%s' has %lld bytes, and its header says %zu: it is "
+                      "'%s' has %lld bytes, and its header says %llu: it is "
                       "damaged; move it away to begin a new history",
                       path, (long long)status.st_size,
-                      file_length(&file->header));
+                      (unsigned long long)file_length(&file->header));
     if (file_map(file, kept_ids ? PROT_READ | PROT_WRITE : PROT_READ) < 0)
         return REFUSE(error, "cannot map '%s': %s", path, strerror(errno));
-    if (!read_state(file))
-        return REFUSE(error,
-                      "the header of '%s' is damaged: move the file away to "
-                      "begin a new history",
-                      path);
-    return 0;
+    return read_state(file, file->map) ? 0 : refuse_damaged(path, error);
 }
 
 static struct history_file *file_new(int fd)
@@ -1278,7 +1589,7 @@ static struct history_file *file_new(int fd)
 
     if (file)
         file->fd = fd;
-    else if (fd >= 0)
+    else
         close(fd);
     return file;
 }
@@ -1288,54 +1599,93 @@ static uint32_t pid_in(struct history_file *file)
 {
     char pages[PAGE];
 
-    if (pread(file->fd, pages, sizeof(pages), 0) != (ssize_t)sizeof(pages))
+    if (pread(file->fd, pages, sizeof(pages), 0) != (ssize_t)sizeof(pages) ||
+        !read_state(file, pages))
         return 0;
-    file->map = pages;
-    if (!read_state(file))
-        file->state.pid = 0;
-    file->map = NULL;
     return file->state.pid;
 }
 
-/* Locks the file that has this path now. Returns 1 when another one has come
- * to have it. */
-static int file_lock(struct history_file *file, const char *path,
-                     char error[HISTORY_ERROR_SIZE])
+/* Where a file system has no locks it does without. */
+static bool lock(int fd)
 {
-    struct stat opened, named;
+    return flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+}
 
-    if (flock(file->fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+/* Whether the file has that name now. */
+static bool has_name(const struct stat *opened, int folder, const char *name)
+{
+    struct stat named;
+
+    return fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+           named.st_ino == opened->st_ino && named.st_dev == opened->st_dev;
+}
+
+/* What others can write is not the server's own history. */
+static int refuse_others(const struct stat *status, const char *path,
+                         char error[HISTORY_ERROR_SIZE])
+{
+    if (status->st_uid != geteuid())
         return REFUSE(error,
-                      "another ssed has '%s', its process is %u: end that "
-                      "one first, or name another file",
-                      path, pid_in(file));
-    if (fstat(file->fd, &opened) < 0)
-        return REFUSE(error, "cannot lock '%s': %s", path, strerror(errno));
-    if (stat(path, &named) < 0 || named.st_ino != opened.st_ino ||
-        named.st_dev != opened.st_dev)
-        return 1;
+                      "'%s' belongs to user %u, and this ssed runs as user "
+                      "%u: chown the file, or name another one",
+                      path, status->st_uid, geteuid());
+    if (status->st_mode & (S_IWGRP | S_IWOTH))
+        return REFUSE(error,
+                      "'%s' has mode %03o, so others than its owner can write "
+                      "it: chmod 600 it, or name another file",
+                      path, status->st_mode & 07777);
+    if (status->st_nlink > 1)
+        return REFUSE(error,
+                      "'%s' has %llu names: remove the others, which can be "
+                      "found with find -inum %llu, or name another file",
+                      path, (unsigned long long)status->st_nlink,
+                      (unsigned long long)status->st_ino);
     return 0;
 }
 
+/* Locks the file that has this name now, if it is the server's alone. Returns
+ * 1 when another one has come to have the name. */
+static int file_lock(struct history_file *file, const struct file_place *place,
+                     char error[HISTORY_ERROR_SIZE])
+{
+    struct stat status;
+
+    if (fstat(file->fd, &status) < 0)
+        return REFUSE(error, "cannot read '%s': %s", place->path,
+                      strerror(errno));
+    if (!S_ISREG(status.st_mode))
+        return refuse_foreign(place->path, error);
+    if (!lock(file->fd))
+        return REFUSE(error,
+                      "another ssed has '%s', its process is %u: end that "
+                      "one first, or name another file",
+                      place->path, pid_in(file));
+    if (!has_name(&status, place->folder, place->name))
+        return 1;
+    return refuse_others(&status, place->path, error);
+}
+
 /* Opens a file that exists and locks it. Returns 1 if there is none. */
-static int file_open(struct history_file **result, const char *path,
-                     const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
+static int file_open(struct history_file **result,
+                     const struct file_place *place, bool kept_ids,
+                     char error[HISTORY_ERROR_SIZE])
 {
     int outcome;
 
     do {
-        int fd =
-            open(path, (kept_ids ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
-        if (fd < 0 && errno == ENOENT && kept_ids)
+        int fd = openat(place->folder, place->name, O_RDWR | OPEN_FLAGS);
+
+        if (fd < 0 && errno == ENOENT)
             return 1;
         if (fd < 0)
-            return REFUSE(error, "cannot open '%s': %s", path, strerror(errno));
+            return REFUSE(error, "cannot open '%s': %s", place->path,
+                          strerror(errno));
         *result = file_new(fd);
         if (!*result)
             return REFUSE(error, "no memory");
-        outcome = kept_ids ? file_lock(*result, path, error) : 0;
+        outcome = file_lock(*result, place, error);
         if (outcome == 0)
-            outcome = file_load(*result, path, kept_ids, error);
+            outcome = file_load(*result, place->path, &kept_ids, error);
         if (outcome != 0) {
             file_close(*result);
             *result = NULL;
@@ -1344,11 +1694,54 @@ static int file_open(struct history_file **result, const char *path,
     return outcome;
 }
 
-static int beside(char *path, const char *of, char error[HISTORY_ERROR_SIZE])
+/* Removes what a server that was killed has left where a new file is to be
+ * made, or what somebody else has put there. Fails with EWOULDBLOCK if it is
+ * locked: it is being made. */
+static int unlink_stale(const struct file_place *place)
 {
-    if (snprintf(path, PATH_MAX, "%s.new", of) >= PATH_MAX)
-        return REFUSE(error, "the name '%.100s...' is too long", of);
-    return 0;
+    struct stat status;
+    int fd = openat(place->folder, place->new_name, O_RDWR | OPEN_FLAGS);
+    int outcome = -1, why;
+
+    if (fd < 0 && errno == ELOOP) /* a symbolic link */
+        return unlinkat(place->folder, place->new_name, 0);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : -1;
+    if (lock(fd) && fstat(fd, &status) == 0)
+        outcome = has_name(&status, place->folder, place->new_name)
+                      ? unlinkat(place->folder, place->new_name, 0)
+                      : 0;
+    why = errno;
+    close(fd);
+    errno = why;
+    return outcome;
+}
+
+/* Makes an empty file beside the one that it is to become, and locks it. */
+static int open_new(const struct file_place *place,
+                    char error[HISTORY_ERROR_SIZE])
+{
+    for (int i = 0; i < MAKE_TRIES; i++) {
+        struct stat status;
+        int fd = openat(place->folder, place->new_name,
+                        O_RDWR | O_CREAT | O_EXCL | OPEN_FLAGS, 0600);
+
+        if (fd < 0 && errno != EEXIST)
+            return REFUSE(error, "cannot make '%s.new': %s", place->path,
+                          strerror(errno));
+        if (fd >= 0 && lock(fd) && fstat(fd, &status) == 0 &&
+            has_name(&status, place->folder, place->new_name))
+            return fd;
+        if (fd >= 0)
+            close(fd); /* another server took it for a stale one */
+        else if (unlink_stale(place) < 0)
+            return errno == EWOULDBLOCK
+                       ? REFUSE(error, "another ssed is making '%s.new'",
+                                place->path)
+                       : REFUSE(error, "'%s.new' is in the way: %s",
+                                place->path, strerror(errno));
+    }
+    return REFUSE(error, "another ssed is making '%s.new'", place->path);
 }
 
 /* Writes a new file's header and gives it all its blocks. Returns 0 or an
@@ -1367,8 +1760,6 @@ static int file_allocate(struct history_file *file,
         .kept_ids = wanted->kept_ids,
     };
     file->header.check = header_check(&file->header);
-    if (ftruncate(file->fd, 0) < 0)
-        return errno;
     why = posix_fallocate(file->fd, 0, (off_t)file_length(&file->header));
     if (why != 0)
         return why;
@@ -1378,93 +1769,70 @@ static int file_allocate(struct history_file *file,
     return 0;
 }
 
-/* A file of the wanted size beside the one that it is to become. What a
- * server that was killed left there is used again. */
+/* A file of the wanted size beside the one that it is to become. */
 static struct history_file *file_make(const struct history_wanted *wanted,
+                                      const struct file_place *place,
                                       char error[HISTORY_ERROR_SIZE])
 {
-    char path[PATH_MAX];
     struct history_file *file;
     int fd, why;
 
-    if (beside(path, wanted->path, error) < 0)
-        return NULL;
-    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) {
-        complain(error, "cannot make '%s': %s", path, strerror(errno));
+    if (!*place->new_name) {
+        complain(error, "the name of '%.100s...' is too long", place->path);
         return NULL;
     }
+    fd = open_new(place, error);
+    if (fd < 0)
+        return NULL;
     file = file_new(fd);
     if (!file) {
         complain(error, "no memory");
         return NULL;
     }
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        complain(error, "another ssed is making '%s'", path);
-        file_close(file);
-        return NULL;
-    }
     why = file_allocate(file, wanted);
     if (why == 0)
         return file;
-    unlink(path);
+    unlinkat(place->folder, place->new_name, 0);
     complain(error,
-             "no room for '%s', which needs %zu bytes: %s (--history, "
+             "no room for '%s.new', which needs %llu bytes: %s (--history, "
              "--history-bytes)",
-             path, file_length(&file->header), strerror(why));
+             place->path, (unsigned long long)file_length(&file->header),
+             strerror(why));
     file_close(file);
     return NULL;
 }
 
-/* The directory entry too, or else the file would be gone with the machine. */
-static int sync_folder(const char *path)
-{
-    char *copy = strdup(path), *slash = copy ? strrchr(copy, '/') : NULL;
-    int fd, outcome;
-
-    if (!copy)
-        return -1;
-    if (slash)
-        slash[slash == copy] = '\0';
-    fd = open(slash ? copy : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    free(copy);
-    if (fd < 0)
-        return -1;
-    outcome = fsync(fd);
-    close(fd);
-    return outcome;
-}
-
 /* Does not replace one that another server has made meanwhile, but where the
  * file system cannot tell. */
-static int rename_new(const char *from, const char *to)
+static int rename_new(const struct file_place *place)
 {
-    int outcome = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+    int outcome = renameat2(place->folder, place->new_name, place->folder,
+                            place->name, RENAME_NOREPLACE);
 
-    return outcome < 0 && errno == EINVAL ? rename(from, to) : outcome;
+    return outcome < 0 && errno == EINVAL
+               ? renameat(place->folder, place->new_name, place->folder,
+                          place->name)
+               : outcome;
 }
 
-/* Gives the file that was made its name. */
-static int file_name(struct history_file *file,
-                     const struct history_wanted *wanted, bool replace,
-                     char error[HISTORY_ERROR_SIZE])
+/* Gives the file that was made its name, and has the folder keep it, or else
+ * it would be gone with the machine. */
+static int file_name(struct history_file *file, const struct file_place *place,
+                     bool replace, char error[HISTORY_ERROR_SIZE])
 {
-    char path[PATH_MAX];
-    int outcome;
+    int outcome = msync(file->map, file->length, MS_SYNC);
 
-    if (beside(path, wanted->path, error) < 0)
-        return -1;
-    outcome = msync(file->map, file->length, MS_SYNC);
     if (outcome == 0 && replace)
-        outcome = rename(path, wanted->path);
+        outcome = renameat(place->folder, place->new_name, place->folder,
+                           place->name);
     else if (outcome == 0)
-        outcome = rename_new(path, wanted->path);
+        outcome = rename_new(place);
     if (outcome == 0)
-        outcome = sync_folder(wanted->path);
+        outcome = fsync(place->folder);
     if (outcome == 0)
         return 0;
-    complain(error, "cannot make '%s': %s", wanted->path, strerror(errno));
-    unlink(path);
+    complain(error, "cannot make '%s': %s", place->path, strerror(errno));
+    unlinkat(place->folder, place->new_name, 0);
     return -1;
 }
 
@@ -1527,13 +1895,10 @@ static int copy_frames(struct ring *ring, const struct ring *old,
     for (uint64_t ordinal = first; ordinal < old->next; ordinal++) {
         const struct frame *frame = at(old, ordinal);
         struct topic *topic = topic_like(ring, old, frame);
-        size_t before_wrap = old->size - frame->offset;
-        size_t part = frame->length < before_wrap ? frame->length : before_wrap;
 
         if (!topic)
             break;
-        memcpy(bytes, old->memory + frame->offset, part);
-        memcpy(bytes + part, old->memory, frame->length - part);
+        copy_out(old, frame->offset, bytes, frame->length);
         ring->time = ring_time(old, ordinal);
         ring_append(ring, topic, frame->id,
                     (struct slice){ bytes, frame->length }, frame->splice,
@@ -1544,12 +1909,28 @@ static int copy_frames(struct ring *ring, const struct ring *old,
     return ring->next == old->next - first + 1 ? 0 : -1;
 }
 
+/* What the new ring knows beside its frames, which are those of the old one
+ * from `first` on. */
+static void begin_like(struct ring *ring, const struct ring *old,
+                       uint64_t first)
+{
+    ring->file->state = old->file->state;
+    ring->unbegun = old->unbegun;
+    ring->mark = old->mark;
+    ring->emptied = first > old->oldest ? at(old, first - 1)->id : old->emptied;
+    if (ring->mark < ring->emptied)
+        ring->mark = ring->emptied;
+    ring->newest_id =
+        first < old->next ? at(old, first)->id - 1 : old->newest_id;
+}
+
 /* Replaces the ring by one of the wanted size with the newest of its frames. */
 static int resize(struct ring *ring, const struct history_wanted *wanted,
+                  const struct file_place *place,
                   char error[HISTORY_ERROR_SIZE])
 {
     uint64_t first = first_that_fits(ring, wanted);
-    struct history_file *file = file_make(wanted, error);
+    struct history_file *file = file_make(wanted, place, error);
     struct ring old = *ring;
 
     if (!file)
@@ -1558,24 +1939,16 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
         *ring = old;
         return -1;
     }
-    file->state = old.file->state;
-    ring->unbegun = old.unbegun;
-    ring->mark = old.mark;
-    ring->emptied = old.emptied;
-    if (first > old.oldest)
-        ring->emptied = at(&old, first - 1)->id;
-    if (ring->mark < ring->emptied)
-        ring->mark = ring->emptied;
-    ring->newest_id =
-        first < old.next ? at(&old, first)->id - 1 : old.newest_id;
+    begin_like(ring, &old, first);
     if (copy_frames(ring, &old, first) < 0) {
+        unlinkat(place->folder, place->new_name, 0);
         ring_release(ring);
         *ring = old;
-        return REFUSE(error, "no memory to write '%s' anew", wanted->path);
+        return REFUSE(error, "no memory to write '%s' anew", place->path);
     }
     ring->newest_id = old.newest_id;
     file_note_mark(ring, first < old.next ? 0 : ring->mark);
-    if (file_name(file, wanted, true, error) < 0) {
+    if (file_name(file, place, true, error) < 0) {
         ring_release(ring);
         *ring = old;
         return -1;
@@ -1586,9 +1959,9 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
 
 /* A fresh one. */
 static int make(struct ring *ring, const struct history_wanted *wanted,
-                char error[HISTORY_ERROR_SIZE])
+                const struct file_place *place, char error[HISTORY_ERROR_SIZE])
 {
-    struct history_file *file = file_make(wanted, error);
+    struct history_file *file = file_make(wanted, place, error);
 
     if (!file || ring_of_file(ring, file, wanted->splice_text, error) < 0)
         return -1;
@@ -1596,7 +1969,7 @@ static int make(struct ring *ring, const struct history_wanted *wanted,
     ring->unbegun = wanted->kept_ids;
     file->state.clean = true;
     file_note_mark(ring, ring->mark);
-    return file_name(file, wanted, false, error);
+    return file_name(file, place, false, error);
 }
 
 /* What was not recovered must not be taken for something newer later. */
@@ -1639,33 +2012,56 @@ static int file_begin(struct ring *ring, const struct history_wanted *wanted,
     return ring_sync(ring);
 }
 
+/* A ring of the file that is there; its size may be another. */
+static int load(struct ring *ring, struct history_file *file,
+                struct slice splice_text, struct recovery *recovery,
+                const char *path, char error[HISTORY_ERROR_SIZE])
+{
+    if (ring_of_file(ring, file, splice_text, error) < 0)
+        return -1;
+    if (recover(ring, recovery) < 0)
+        return REFUSE(error, "no memory for the topics in '%s'", path);
+    return 0;
+}
+
+/* As ring_open(), but for what is to be released after an error. */
+static int open_at(struct ring *ring, const struct history_wanted *wanted,
+                   const struct file_place *place, struct recovery *recovery,
+                   char error[HISTORY_ERROR_SIZE])
+{
+    struct history_file *file;
+    int outcome = file_open(&file, place, wanted->kept_ids, error);
+
+    if (outcome == 1) {
+        recovery->made = true;
+        outcome = make(ring, wanted, place, error);
+    } else if (outcome == 0) {
+        outcome =
+            load(ring, file, wanted->splice_text, recovery, place->path, error);
+        recovery->resized = outcome == 0 && (ring->limit != wanted->limit ||
+                                             ring->size != wanted->size);
+    }
+    if (recovery->resized)
+        outcome = resize(ring, wanted, place, error);
+    if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
+        outcome = REFUSE(error, "cannot write '%s': %s", place->path,
+                         strerror(errno));
+    return outcome;
+}
+
 int ring_open(struct ring *ring, const struct history_wanted *wanted,
               struct recovery *recovery, char error[HISTORY_ERROR_SIZE])
 {
-    struct history_file *file;
+    struct file_place place;
     int outcome;
 
     crc_begin();
     *ring = (struct ring){ 0 };
     *recovery = (struct recovery){ 0 };
-    outcome = file_open(&file, wanted->path, &wanted->kept_ids, error);
-    if (outcome == 1) {
-        recovery->made = true;
-        outcome = make(ring, wanted, error);
-    } else if (outcome == 0) {
-        outcome = ring_of_file(ring, file, wanted->splice_text, error);
-        if (outcome == 0 && recover(ring, recovery) < 0)
-            outcome =
-                REFUSE(error, "no memory for the topics in '%s'", wanted->path);
-        recovery->resized =
-            outcome == 0 && (file->header.limit != wanted->limit ||
-                             file->header.size != wanted->size);
-        if (recovery->resized)
-            outcome = resize(ring, wanted, error);
-    }
-    if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
-        outcome = REFUSE(error, "cannot write '%s': %s", wanted->path,
-                         strerror(errno));
+    if (place_open(&place, wanted->path, error) < 0)
+        return -1;
+    outcome = open_at(ring, wanted, &place, recovery, error);
+    close(place.folder);
     if (outcome != 0)
         ring_release(ring);
     return outcome;
@@ -1675,20 +2071,29 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
                  char error[HISTORY_ERROR_SIZE])
 {
+    int fd = open(wanted->path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     struct history_file *file;
 
     crc_begin();
     *ring = (struct ring){ 0 };
     *recovery = (struct recovery){ 0 };
-    if (file_open(&file, wanted->path, NULL, error) < 0 ||
-        ring_of_file(ring, file, wanted->splice_text, error) < 0)
+    if (fd < 0)
+        return REFUSE(error, "cannot open '%s': %s", wanted->path,
+                      strerror(errno));
+    file = file_new(fd);
+    if (!file)
+        return REFUSE(error, "no memory");
+    if (file_load(file, wanted->path, NULL, error) < 0) {
+        file_close(file);
         return -1;
-    *pid = flock(file->fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
-    flock(file->fd, LOCK_UN);
-    if (recover(ring, recovery) == 0)
+    }
+    *pid = flock(fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
+    flock(fd, LOCK_UN);
+    if (load(ring, file, wanted->splice_text, recovery, wanted->path, error) ==
+        0)
         return 0;
     ring_release(ring);
-    return REFUSE(error, "no memory for the topics in '%s'", wanted->path);
+    return -1;
 }
 
 int ring_sync(struct ring *ring)

@@ -2556,7 +2556,7 @@ static const char *reader_add_query(struct server *server,
 
     while (!*no_memory &&
            http_query_next(&query, "topic", name, sizeof(name), &topic)) {
-        const char *refused = http_topic_refused(topic);
+        const char *refused = topic_name_refused(topic);
 
         if (refused)
             return refused;
@@ -3559,7 +3559,7 @@ static void route_events(struct server *server, struct conn *conn,
 static void route_topic(struct server *server, struct conn *conn,
                         struct slice topic)
 {
-    const char *refused = http_topic_refused(topic);
+    const char *refused = topic_name_refused(topic);
 
     if (refused)
         respond_error(server, conn, 400, refused);
@@ -4573,9 +4573,9 @@ static const struct spec specs[] = {
     { "root", "DIR", "serve the files of a folder, not the bundled pages",
       KIND_TEXT, 'r', PLACE(root), 0, 0, NULL },
     { "history", "N", "events kept (1000)", KIND_COUNT, 'n', PLACE(history), 1,
-      1 << 28, NULL },
+      HISTORY_EVENTS_MAX, NULL },
     { "history-bytes", "SIZE", "bytes kept (64M)", KIND_SIZE, 0,
-      PLACE(history_bytes), 1, UINT64_C(1) << 40, NULL },
+      PLACE(history_bytes), 1, HISTORY_BYTES_MAX, NULL },
     { "history-file", "FILE", "where the history outlives the process",
       KIND_TEXT, 0, PLACE(history_file), 0, 0, NULL },
     { "sync", "WHEN",
@@ -4815,7 +4815,7 @@ static void check_input(struct options *options)
 {
     const char *topic = options->topic ? options->topic : "";
     const char *refused =
-        http_topic_refused((struct slice){ topic, strlen(topic) });
+        topic_name_refused((struct slice){ topic, strlen(topic) });
 
     if (!options->input &&
         (options->topic || options->end || options->stdin_form != UNGIVEN))
@@ -4999,9 +4999,12 @@ static void read_boot_id(char *text, size_t size)
 static uint64_t clock_position(void)
 {
     struct timespec now;
+    uint64_t position;
 
     clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000 - 1;
+    position =
+        (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000 - 1;
+    return position < ID_MAX ? position : ID_MAX;
 }
 
 /* The id before that of the first event of a new history. */
@@ -5010,6 +5013,52 @@ static uint64_t first_position(const struct options *options)
     if (options->ids == IDS_KEEP)
         return 0;
     return options->first_id ? options->first_id - 1 : clock_position();
+}
+
+#define LOST_MEANING "it was truncated while in use, or its disk failed"
+
+/* Written when the history file is lost: made before, for a signal handler
+ * can format nothing. A time would need that. */
+static struct {
+    char text[PIPE_BUF];
+    size_t length;
+} lost_line;
+
+/* The text is cut where it is too long. */
+__attribute__((format(printf, 1, 2))) static void
+prepare_lost_line(const char *format, ...)
+{
+    const int room = (int)sizeof(lost_line.text) - 1;
+    va_list arguments;
+    int length;
+
+    va_start(arguments, format);
+    length = vsnprintf(lost_line.text, (size_t)room, format, arguments);
+    va_end(arguments);
+    lost_line.length = (size_t)(length < room ? length : room - 1);
+    lost_line.text[lost_line.length++] = '\n';
+}
+
+/* What is in the file can neither be read nor be written any more. A SIGBUS
+ * of another cause ends the process as it does without a handler. */
+static void on_bus_error(int signal, siginfo_t *info, void *context)
+{
+    (void)context;
+    if (info->si_code > 0 && ring_is_mapped(info->si_addr)) {
+        log_write(lost_line.text, lost_line.length);
+        _exit(EXIT_RUN_TIME);
+    }
+    raise(signal);
+}
+
+static void watch_history(void)
+{
+    struct sigaction action = {
+        .sa_sigaction = on_bus_error,
+        .sa_flags = SA_SIGINFO | (int)SA_RESETHAND,
+    };
+
+    sigaction(SIGBUS, &action, NULL);
 }
 
 static void open_history(struct server *server, uint64_t newest_id)
@@ -5028,6 +5077,10 @@ static void open_history(struct server *server, uint64_t newest_id)
         .splice_text = SLICE(CATCH_UP_SPLICE),
     };
 
+    prepare_lost_line("level=error event=history_file_lost file=\"%s\" "
+                      "meaning=\"" LOST_MEANING "\"",
+                      options->history_file);
+    watch_history();
     read_boot_id(boot_id, sizeof(boot_id));
     if (ring_open(&server->ring, &wanted, &recovery, error) < 0)
         die(EXIT_RUN_TIME, "--history-file: %s", error);
@@ -5605,8 +5658,9 @@ static void format_time(char *text, size_t size, int64_t ms)
     time_t seconds = (time_t)(ms / 1000);
     struct tm tm;
 
-    localtime_r(&seconds, &tm);
-    strftime(text, size, "%Y-%m-%d %H:%M:%S", &tm);
+    if (!localtime_r(&seconds, &tm) ||
+        strftime(text, size, "%Y-%m-%d %H:%M:%S", &tm) == 0)
+        snprintf(text, size, "-");
 }
 
 static void print_topics(const struct ring *ring)
@@ -5634,6 +5688,8 @@ static int check_history(const char *path)
     struct ring ring;
     uint32_t pid;
 
+    prepare_lost_line("ssed: --check: '%s' is lost: " LOST_MEANING, path);
+    watch_history();
     if (ring_inspect(&ring, &wanted, &recovery, &pid, error) < 0)
         die(EXIT_RUN_TIME, "--check: %s", error);
     printf("file      %s\n", path);

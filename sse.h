@@ -90,7 +90,16 @@ struct slice {
 enum {
     FRAME_HEAD = 10, /* a chunk size of constant width and its CR LF */
     FRAME_TAIL = 2,  /* the CR LF after the chunk's data */
+
+    /* bytes of the longest: the data of --max-event, each byte of which
+     * becomes seven at most; lengths and their sums with what is added fit 32
+     * bits, and the chunk size eight digits */
+    FRAME_MAX = 1 << 28,
 };
+
+/* The largest ring that can be asked for. */
+#define HISTORY_EVENTS_MAX (UINT64_C(1) << 28)
+#define HISTORY_BYTES_MAX (UINT64_C(1) << 40)
 
 /* Ids stay exact in a JavaScript number. */
 #define ID_MAX ((UINT64_C(1) << 53) - 1)
@@ -214,9 +223,10 @@ struct history_wanted {
     const char *path;
     uint64_t limit;      /* as for ring_init() */
     size_t size;         /* likewise */
-    uint64_t newest_id;  /* where a new one begins */
+    uint64_t newest_id;  /* where a new one begins; at most ID_MAX */
     uint64_t clock_id;   /* where one at least goes on after a crash of the
-                            machine: beyond every id that may have been seen */
+                            machine: beyond every id that may have been seen;
+                            at most ID_MAX */
     bool kept_ids;       /* they come from outside */
     const char *boot_id; /* of this boot of the machine; "": not known */
     struct slice splice_text;
@@ -242,20 +252,31 @@ enum {
  * finds the newest events again that follow one another whole; makes it, with
  * all its blocks, if there is none; writes it anew beside the old one and
  * renames it if its size is another. After a crash of the machine every
- * position so far may have lost something. Returns 0, or -1 with one line in
+ * position so far may have lost something. Symbolic links in the path are
+ * followed once. A file that somebody else owns or can write, or that has
+ * another name, is refused. Whatever bytes are in it, nothing that a server
+ * cannot have written becomes an event. Returns 0, or -1 with one line in
  * `error` that says what is wrong and the way out; the file is then as it was.
  */
 int ring_open(struct ring *ring, const struct history_wanted *wanted,
               struct recovery *recovery, char error[HISTORY_ERROR_SIZE]);
 
 /*
- * The same for looking at a file alone: it is mapped, not locked and not
- * written. Its `path` and `splice_text` are all that counts of `wanted`. A
- * server may be writing it: *pid is then that of the server, else 0.
+ * The same for looking at a file alone, whoever owns it: it is mapped, not
+ * locked and not written. Its `path` and `splice_text` are all that counts of
+ * `wanted`. A server may be writing it: *pid is then that of the server, else
+ * 0.
  */
 int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
                  char error[HISTORY_ERROR_SIZE]);
+
+/*
+ * Whether an address lies in a history file that is mapped: a SIGBUS there
+ * means that the file has been truncated, or that its disk has failed. For a
+ * signal handler.
+ */
+bool ring_is_mapped(const void *address);
 
 /* Brings what has been appended to the disk (msync(2)). Returns 0, or -1 with
  * errno: some of it may then be lost, whatever a later call returns. */
@@ -269,6 +290,10 @@ int ring_end(struct ring *ring);
 
 /* When a held frame was appended, by its record; 0 without a file. */
 int64_t ring_time(const struct ring *ring, uint64_t ordinal);
+
+/* Why this is not the name of a topic, NULL if it is one. The main stream's
+ * name, which is empty, is none. */
+const char *topic_name_refused(struct slice name);
 
 /*
  * The topic of that name, held until topic_drop(). topic_hold() makes it if
@@ -451,9 +476,6 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
  * comes after it. */
 bool http_query_next(struct slice *query, const char *name, char *value,
                      size_t size, struct slice *result);
-
-/* Why this is not the name of a topic, NULL if it is one. */
-const char *http_topic_refused(struct slice name);
 
 /* Whether a Host is that name, with or without a port. */
 bool http_host_is(struct slice host, const char *name);

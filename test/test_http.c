@@ -1715,51 +1715,7 @@ Test(file, an_empty_one_has_no_part)
     }
 }
 
-/* --------------------------------------------------------------- topics */
-
-Test(topic, is_made_of_segments)
-{
-    static const char *const good[] = {
-        "a", "chat/42", "A-Z.a_z~0:9@x", "a/b/c", "...", ".a/b.", "-", "a/...",
-    };
-    static const struct {
-        const char *name, *why;
-    } bad[] = {
-        { "", "255" },
-        { "/", "slash" },
-        { "/a", "slash" },
-        { "a/", "slash" },
-        { "a//b", "segment" },
-        { ".", "segment" },
-        { "..", "segment" },
-        { "a/..", "segment" },
-        { "./a", "segment" },
-        { "a/./b", "segment" },
-        { "a b", "made of" },
-        { "a%20", "made of" },
-        { "\xC3\xA9", "made of" },
-        { "a\x7F", "made of" },
-        { "a?", "made of" },
-        { "a\"", "made of" },
-        { "a\n", "made of" },
-        { "a\\", "made of" },
-    };
-    char longest[TOPIC_NAME_MAX + 1];
-
-    for (size_t i = 0; i < COUNT(good); i++)
-        cr_assert(!http_topic_refused(slice_of(good[i])), "%s", good[i]);
-    for (size_t i = 0; i < COUNT(bad); i++) {
-        const char *why = http_topic_refused(slice_of(bad[i].name));
-
-        cr_assert(why && strstr(why, bad[i].why), "%s: %s", bad[i].name,
-                  why ? why : "taken");
-    }
-    cr_assert(http_topic_refused((struct slice){ "a\0b", 3 }));
-    memset(longest, 'x', sizeof(longest));
-    cr_assert(!http_topic_refused((struct slice){ longest, TOPIC_NAME_MAX }));
-    cr_assert(
-        http_topic_refused((struct slice){ longest, TOPIC_NAME_MAX + 1 }));
-}
+/* ----------------------------------------------------- queries and UTF-8 */
 
 Test(query, gives_one_after_the_other)
 {

@@ -702,6 +702,55 @@ Test(topics, are_found_by_name)
     ring_release(&ring);
 }
 
+static struct slice name_of(const char *text)
+{
+    return (struct slice){ text, strlen(text) };
+}
+
+Test(topic, has_a_name_made_of_segments)
+{
+    static const char *const good[] = {
+        "a", "chat/42", "A-Z.a_z~0:9@x", "a/b/c", "...", ".a/b.", "-", "a/...",
+    };
+    static const struct {
+        const char *name, *why;
+    } bad[] = {
+        { "", "255" },
+        { "/", "slash" },
+        { "/a", "slash" },
+        { "a/", "slash" },
+        { "a//b", "segment" },
+        { ".", "segment" },
+        { "..", "segment" },
+        { "a/..", "segment" },
+        { "./a", "segment" },
+        { "a/./b", "segment" },
+        { "a b", "made of" },
+        { "a%20", "made of" },
+        { "\xC3\xA9", "made of" },
+        { "a\x7F", "made of" },
+        { "a?", "made of" },
+        { "a\"", "made of" },
+        { "a\n", "made of" },
+        { "a\\", "made of" },
+    };
+    char longest[TOPIC_NAME_MAX + 1];
+
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
+        cr_assert(!topic_name_refused(name_of(good[i])), "%s", good[i]);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        const char *why = topic_name_refused(name_of(bad[i].name));
+
+        cr_assert(why && strstr(why, bad[i].why), "%s: %s", bad[i].name,
+                  why ? why : "taken");
+    }
+    cr_assert(topic_name_refused((struct slice){ "a\0b", 3 }));
+    memset(longest, 'x', sizeof(longest));
+    cr_assert(!topic_name_refused((struct slice){ longest, TOPIC_NAME_MAX }));
+    cr_assert(
+        topic_name_refused((struct slice){ longest, TOPIC_NAME_MAX + 1 }));
+}
+
 /* --------------------------------------------------------------- readers
  *
  * Readers of several topics, against a list of all frames.

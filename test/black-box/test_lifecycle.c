@@ -60,7 +60,7 @@ Test(options, errors_name_the_thing_and_what_would_be_right)
           2,
           { "'often'", "1 to 86400" } },
         { { "--history-file", "" }, 2, { "--history-file", "'' is no FILE" } },
-        { { "--history-file", "/nonexistent/x" }, 1, { "cannot make", "x" } },
+        { { "--history-file", "/nonexistent/x" }, 1, { "folder of", "x" } },
         { { "--check", "/nonexistent" }, 1, { "--check", "No such" } },
         { { "--token-file", "/nonexistent" },
           1,

@@ -320,6 +320,133 @@ Test(restart, a_deleted_file_is_said)
     server_stop(&server);
 }
 
+#define LOST_MEANING "it was truncated while in use, or its disk failed"
+
+/* The last line of its log says so; a line is whole. */
+static void expect_lost(const char *log)
+{
+    char line[256];
+
+    snprintf(line, sizeof(line),
+             "level=error event=history_file_lost file=\"%s\" "
+             "meaning=\"" LOST_MEANING "\"\n",
+             path);
+    cr_assert(strlen(log) >= strlen(line));
+    cr_assert_str_eq(log + strlen(log) - strlen(line), line);
+    cr_assert(!strstr(log, "Sanitizer"), "%s", log);
+}
+
+/* Nothing that would be acknowledged would be kept. */
+Test(restart, a_file_truncated_while_in_use_ends_it)
+{
+    const char *options[] = { "--history-file", path, "--port", "0", NULL };
+    static const off_t sizes[] = { 0, 4096 };
+
+    for (int i = 0; i < 2; i++) {
+        struct server server;
+        struct client client;
+        struct stat status;
+        char *log;
+
+        server_start(&server, "--history-file", path);
+        publish(&server, "one");
+        cr_assert(truncate(path, sizes[i]) == 0);
+        client_connect(&client, &server);
+        client_send(&client, "POST /events HTTP/1.1\r\nHost: localhost\r\n"
+                             "Content-Length: 1\r\n\r\na");
+        cr_assert(server_wait(&server) == 1);
+        log = server_log(&server);
+        expect_lost(log);
+        free(log);
+        client_close(&client);
+        close(server.log);
+        refused(options, sizes[i] ? "4096 bytes" : "no history file");
+        cr_assert(stat(path, &status) == 0 && status.st_size == sizes[i]);
+        unlink(path);
+    }
+}
+
+/* A file of its own that is cut once it is mapped. */
+static void prepare_to_cut(void)
+{
+    const char *library = getenv("CUT_FILE");
+    struct server server;
+
+    if (!library) {
+        cr_assert_fail("CUT_FILE: make test sets it");
+        return;
+    }
+    server_start(&server, "--history-file", path);
+    publish(&server, "one");
+    server_stop(&server);
+    setenv("SSED_PRELOAD", library, 1);
+    setenv("CUT_WHEN_MAPPED", path, 1);
+}
+
+Test(restart, a_file_truncated_at_the_start_ends_it)
+{
+    char out[4096], err[4096];
+
+    prepare_to_cut();
+    cr_assert(run_to_end((const char *[]){ "--history-file", path, "--port",
+                                           "0", NULL },
+                         out, err) == 1,
+              "%s", err);
+    expect_lost(err);
+}
+
+Test(restart, a_file_truncated_while_it_is_looked_at_is_said)
+{
+    char out[4096], err[4096], expected[256];
+
+    prepare_to_cut();
+    cr_assert(run_to_end((const char *[]){ "--check", path, NULL }, out, err) ==
+                  1,
+              "%s", err);
+    snprintf(expected, sizeof(expected),
+             "ssed: --check: '%s' is lost: " LOST_MEANING "\n", path);
+    cr_assert_str_eq(err, expected);
+}
+
+Test(restart, a_bus_error_of_another_cause_ends_it_as_ever)
+{
+    struct server server;
+    char *log;
+
+    server_start(&server, "--history-file", path);
+    kill(server.pid, SIGBUS);
+    cr_assert(server_wait(&server) == -SIGBUS);
+    log = server_log(&server);
+    cr_assert(!strstr(log, "history_file_lost"), "%s", log);
+    free(log);
+    close(server.log);
+}
+
+Test(restart, refuses_what_others_can_write)
+{
+    const char *options[] = { "--history-file", path, "--port", "0", NULL };
+    char out[4096], err[4096], link_path[80];
+    struct server server;
+
+    server_start(&server, "--history-file", path);
+    server_stop(&server);
+    cr_assert(chmod(path, 0660) == 0);
+    refused(options, "chmod 600 it");
+    cr_assert(run_to_end((const char *[]){ "--check", path, NULL }, out, err) ==
+              0);
+    cr_assert(chmod(path, 0600) == 0);
+    snprintf(link_path, sizeof(link_path), "%s/link", folder);
+    cr_assert(symlink(path, link_path) == 0);
+    options[1] = link_path;
+    server_start(&server, "--history-file", link_path);
+    options[1] = path;
+    refused(options, "another ssed has");
+    server_stop(&server);
+    unlink(path);
+    options[1] = link_path;
+    refused(options, "a symbolic link to a file that does not exist");
+}
+
 /* A disk of one megabyte, if this may be mounted here. */
 static bool mount_small(void)
 {
