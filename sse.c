@@ -1331,9 +1331,9 @@ static void stream_leave(struct server *server, struct conn *conn,
         topic_leave(server, &places[i]);
         topic_drop(&server->ring, places[i].topic);
     }
+    own_free(server, conn);
     if (conn->topics > 1)
         free(places);
-    own_free(server, conn);
     log_client(server, LEVEL_INFO, "unsubscribed",
                "peer=%s reason=%s events=%u bytes=%llu seconds=%u",
                format_peer(peer, conn), reason, conn->cursor.events,

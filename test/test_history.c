@@ -692,8 +692,9 @@ Test(history, a_file_that_is_being_made_is_left_alone)
 }
 
 /* Many at once with nothing there, or a stale one: one of them has it. */
-Test(history, one_of_many_makes_it, .timeout = 120)
+Test(history, one_of_many_makes_it)
 {
+    alarm(120); /* it must not wait for ever */
     for (int round = 0; round < 50; round++) {
         int results[2], go[2], made = 0;
         char result;
@@ -1207,12 +1208,13 @@ Test(history, a_splice_point_may_be_anywhere_in_the_text)
 
 /* Ordinals that no server comes to, in the places that they give a record;
  * that of which it was made is there as well. */
-Test(history, an_ordinal_above_its_id_is_dropped, .timeout = 60)
+Test(history, an_ordinal_above_its_id_is_dropped)
 {
     static const uint64_t ordinals[] = {
         0, NAMED_LAST + 1, ID_MAX, ID_MAX + 1, UINT64_MAX - 2, UINT64_MAX,
     };
 
+    alarm(60); /* it must not hang */
     for (size_t i = 0; i < sizeof(ordinals) / sizeof(ordinals[0]); i++) {
         size_t length = make_image(NAMED_LAST);
         char *record = record_in(image, ordinals[i] % 32);
@@ -1228,7 +1230,7 @@ Test(history, an_ordinal_above_its_id_is_dropped, .timeout = 60)
 /* In the largest file whose newest record is as new as can be, and whose
  * bytes are not there: one look at each record, however many bytes and
  * ordinals there are before it. */
-Test(history, recovery_is_bounded_by_the_records, .timeout = 60)
+Test(history, recovery_is_bounded_by_the_records)
 {
     struct history_wanted wanted = wanted_like("boot");
     size_t length = make_image(NAMED_LAST);
@@ -1237,6 +1239,7 @@ Test(history, recovery_is_bounded_by_the_records, .timeout = 60)
     struct ring ring;
     uint32_t pid;
 
+    alarm(60);
     memcpy(record, record_in(image, NAMED_LAST - 1000), RECORD_SIZE);
     put_bytes(record + RECORD_ORDINAL, ID_MAX, 8);
     put_bytes(record + RECORD_ID, ID_MAX, 8);
@@ -1370,7 +1373,7 @@ static uint64_t random_number(uint64_t limit)
     return random_below((size_t)limit);
 }
 
-Test(history, changed_files_with_right_checks, .timeout = 300)
+Test(history, changed_files_with_right_checks)
 {
     static char changed[FILE_MAX];
     size_t length = make_image(1050);
