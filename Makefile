@@ -218,16 +218,16 @@ TIDY := clang-analyzer-*,bugprone-*,performance-*,portability-*,misc-*,$\
 	-bugprone-easily-swappable-parameters,-performance-no-int-to-ptr,$\
 	-bugprone-not-null-terminated-result,$\
 	-clang-analyzer-security.insecureAPI.*
-LINT := -std=c11 -D_GNU_SOURCE -I. -DVERSION='"check"'
+LINT := -std=c11 -D_GNU_SOURCE -I. -DVERSION=\"check\"
 
 check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
 	@$(MAKE) --no-print-directory check-deps
 	$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
 	$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
 	clang-format --dry-run -Werror $(SOURCES)
-	for file in $(filter %.c,$(SOURCES)); do clang-tidy --quiet \
-		--warnings-as-errors='*' --checks='$(TIDY)' $$file -- $(LINT) \
-		2>&1 | grep -v 'warnings generated' && exit 1; done; true
+	printf '%s\n' $(filter %.c,$(SOURCES)) | xargs -P "$$(nproc)" -I{} sh -c \
+		'out=$$(clang-tidy --quiet --warnings-as-errors="*" \
+		--checks="$(TIDY)" {} -- $(LINT) 2>&1) || { echo "$$out"; exit 1; }'
 	cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability,style \
 		--suppress=missingIncludeSystem -D_GNU_SOURCE -DVERSION='"check"' \

@@ -251,16 +251,19 @@ Test(start, is_where_the_request_says)
 
 Test(memory, is_bounded_and_comes_back)
 {
+    enum {
+        MANY = 1000
+    };
     struct server server;
-    struct exchange *taken[1000];
+    struct exchange *taken[MANY];
     size_t count = 0;
     char *bytes = NULL;
     size_t room = 0;
 
     begin(&server, 1);
-    while (count < COUNT(taken) && (taken[count] = exchange_take(&server)))
+    while (count < MANY && (taken[count] = exchange_take(&server)))
         count++;
-    cr_assert(count > 100 && count < COUNT(taken) && errno == EAGAIN);
+    cr_assert(count > 100 && count < MANY && errno == EAGAIN);
     cr_assert(server.request_memory <= server.options.request_memory);
     cr_assert(!grow(&server, &bytes, &room, 100 << 10) && !bytes && !room);
     while (count)
