@@ -127,7 +127,7 @@ FUZZ = clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
 	.build/fuzz/$(1) -max_total_time=$(FUZZ_SECONDS) -max_len=20000 \
 	-artifact_prefix=.build/fuzz/ $(3) .build/fuzz/$(1)-corpus
 
-fuzz: check-deps ## fuzz parsers and ring for FUZZ_SECONDS (60) each
+fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
 		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus
 	$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
