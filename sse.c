@@ -63,8 +63,10 @@ enum {
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
-    TURN_WORK = 250,      /* us of a turn for each queue of connections */
-    VISIT = 50,           /* us for one of them before others have theirs */
+    TURN_WORK = 1000,     /* us of a turn for a queue of connections */
+    TURN_BUSY = 250,      /* and for one of those that are busy */
+    VISIT = 15,           /* us for one of them before others have theirs */
+    VISIT_BUSY = 50,      /* for one that is known to need more than that */
     STEP_EVENTS = 16,     /* events or so between two looks at the clock */
     EVENTS_MAX = 256,     /* of one epoll_wait */
     ACCEPTS_MAX = 32,     /* of one listener in one turn */
@@ -271,9 +273,9 @@ enum conn_state {
 };
 
 /*
- * A connection is in at most one queue. For work and for answers there are
- * two each: connections that send more than a visit can take have the second,
- * so that one that asks now and then never waits behind them.
+ * A connection is in at most one queue. For work, answers and waiting there
+ * are two each: connections that send more than a visit can take have the
+ * second, so that one that asks now and then never waits behind them.
  */
 enum queue_name {
     QUEUE_NONE,
@@ -282,6 +284,7 @@ enum queue_name {
     QUEUE_ANSWERS, /* has answers to send */
     QUEUE_ANSWERS_BUSY,
     QUEUE_WAITING, /* CONN_WAITING */
+    QUEUE_WAITING_BUSY,
     QUEUE_READY,   /* subscribers with more to get and room in the socket */
     QUEUE_STARVED, /* waits for --request-memory */
     QUEUE_CLOSED,  /* CONN_CLOSED */
@@ -293,7 +296,8 @@ enum {
     FLAG_ENDING = 2,  /* the last bytes of the stream are under way */
     FLAG_AHEAD = 4,   /* came with an id newer than the newest */
     FLAG_SURPLUS = 8, /* came when --max-connections were there */
-    FLAG_BUSY = 16,   /* what it sent last took a visit or more */
+    FLAG_BUSY = 16,   /* what it sent last took a visit or more; or it is new,
+                       * and not known to be different */
     /* a listener on a loopback address, and what came by it */
     FLAG_LOOPBACK = 32,
 };
@@ -1013,7 +1017,7 @@ static struct conn *conn_open(struct server *server, int fd,
         return NULL;
     }
     conn = conn_at(server, (uint32_t)fd);
-    *conn = (struct conn){ .interest = INPUT };
+    *conn = (struct conn){ .flags = FLAG_BUSY, .interest = INPUT };
     set_peer(conn, peer);
     conn_set_state(server, conn, CONN_REQUEST);
     if (server->connections++ >= server->options.max_connections)
@@ -1034,6 +1038,14 @@ static void accept_failed(struct server *server, const char *reason)
         log_event(LEVEL_WARN, "accept_paused", "reason=%s connections=%u",
                   reason, server->connections);
     accept_pause(server, true);
+}
+
+/* Has a connection looked at when others have had their visit. */
+static void work_push(struct server *server, struct conn *conn)
+{
+    queue_remove(server, conn);
+    queue_push(server, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
+               conn);
 }
 
 /* A client sends its request at once, so it is looked for in this turn: that
@@ -1062,7 +1074,7 @@ static void accept_all(struct server *server, int listener)
             return;
         }
         conn->flags |= conn_at(server, (uint32_t)listener)->flags;
-        queue_push(server, QUEUE_WORK, conn);
+        work_push(server, conn);
     }
 }
 
@@ -1957,14 +1969,6 @@ static void answers_push(struct server *server, struct conn *conn)
 
     queue_remove(server, conn);
     queue_push(server, last ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS, conn);
-}
-
-/* Has it looked at when others have had their visit. */
-static void work_push(struct server *server, struct conn *conn)
-{
-    queue_remove(server, conn);
-    queue_push(server, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
-               conn);
 }
 
 /*
@@ -2926,7 +2930,9 @@ static void conn_wait(struct server *server, struct conn *conn)
     conn_watch(server, conn, false);
     timer_stop(server, conn);
     queue_remove(server, conn);
-    queue_push(server, QUEUE_WAITING, conn);
+    queue_push(server,
+               conn->flags & FLAG_BUSY ? QUEUE_WAITING_BUSY : QUEUE_WAITING,
+               conn);
 }
 
 /* It has room now: reads on. */
@@ -2990,12 +2996,20 @@ static const char *outcome_text(enum outcome outcome)
     return outcome == IDS_USED_UP ? "all ids are used up" : NOT_KEPT_TEXT;
 }
 
+/* Whether others wait whose turn it is before this one. */
+static bool others_wait(const struct server *server, const struct conn *conn)
+{
+    if (conn->state == CONN_WAITING)
+        return false; /* it is the first of them */
+    return server->queues[QUEUE_WAITING].count ||
+           ((conn->flags & FLAG_BUSY) &&
+            server->queues[QUEUE_WAITING_BUSY].count);
+}
+
 /* Appends what is due; or waits, or gives up. */
 static void publish_due(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
-    bool others_wait =
-        conn->state != CONN_WAITING && server->queues[QUEUE_WAITING].count;
     enum outcome outcome = MUST_WAIT;
     uint64_t id = 0;
 
@@ -3005,7 +3019,7 @@ static void publish_due(struct server *server, struct conn *conn)
         skip_due(server, conn);
         return;
     }
-    if (!others_wait)
+    if (!others_wait(server, conn))
         outcome = append_due(server, publication, &id);
     if (outcome == MUST_WAIT) {
         conn_wait(server, conn);
@@ -3716,7 +3730,6 @@ static bool conn_fill(struct server *server, struct conn *conn)
     }
     n = read((int)conn_fd(server, conn), in->bytes + in->end,
              in->room - in->end);
-    conn_set_busy(conn, n > 0 && (size_t)n == in->room - in->end);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         conn_close(server, conn, "closed");
     else if (n < 0 && first)
@@ -3724,6 +3737,7 @@ static bool conn_fill(struct server *server, struct conn *conn)
     if (n <= 0)
         return false;
     in->end += (size_t)n;
+    conn_set_busy(conn, in->end == in->room);
     if (in->end == in->room && in->room < HEAD_MAX)
         grow(server, &in->bytes, &in->room, in->room * 2);
     return true;
@@ -3761,15 +3775,16 @@ static void shrink(struct server *server, struct exchange *exchange)
 }
 
 /* After a visit: what has been answered is sent; what has not been looked at
- * is, once others have had theirs. A busy body is read until nothing comes. */
-static void conn_settle(struct server *server, struct conn *conn)
+ * is, once others have had theirs. A busy body is read until nothing has
+ * come. */
+static void conn_settle(struct server *server, struct conn *conn, bool came)
 {
     struct exchange *exchange = conn->exchange;
     bool body = conn->state == CONN_BODY;
 
     if (buffer_length(&exchange->out) > 0)
         answers_push(server, conn);
-    else if (exchange->left || (body && (conn->flags & FLAG_BUSY)))
+    else if (exchange->left || (body && came && (conn->flags & FLAG_BUSY)))
         work_push(server, conn);
     else if (body)
         shrink(server, exchange);
@@ -3794,22 +3809,25 @@ static bool visit_fill(struct server *server, struct conn *conn)
 
 /*
  * Looks at what a connection has sent, until that is used up, has to wait, or
- * VISIT is over. The connection is busy when that takes so long.
+ * the visit is over. The connection is busy when that takes longer than VISIT
+ * or fills the buffer, and no longer so when a read brings less.
  */
 static void conn_visit(struct server *server, struct conn *conn)
 {
     bool fills = !conn->exchange || !conn->exchange->left;
-    bool left = !fills || visit_fill(server, conn);
+    bool came = !fills || visit_fill(server, conn);
+    bool left = came;
+    uint64_t begin = clock_us(CLOCK_MONOTONIC);
 
-    server->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
+    server->visit_end = begin + (conn->flags & FLAG_BUSY ? VISIT_BUSY : VISIT);
     while (left && !visit_is_over(server))
         left = conn_step(server, conn);
-    if (left || clock_us(CLOCK_MONOTONIC) >= server->visit_end)
+    if (left || clock_us(CLOCK_MONOTONIC) > begin + VISIT)
         conn_set_busy(conn, true);
     if (!takes_in(conn) || !conn->exchange)
         return;
     conn->exchange->left = left;
-    conn_settle(server, conn);
+    conn_settle(server, conn, came);
 }
 
 /* Sends a piece of what waits to be sent; as send(2). */
@@ -4449,20 +4467,27 @@ static void deliver(struct server *server)
     deliver_ready(server);
 }
 
-/* Those that can publish now have their visit again. */
-static void retry_publishers(struct server *server)
+/* Those that can publish now have their visit again. False if the first must
+ * go on waiting, and so must all behind it. */
+static bool retry_queue(struct server *server, enum queue_name name)
 {
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_BUSY;
+    const struct queue *queue = &server->queues[name];
 
-    while (server->queues[QUEUE_WAITING].count &&
-           clock_us(CLOCK_MONOTONIC) < end) {
-        struct conn *conn =
-            conn_at(server, server->queues[QUEUE_WAITING].first);
+    while (queue->count && clock_us(CLOCK_MONOTONIC) < end) {
+        struct conn *conn = conn_at(server, queue->first);
 
         publish_due(server, conn);
         if (conn->state == CONN_WAITING)
-            return;
+            return false;
     }
+    return true;
+}
+
+static void retry_publishers(struct server *server)
+{
+    if (retry_queue(server, QUEUE_WAITING))
+        retry_queue(server, QUEUE_WAITING_BUSY);
 }
 
 /* As many of those that wait for memory as there is some for. */
@@ -4480,10 +4505,10 @@ static void feed_starved(struct server *server)
 }
 
 /* Serves the connections of a queue for a part of the turn. */
-static void serve(struct server *server, enum queue_name queue,
+static void serve(struct server *server, enum queue_name queue, unsigned time,
                   void (*act)(struct server *server, struct conn *conn))
 {
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
 
     while (server->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
         act(server, queue_pop(server, queue));
@@ -4513,10 +4538,10 @@ static void turn(struct server *server)
     feed_starved(server);
     if (input_is_ready(server))
         request_event(server, server->input, EPOLLIN);
-    serve(server, QUEUE_WORK, conn_visit);
-    serve(server, QUEUE_WORK_BUSY, conn_visit);
-    serve(server, QUEUE_ANSWERS, send_answers);
-    serve(server, QUEUE_ANSWERS_BUSY, send_answers);
+    serve(server, QUEUE_WORK, TURN_WORK, conn_visit);
+    serve(server, QUEUE_WORK_BUSY, TURN_BUSY, conn_visit);
+    serve(server, QUEUE_ANSWERS, TURN_WORK, send_answers);
+    serve(server, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
     if (server->options.sync < SYNC_NEVER)
         sync_when_due(server);
     feed_watchdog(server);
