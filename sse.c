@@ -65,8 +65,7 @@ enum {
     SLICE_BYTES = 1 << 20,
     TURN_WORK = 1000,     /* us of a turn for a queue of connections */
     TURN_BUSY = 250,      /* and for one of those that are busy */
-    VISIT = 15,           /* us for one of them before others have theirs */
-    VISIT_BUSY = 50,      /* for one that is known to need more than that */
+    VISIT = 50,           /* us for one of them before others have theirs */
     STEP_EVENTS = 16,     /* events or so between two looks at the clock */
     EVENTS_MAX = 256,     /* of one epoll_wait */
     ACCEPTS_MAX = 32,     /* of one listener in one turn */
@@ -274,8 +273,9 @@ enum conn_state {
 
 /*
  * A connection is in at most one queue. For work, answers and waiting there
- * are two each: connections that send more than a visit can take have the
- * second, so that one that asks now and then never waits behind them.
+ * are two each: connections that send more than a visit can take, and streams
+ * that are published, have the second, so that one that asks now and then, and
+ * waits for the answer, is never behind them.
  */
 enum queue_name {
     QUEUE_NONE,
@@ -296,8 +296,8 @@ enum {
     FLAG_ENDING = 2,  /* the last bytes of the stream are under way */
     FLAG_AHEAD = 4,   /* came with an id newer than the newest */
     FLAG_SURPLUS = 8, /* came when --max-connections were there */
-    FLAG_BUSY = 16,   /* what it sent last took a visit or more; or it is new,
-                       * and not known to be different */
+    FLAG_BUSY = 16,   /* what it sent last took more than a visit; or it is
+                       * new, and not known to be different */
     /* a listener on a loopback address, and what came by it */
     FLAG_LOOPBACK = 32,
 };
@@ -1038,6 +1038,14 @@ static void accept_failed(struct server *server, const char *reason)
         log_event(LEVEL_WARN, "accept_paused", "reason=%s connections=%u",
                   reason, server->connections);
     accept_pause(server, true);
+}
+
+static void conn_set_busy(struct conn *conn, bool busy)
+{
+    if (busy)
+        conn->flags |= FLAG_BUSY;
+    else
+        conn->flags &= (uint8_t)~FLAG_BUSY;
 }
 
 /* Has a connection looked at when others have had their visit. */
@@ -3265,6 +3273,7 @@ static void begin_body(struct server *server, struct conn *conn)
     if (publication->from == FROM_EVENTS) {
         publication->content_max = (size_t)server->options.max_event;
         event_parser_init(&publication->parser, NULL, 0);
+        conn_set_busy(conn, true);
         timer_stop(server, conn);
     } else {
         timer_start(server, conn,
@@ -3703,12 +3712,11 @@ static bool conn_begin_exchange(struct server *server, struct conn *conn)
     return false;
 }
 
-static void conn_set_busy(struct conn *conn, bool busy)
+/* Whether a connection publishes a stream, the end of which nobody awaits. */
+static bool is_streaming(const struct conn *conn)
 {
-    if (busy)
-        conn->flags |= FLAG_BUSY;
-    else
-        conn->flags &= (uint8_t)~FLAG_BUSY;
+    return conn->state == CONN_BODY &&
+           conn->exchange->publication.from == FROM_EVENTS;
 }
 
 /* Reads what there is room for: more of it next time if that was filled, and
@@ -3737,7 +3745,7 @@ static bool conn_fill(struct server *server, struct conn *conn)
     if (n <= 0)
         return false;
     in->end += (size_t)n;
-    conn_set_busy(conn, in->end == in->room);
+    conn_set_busy(conn, in->end == in->room || is_streaming(conn));
     if (in->end == in->room && in->room < HEAD_MAX)
         grow(server, &in->bytes, &in->room, in->room * 2);
     return true;
@@ -3807,26 +3815,32 @@ static bool visit_fill(struct server *server, struct conn *conn)
     return conn_fill(server, conn);
 }
 
+/* Whether there is nothing left to be looked at. */
+static bool is_used_up(const struct conn *conn)
+{
+    return conn->state == CONN_REQUEST && conn->exchange &&
+           buffer_length(&conn->exchange->in) == 0;
+}
+
 /*
  * Looks at what a connection has sent, until that is used up, has to wait, or
- * the visit is over. The connection is busy when that takes longer than VISIT
- * or fills the buffer, and no longer so when a read brings less.
+ * VISIT is over. The connection is busy when that is not enough or when it
+ * fills the buffer, and no longer so when a read brings less.
  */
 static void conn_visit(struct server *server, struct conn *conn)
 {
     bool fills = !conn->exchange || !conn->exchange->left;
     bool came = !fills || visit_fill(server, conn);
     bool left = came;
-    uint64_t begin = clock_us(CLOCK_MONOTONIC);
 
-    server->visit_end = begin + (conn->flags & FLAG_BUSY ? VISIT_BUSY : VISIT);
+    server->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
     while (left && !visit_is_over(server))
         left = conn_step(server, conn);
-    if (left || clock_us(CLOCK_MONOTONIC) > begin + VISIT)
-        conn_set_busy(conn, true);
     if (!takes_in(conn) || !conn->exchange)
         return;
-    conn->exchange->left = left;
+    conn->exchange->left = left && !is_used_up(conn);
+    if (conn->exchange->left)
+        conn_set_busy(conn, true);
     conn_settle(server, conn, came);
 }
 
