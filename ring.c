@@ -336,6 +336,13 @@ static uint32_t jump_of_next(const struct ring *ring, const struct topic *topic)
     return end ? (uint32_t)(ring->next - end) : 0;
 }
 
+/* A splice point outside of the text would have lengths wrap where they are
+ * gathered; a history file may say anything. */
+static bool splice_fits(size_t splice, size_t length)
+{
+    return splice >= FRAME_HEAD && splice + FRAME_TAIL <= length;
+}
+
 /* Makes a frame's entry, as the newest one; its bytes are there. */
 static void enter(struct ring *ring, const struct frame *frame)
 {
@@ -347,7 +354,9 @@ static void enter(struct ring *ring, const struct frame *frame)
     entry->jump = jump_of_next(ring, topic);
     entry->previous = topic->newest;
     entry->number = topic->count + 1;
-    if (frame->splice)
+    if (!splice_fits(frame->splice, frame->length))
+        entry->splice = 0;
+    if (entry->splice)
         put_size(entry->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
                                           ring->splice_text.length);
     link_to_topic(ring, topic, ordinal);
@@ -603,11 +612,9 @@ static void put_part(struct gathering *g, const struct ring *ring,
     put(g, ring->memory, length - first);
 }
 
-/* A splice point outside of the text would have lengths wrap. */
 static bool is_spliced(const struct frame *frame, unsigned form)
 {
-    return (form & FORM_SPLICED) && frame->splice >= FRAME_HEAD &&
-           (size_t)frame->splice + FRAME_TAIL <= frame->length;
+    return frame->splice && (form & FORM_SPLICED);
 }
 
 static void put_frame(struct gathering *g, const struct ring *ring,
@@ -1152,8 +1159,7 @@ static bool frame_is_valid(const struct ring *ring, const struct record *record)
            record->length <= FRAME_MAX && record->length <= ring->size &&
            record->offset < ring->size && record->time >= -TIME_MAX &&
            record->time <= TIME_MAX && record->end <= 1 &&
-           (!record->splice || (record->splice >= FRAME_HEAD &&
-                                record->splice <= record->length - FRAME_TAIL));
+           (!record->splice || splice_fits(record->splice, record->length));
 }
 
 /* The main stream, which has no end, has no name. */

@@ -60,12 +60,13 @@ enum {
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
     IOV_ROOM = 1024,     /* iovecs to a writev: bounds the time to fill it */
     PIECE_SMALL = 512,   /* bytes: copying it costs less than an iovec does */
+    PIECE_COST = 128,    /* bytes that gathering one counts as in a slice */
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
     SLICE_BYTES = 1 << 20,
     TURN_WORK = 1000,     /* us of a turn for a queue of connections */
     TURN_BUSY = 250,      /* and for one of those that are busy */
-    VISIT = 50,           /* us for one of them before others have theirs */
+    VISIT = 100,          /* us for one of them before others have theirs */
     STEP_EVENTS = 16,     /* events or so between two looks at the clock */
     EVENTS_MAX = 256,     /* of one epoll_wait */
     ACCEPTS_MAX = 32,     /* of one listener in one turn */
@@ -1523,7 +1524,7 @@ static void stream_advance(struct server *server, struct conn *conn,
     conn->bytes += sent;
     conn->active = (uint32_t)server->now;
     server->slice_sends++;
-    server->slice_bytes += sent + pieces * PIECE_SMALL;
+    server->slice_bytes += sent + pieces * PIECE_COST;
 }
 
 enum io {
