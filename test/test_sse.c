@@ -41,6 +41,20 @@ static void begin(struct server *server, uint32_t connections)
     init_history(server);
 }
 
+/* None of its connections has anything of its own any more. */
+static void finish(struct server *server)
+{
+    while (server->spare) {
+        struct exchange *exchange = server->spare;
+
+        server->spare = exchange->next_spare;
+        exchange_free(exchange);
+    }
+    free(server->frame);
+    free(server->conns);
+    ring_release(&server->ring);
+}
+
 /* ----------------------------------------------------- queues and timers */
 
 Test(queues, are_lists_from_which_any_can_leave)
@@ -75,6 +89,7 @@ Test(queues, are_lists_from_which_any_can_leave)
                   conn_at(&server, expected[0]));
         memmove(expected, expected + 1, --count * sizeof(*expected));
     }
+    finish(&server);
 }
 
 /* Each expires once, when it is due or a tick later, however far away that is
@@ -114,6 +129,7 @@ Test(timers, expire_when_they_are_due)
         cr_assert(wheel_next(&server) > server.now ||
                   wheel_next(&server) == UINT64_MAX);
     }
+    finish(&server);
 }
 
 /* ------------------------------------------------------ texts of streams */
@@ -245,6 +261,7 @@ Test(start, is_where_the_request_says)
         cr_assert(start.replay == rows[i].replay, "row %zu", i);
         cr_assert(start.gap == rows[i].gap, "row %zu", i);
     }
+    finish(&server);
 }
 
 /* ------------------------------------------------- the memory of requests */
@@ -275,6 +292,7 @@ Test(memory, is_bounded_and_comes_back)
     cr_assert(server.request_memory == 1000);
     let_go(&server, &bytes, &room);
     cr_assert(server.request_memory == 0);
+    finish(&server);
 }
 
 /* -------------------------------------------------- options and the log */
