@@ -150,6 +150,7 @@ Test(fairness, at_the_bound_of_memory_requests_wait_and_subscribers_do_not)
 
     memset(head + strlen(head), 'x', FILLER);
     server_start(&server, "--request-memory", "1M", "--interval", "20");
+    server_await_log(&server, "requests=1\n");
     stream_open(&stream, &server, "/events", "");
     stream_expect(&stream, &block, "connected");
     for (int i = 0; i < HEADS; i++) {
