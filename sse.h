@@ -262,7 +262,7 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
               struct recovery *recovery, char error[HISTORY_ERROR_SIZE]);
 
 /*
- * The same for looking at a file alone, whoever owns it: it is mapped, not
+ * The same for looking at a file alone, of any owner: it is mapped, not
  * locked and not written. Its `path` and `splice_text` are all that counts of
  * `wanted`. A server may be writing it: *pid is then that of the server, else
  * 0.
