@@ -60,10 +60,10 @@ enum {
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
     IOV_ROOM = 1024,     /* iovecs to a writev: bounds the time to fill it */
     PIECE_SMALL = 512,   /* bytes: copying it costs less than an iovec does */
-    PIECE_COST = 128,    /* bytes that gathering one counts as in a slice */
+    PIECE_COST = 32,     /* bytes that gathering one counts as in a slice */
     SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
     SLICE_SENDS = 64,    /* sends between two looks at epoll */
-    SLICE_BYTES = 1 << 20,
+    SLICE_BYTES = 2 << 20,
     TURN_WORK = 1000,     /* us of a turn for a queue of connections */
     TURN_BUSY = 250,      /* and for one of those that are busy */
     VISIT = 100,          /* us for one of them before others have theirs */
