@@ -4505,7 +4505,8 @@ static void retry_publishers(struct server *server)
         retry_queue(server, QUEUE_WAITING_BUSY);
 }
 
-/* As many of those that wait for memory as there is some for. */
+/* As many of those that wait for memory as there is some for: at the end of a
+ * turn, for any part of it may have returned some. */
 static void feed_starved(struct server *server)
 {
     uint64_t left = server->options.request_memory - server->request_memory;
@@ -4550,7 +4551,6 @@ static void turn(struct server *server)
     expire_timers(server);
     publish_clock(server);
     retry_publishers(server);
-    feed_starved(server);
     if (input_is_ready(server))
         request_event(server, server->input, EPOLLIN);
     serve(server, QUEUE_WORK, TURN_WORK, conn_visit);
@@ -4561,6 +4561,7 @@ static void turn(struct server *server)
         sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
+    feed_starved(server);
     reap(server);
     if (!server->accepting && server->now >= server->accept_again)
         accept_pause(server, is_full(server));

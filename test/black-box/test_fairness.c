@@ -171,6 +171,37 @@ Test(fairness, at_the_bound_of_memory_requests_wait_and_subscribers_do_not)
     server_stop(&server);
 }
 
+/* Nothing but the end of others tells the server to go on: no clock, and no
+ * subscriber. */
+Test(fairness, a_request_that_waits_for_memory_is_read_when_there_is_some)
+{
+    enum {
+        HEADS = 400,
+        FILLER = 1500
+    };
+    static struct client heads[HEADS];
+    static char head[FILLER + 64] = "GET / HTTP/1.1\r\n" HOST "X: ";
+    struct server server;
+    struct client one;
+    struct response response;
+
+    memset(head + strlen(head), 'x', FILLER);
+    server_start(&server, "--request-memory", "1M", "--head-timeout", "600");
+    for (int i = 0; i < HEADS; i++) {
+        client_connect(&heads[i], &server);
+        client_send(&heads[i], head);
+    }
+    client_connect(&one, &server);
+    client_send(&one, HEALTH);
+    cr_assert(!client_receive(&one, 0), "it was read over the bound");
+    for (int i = 0; i < HEADS; i++)
+        client_close(&heads[i]);
+    client_response(&one, &response, false);
+    cr_assert(response.status == 200);
+    client_close(&one);
+    server_stop(&server);
+}
+
 /* Of two bodies that together would go over the bound one is answered, and
  * what was published of it is said. */
 Test(fairness, a_body_over_the_bound_of_memory_is_answered)
