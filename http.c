@@ -15,7 +15,6 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -1356,12 +1355,20 @@ static int open_bundled(struct file *file, const char *path)
     return -404;
 }
 
+/* openat2(2), of which some libcs have no header. */
+enum {
+    NO_MAGIC_LINKS = 2, /* RESOLVE_NO_MAGICLINKS */
+    BENEATH = 8,        /* RESOLVE_BENEATH */
+};
+
 static int open_beneath(int root, const char *path)
 {
     /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-    struct open_how how = {
+    struct {
+        uint64_t flags, mode, resolve;
+    } how = {
         .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+        .resolve = BENEATH | NO_MAGIC_LINKS,
     };
     int fd = -1;
 

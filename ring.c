@@ -27,6 +27,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static struct frame *at(const struct ring *ring, uint64_t ordinal)
@@ -178,18 +179,23 @@ void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
     file_note_mark(ring, id);
 }
 
-static void raise_each(const void *node, VISIT visit, void *closure)
+/* What raise_each() sets: twalk(3) has no place for it. */
+static uint64_t raised_mark;
+
+static void raise_each(const void *node, VISIT visit, int depth)
 {
     struct topic *topic = *(struct topic *const *)node;
 
+    (void)depth;
     if (visit == preorder || visit == leaf)
-        topic->mark = *(const uint64_t *)closure;
+        topic->mark = raised_mark;
 }
 
 void ring_begin_after(struct ring *ring, uint64_t id)
 {
     assert(id >= ring->newest_id);
-    twalk_r(ring->topics, raise_each, &id);
+    raised_mark = id;
+    twalk(ring->topics, raise_each);
     ring->mark = id;
     ring->newest_id = id;
     ring->unbegun = false;
@@ -1812,8 +1818,11 @@ static struct history_file *file_make(const struct history_wanted *wanted,
  * file system cannot tell. */
 static int rename_new(const struct file_place *place)
 {
-    int outcome = renameat2(place->folder, place->new_name, place->folder,
-                            place->name, RENAME_NOREPLACE);
+    enum {
+        NO_REPLACE = 1 /* RENAME_NOREPLACE, which not every libc has */
+    };
+    int outcome = (int)syscall(SYS_renameat2, place->folder, place->new_name,
+                               place->folder, place->name, NO_REPLACE);
 
     return outcome < 0 && errno == EINVAL
                ? renameat(place->folder, place->new_name, place->folder,

@@ -451,6 +451,32 @@ static void format_timestamp(char *text, uint64_t wall_ms)
              (unsigned)(wall_ms % 1000));
 }
 
+/* The name of an error that a call can fail with here, errno(3). */
+static const char *error_name(int error)
+{
+#define NAMED(name) \
+    {               \
+        name, #name \
+    }
+    static const struct {
+        int error;
+        const char *name;
+    } names[] = {
+        NAMED(EACCES),     NAMED(EAGAIN),       NAMED(ECONNREFUSED),
+        NAMED(ECONNRESET), NAMED(EHOSTUNREACH), NAMED(EIO),
+        NAMED(EISDIR),     NAMED(EMFILE),       NAMED(ENETUNREACH),
+        NAMED(ENFILE),     NAMED(ENOBUFS),      NAMED(ENOENT),
+        NAMED(ENOMEM),     NAMED(ENOSPC),       NAMED(EPIPE),
+        NAMED(ETIMEDOUT),
+    };
+#undef NAMED
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (names[i].error == error)
+            return names[i].name;
+    return "other";
+}
+
 /*
  * A line must not block the loop: where the reader of stderr is stuck it is
  * dropped. POLLOUT on a pipe promises PIPE_BUF bytes (pipe(7)), and a line
@@ -1079,7 +1105,7 @@ static void accept_all(struct server *server, int listener)
             continue;
         conn = fd < 0 ? NULL : conn_open(server, fd, &peer);
         if (!conn) {
-            accept_failed(server, strerrorname_np(errno));
+            accept_failed(server, error_name(errno));
             return;
         }
         conn->flags |= conn_at(server, (uint32_t)listener)->flags;
@@ -1547,8 +1573,10 @@ static ssize_t send_iovecs(int fd, const struct iovec *iov, int count,
         return send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
     if (bytes >= (size_t)count * PIECE_SMALL)
         return writev(fd, iov, count);
-    for (int i = 0; i < count; i++)
-        end = mempcpy(end, iov[i].iov_base, iov[i].iov_len);
+    for (int i = 0; i < count; i++) {
+        memcpy(end, iov[i].iov_base, iov[i].iov_len);
+        end += iov[i].iov_len;
+    }
     return send(fd, joined, bytes, MSG_NOSIGNAL);
 }
 
@@ -1591,8 +1619,9 @@ static enum io stream_write(struct server *server, struct conn *conn,
             return IO_DONE;
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
-        sent = TEMP_FAILURE_RETRY(
-            send_iovecs((int)conn_fd(server, conn), iov, count, bytes));
+        sent = send_iovecs((int)conn_fd(server, conn), iov, count, bytes);
+        if (sent < 0 && errno == EINTR)
+            continue;
         if (sent < 0)
             return errno == EAGAIN ? IO_FULL : IO_ERROR;
         stream_advance(server, conn, &reader, own, (size_t)sent, (size_t)count);
@@ -1622,9 +1651,9 @@ static void stream_send(struct server *server, struct conn *conn,
     if (outcome == IO_OVERRUN) {
         conn_cut(server, conn, "overrun");
     } else if (outcome == IO_ERROR) {
-        conn_close(server, conn, strerrorname_np(errno));
+        conn_close(server, conn, error_name(errno));
     } else if (!stream_keep(server, conn, own)) {
-        conn_close(server, conn, strerrorname_np(ENOMEM));
+        conn_close(server, conn, error_name(ENOMEM));
     } else if (outcome == IO_DONE && (conn->flags & FLAG_ENDING)) {
         conn_close(server, conn,
                    server->phase == PHASE_DRAIN ? "drained" : "finished");
@@ -1906,7 +1935,7 @@ static void sync_history(struct server *server)
     if (ring_sync(&server->ring) == 0)
         return;
     log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
-              server->options.history_file, strerrorname_np(errno));
+              server->options.history_file, error_name(errno));
     server->sync_failed = true;
 }
 
@@ -3531,8 +3560,7 @@ static bool input_fill(struct server *server)
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return false;
     if (n < 0)
-        log_event(LEVEL_ERROR, "input_failed", "error=%s",
-                  strerrorname_np(errno));
+        log_event(LEVEL_ERROR, "input_failed", "error=%s", error_name(errno));
     if (n <= 0)
         exchange->body.state = BODY_DONE;
     in->start = 0;
@@ -4155,7 +4183,7 @@ static void notify(const char *format, ...)
             fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&address,
             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0)
         log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s", name,
-                  strerrorname_np(errno));
+                  error_name(errno));
     if (fd >= 0)
         close(fd);
 }
