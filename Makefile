@@ -81,7 +81,7 @@ $(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
 $(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
 $(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
 $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
-	$(BUILD)/http.o
+	$(BUILD)/ring.o
 $(BUILD)/test/test_sse: $(BUILD)/test/test_sse.o $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
 $(TESTS):
@@ -133,7 +133,7 @@ fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
 	$(call FUZZ,fuzz_ring,ring.c)
 	$(call FUZZ,fuzz_history,ring.c,-len_control=0)
-	$(call FUZZ,fuzz_event_stream,http.c,-dict=test/fuzz/event_stream.dict)
+	$(call FUZZ,fuzz_event_stream,ring.c,-dict=test/fuzz/event_stream.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
@@ -173,7 +173,7 @@ WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
 $(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
 	$(LINK) -o $@ $^
 $(BUILD)/bench/scale: $(BUILD)/ring.o $(BUILD)/http.o
-$(BUILD)/bench/parse: $(BUILD)/http.o
+$(BUILD)/bench/parse: $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/bench/scale: HARDENING_LINK += $(WRAP)
 
 # PICOHTTPPARSER=FOLDER: its source, to be measured beside ours

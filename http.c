@@ -31,22 +31,11 @@ bool slice_equals(struct slice slice, const char *text)
            strncasecmp(slice.data, text, slice.length) == 0;
 }
 
-bool slice_is(struct slice slice, const char *text)
-{
-    return strlen(text) == slice.length &&
-           memcmp(slice.data, text, slice.length) == 0;
-}
-
 static bool slice_begins(struct slice slice, const char *text)
 {
     size_t length = strlen(text);
 
     return slice.length >= length && strncasecmp(slice.data, text, length) == 0;
-}
-
-static struct slice slice_from(struct slice slice, size_t begin)
-{
-    return (struct slice){ slice.data + begin, slice.length - begin };
 }
 
 static struct slice slice_trimmed(struct slice slice)
@@ -76,81 +65,6 @@ static struct slice slice_split(struct slice *rest, char separator)
     return first;
 }
 
-bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number)
-{
-    uint64_t value = 0;
-
-    if (slice.length == 0 || (slice.length > 1 && slice.data[0] == '0'))
-        return false;
-    for (size_t i = 0; i < slice.length; i++) {
-        unsigned digit = (unsigned char)slice.data[i] - '0';
-
-        if (digit > 9 || digit > maximum || value > (maximum - digit) / 10)
-            return false;
-        value = value * 10 + digit;
-    }
-    *number = value;
-    return true;
-}
-
-const char *line_end(const char *at, const char *end)
-{
-    enum {
-        WINDOW = 256
-    };
-
-    while (at < end) {
-        size_t length = end - at < WINDOW ? (size_t)(end - at) : WINDOW;
-        const char *lf = memchr(at, '\n', length);
-        const char *cr = memchr(at, '\r', lf ? (size_t)(lf - at) : length);
-
-        if (lf || cr)
-            return cr ? cr : lf;
-        at += length;
-    }
-    return end;
-}
-
-/* The bytes that may follow the lead byte of a sequence. */
-static bool utf8_follows(unsigned char lead, unsigned char second)
-{
-    unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-    unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-
-    return second >= low && second <= high;
-}
-
-/* Overlong forms, surrogates and what is over U+10FFFF are no sequences. */
-size_t utf8_sequence(struct slice text)
-{
-    const unsigned char *s = (const unsigned char *)text.data;
-    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
-
-    if (length == 1)
-        return 1;
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < length)
-        return 0;
-    if (!utf8_follows(s[0], s[1]))
-        return 0;
-    for (size_t i = 2; i < length; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
-    return length;
-}
-
-size_t utf8_malformed(struct slice text)
-{
-    const unsigned char *s = (const unsigned char *)text.data;
-    size_t length = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4, at = 1;
-
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 ||
-        !utf8_follows(s[0], s[1]))
-        return 1;
-    while (at < length && at < text.length && (s[at] & 0xC0) == 0x80)
-        at++;
-    return at;
-}
-
 /* ------------------------------------------------------- request heads */
 
 static ssize_t refuse(struct request *request, int status, const char *why)
@@ -164,6 +78,7 @@ enum {
     TOKEN = 1, /* RFC 9110, section 5.6.2: letters, digits, !#$%&'*+-.^_`|~ */
     HOST = 2,  /* RFC 3986, section 3.2: letters, digits, -._~:[]%!$&'()*+,;= */
 };
+
 static const unsigned char byte_kinds[256] = {
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 3, 3, 3, 3, 2, 2, 3, 3,
@@ -425,12 +340,15 @@ struct field {
     {                                  \
         (literal), sizeof(literal) - 1 \
     }
+
 /* By their initials, of either case: most of what a browser sends is of no
  * account, and that is to be seen at once. */
 #define INITIAL(letter) ((letter)&31)
+
 enum {
     FIELDS_OF_AN_INITIAL = 4
 };
+
 static const struct field fields[32][FIELDS_OF_AN_INITIAL] = {
     [INITIAL('A')] = { { NAME("Authorization"), NULL,
                          offsetof(struct request, authorization) } },
@@ -865,217 +783,6 @@ ssize_t http_body_read(struct body *body, struct slice data,
     return (ssize_t)taken;
 }
 
-/* -------------------------------------------------------- event streams */
-
-void event_parser_init(struct event_parser *parser, char *data, size_t room)
-{
-    *parser =
-        (struct event_parser){ .state = EVENT_BOM, .data = data, .room = room };
-}
-
-/* Forgets the event, be it complete or not. */
-static void event_begin(struct event_parser *parser)
-{
-    parser->length = 0;
-    parser->name_length = 0;
-    parser->id_length = 0;
-    parser->retry_length = 0;
-    parser->has_data = false;
-    parser->has_id = false;
-    parser->too_long = false;
-    parser->complete = false;
-}
-
-static void event_append_data(struct event_parser *parser, const char *bytes,
-                              size_t length)
-{
-    if (length > parser->room - parser->length) {
-        parser->too_long = true;
-        return;
-    }
-    memcpy(parser->data + parser->length, bytes, length);
-    parser->length += length;
-}
-
-/* Adds to a value of bounded length; one more byte than it may have is kept
- * of what is longer, so that it can be told. */
-static void append_bounded(char *value, size_t *length, size_t maximum,
-                           struct slice bytes)
-{
-    size_t room = maximum + 1 - *length;
-
-    if (bytes.length > room)
-        bytes.length = room;
-    memcpy(value + *length, bytes.data, bytes.length);
-    *length += bytes.length;
-}
-
-/* A field's value begins: it replaces the one before, but for data. */
-static void event_begin_value(struct event_parser *parser)
-{
-    switch (parser->field) {
-    case FIELD_DATA:
-        if (parser->has_data)
-            event_append_data(parser, "\n", 1);
-        parser->has_data = true;
-        break;
-    case FIELD_EVENT:
-        parser->name_length = 0;
-        break;
-    case FIELD_ID:
-    case FIELD_RETRY:
-        parser->candidate_length = 0;
-        parser->candidate_has_nul = false;
-        break;
-    case FIELD_OTHER:
-        break;
-    }
-}
-
-static void event_append_value(struct event_parser *parser, struct slice bytes)
-{
-    switch (parser->field) {
-    case FIELD_DATA:
-        event_append_data(parser, bytes.data, bytes.length);
-        break;
-    case FIELD_EVENT:
-        append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
-                       bytes);
-        break;
-    case FIELD_ID:
-    case FIELD_RETRY:
-        append_bounded(parser->candidate, &parser->candidate_length,
-                       EVENT_NUMBER_MAX, bytes);
-        if (memchr(bytes.data, '\0', bytes.length))
-            parser->candidate_has_nul = true;
-        break;
-    case FIELD_OTHER:
-        break;
-    }
-}
-
-static bool all_digits(struct slice text)
-{
-    for (size_t i = 0; i < text.length; i++)
-        if (text.data[i] < '0' || text.data[i] > '9')
-            return false;
-    return text.length > 0;
-}
-
-/* A field's value has ended. */
-static void event_end_value(struct event_parser *parser)
-{
-    struct slice value = { parser->candidate, parser->candidate_length };
-
-    if (parser->field == FIELD_ID && !parser->candidate_has_nul) {
-        memcpy(parser->id, value.data, value.length);
-        parser->id_length = value.length;
-        parser->has_id = true;
-    } else if (parser->field == FIELD_RETRY && all_digits(value) &&
-               value.length <= EVENT_NUMBER_MAX) {
-        memcpy(parser->retry, value.data, value.length);
-        parser->retry_length = value.length;
-    }
-}
-
-static enum event_field event_field(struct slice name)
-{
-    return slice_is(name, "data")    ? FIELD_DATA
-           : slice_is(name, "event") ? FIELD_EVENT
-           : slice_is(name, "id")    ? FIELD_ID
-           : slice_is(name, "retry") ? FIELD_RETRY
-                                     : FIELD_OTHER;
-}
-
-/* The field's name is complete. */
-static void event_name_ends(struct event_parser *parser)
-{
-    parser->field =
-        event_field((struct slice){ parser->field_name, parser->field_length });
-    event_begin_value(parser);
-}
-
-static void event_line_ends(struct event_parser *parser, char end)
-{
-    bool blank = parser->state == EVENT_NAME && parser->field_length == 0;
-
-    if (parser->state == EVENT_NAME && !blank)
-        event_name_ends(parser); /* no colon: the value is empty */
-    if (!blank)
-        event_end_value(parser);
-    else if (parser->has_data)
-        parser->complete = true;
-    else
-        event_begin(parser);
-    parser->field_length = 0;
-    parser->state = end == '\r' ? EVENT_AFTER_CR : EVENT_NAME;
-}
-
-/* A byte that is no run of a value. */
-static void event_byte(struct event_parser *parser, char byte)
-{
-    if (byte == '\n' || byte == '\r') {
-        event_line_ends(parser, byte);
-    } else if (parser->state == EVENT_NAME && byte == ':') {
-        event_name_ends(parser);
-        parser->state = EVENT_SPACE;
-    } else if (parser->state == EVENT_NAME) {
-        append_bounded(parser->field_name, &parser->field_length,
-                       EVENT_FIELD_NAME_MAX, (struct slice){ &byte, 1 });
-    } else if (parser->state == EVENT_SPACE) {
-        parser->state = EVENT_VALUE;
-        if (byte != ' ')
-            event_append_value(parser, (struct slice){ &byte, 1 });
-    }
-}
-
-/* Takes one byte of what is left out before the first and after a CR; false
- * if `byte` is none of it. */
-static bool event_left_out(struct event_parser *parser, char byte)
-{
-    static const char bom[] = "\xEF\xBB\xBF";
-    bool out;
-
-    if (parser->state == EVENT_AFTER_CR) {
-        parser->state = EVENT_NAME;
-        return byte == '\n';
-    }
-    if (parser->state != EVENT_BOM)
-        return false;
-    out = byte == bom[parser->field_length];
-    if (out && ++parser->field_length < 3)
-        return true;
-    /* a part of one is the begin of a field's name, which is none */
-    memcpy(parser->field_name, bom, parser->field_length);
-    parser->field_length = out ? 0 : parser->field_length;
-    parser->state = EVENT_NAME;
-    return out;
-}
-
-size_t event_parser_read(struct event_parser *parser, struct slice data)
-{
-    const char *at = data.data, *end = at + data.length;
-
-    if (parser->complete)
-        event_begin(parser);
-    while (at < end && !parser->complete) {
-        if (event_left_out(parser, *at)) {
-            at++;
-        } else if (parser->state == EVENT_VALUE) {
-            const char *stop = line_end(at, end);
-
-            event_append_value(parser,
-                               (struct slice){ at, (size_t)(stop - at) });
-            at = stop;
-            if (at < end)
-                event_line_ends(parser, *at++);
-        } else {
-            event_byte(parser, *at++);
-        }
-    }
-    return (size_t)(at - data.data);
-}
-
 /* ------------------------------------------------------ response heads */
 
 const char *http_reason(int status)
@@ -1262,8 +969,11 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     extern const char bundle_##symbol[], bundle_##symbol##_end[]
 
 BUNDLE(index_html, "static/index.html");
+
 BUNDLE(index_js, "static/index.js");
+
 BUNDLE(style_css, "static/style.css");
+
 BUNDLE(clock_html, "static/clock.html");
 
 static struct bundled {
@@ -1277,6 +987,7 @@ static struct bundled {
     { "/style.css", bundle_style_css, bundle_style_css_end, "" },
     { "/clock.html", bundle_clock_html, bundle_clock_html_end, "" },
 };
+
 static time_t bundle_modified;
 
 void http_bundle_init(time_t modified)

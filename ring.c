@@ -18,6 +18,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <search.h>
 #include <stdarg.h>
@@ -30,13 +31,510 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* ------------------------------------------------------------- event text
+ *
+ * How an event is spelled: a block of an event stream (WHATWG HTML, section
+ * 9.2.5) with the values in it, which are UTF-8 or JSON. sse.c makes frames
+ * and the server's own blocks with it.
+ */
+
+/* The bytes that may follow the lead byte of a sequence. */
+static bool utf8_follows(unsigned char lead, unsigned char second)
+{
+    unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+    unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+
+    return second >= low && second <= high;
+}
+
+/* Overlong forms, surrogates and what is over U+10FFFF are no sequences. */
+size_t utf8_sequence(struct slice text)
+{
+    const unsigned char *s = (const unsigned char *)text.data;
+    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+
+    if (length == 1)
+        return 1;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < length)
+        return 0;
+    if (!utf8_follows(s[0], s[1]))
+        return 0;
+    for (size_t i = 2; i < length; i++)
+        if ((s[i] & 0xC0) != 0x80)
+            return 0;
+    return length;
+}
+
+size_t utf8_malformed(struct slice text)
+{
+    const unsigned char *s = (const unsigned char *)text.data;
+    size_t length = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4, at = 1;
+
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 ||
+        !utf8_follows(s[0], s[1]))
+        return 1;
+    while (at < length && at < text.length && (s[at] & 0xC0) == 0x80)
+        at++;
+    return at;
+}
+
+__attribute__((format(printf, 2, 0))) static void
+text_put_list(struct text *text, const char *format, va_list arguments)
+{
+    size_t room = text->room - text->length;
+    int length = vsnprintf(text->bytes + text->length, room, format, arguments);
+
+    assert(length >= 0 && (size_t)length < room);
+    text->length += (size_t)length;
+}
+
+void text_put(struct text *text, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    text_put_list(text, format, arguments);
+    va_end(arguments);
+}
+
+void text_put_bytes(struct text *text, const char *bytes, size_t length)
+{
+    assert(length < text->room - text->length);
+    memcpy(text->bytes + text->length, bytes, length);
+    text->length += length;
+}
+
+/* What is at the start of `value` as JSON spells it (RFC 8259, section 7): at
+ * most six bytes for one. What is no UTF-8 becomes U+FFFD. Returns how many
+ * bytes of it that was. */
+static size_t text_put_escaped(struct text *text, struct slice value)
+{
+    static const char letters[] = "btn\0fr"; /* for the bytes 8 to 13 */
+    unsigned char c = (unsigned char)*value.data;
+
+    if (c >= 0x80) {
+        text_put(text, "\\ufffd");
+        return utf8_malformed(value);
+    }
+    if (c == '"' || c == '\\')
+        text_put(text, "\\%c", c);
+    else if (c >= 8 && c <= 13 && letters[c - 8])
+        text_put(text, "\\%c", letters[c - 8]);
+    else
+        text_put(text, "\\u%04x", c);
+    return 1;
+}
+
+/* How many bytes a text begins with that are UTF-8; and, for JSON, need not
+ * be escaped. */
+static size_t plain_length(struct slice text, bool json)
+{
+    size_t at = 0, length = 1;
+
+    while (at < text.length && length) {
+        unsigned char c = (unsigned char)text.data[at];
+
+        if (json && (c < ' ' || c == '"' || c == '\\'))
+            break;
+        length = c < 0x80 ? 1
+                          : utf8_sequence((struct slice){ text.data + at,
+                                                          text.length - at });
+        at += length;
+    }
+    return at;
+}
+
+bool utf8_valid(struct slice text)
+{
+    return plain_length(text, false) == text.length;
+}
+
+void text_put_json(struct text *text, struct slice value)
+{
+    while (value.length) {
+        size_t plain = plain_length(value, true);
+
+        text_put_bytes(text, value.data, plain);
+        value = slice_from(value, plain);
+        if (value.length)
+            value = slice_from(value, text_put_escaped(text, value));
+    }
+}
+
+/* The text, with U+FFFD for what is no UTF-8: at most three bytes for one. */
+static void text_put_utf8(struct text *text, struct slice value)
+{
+    while (value.length) {
+        size_t valid = plain_length(value, false);
+
+        text_put_bytes(text, value.data, valid);
+        value = slice_from(value, valid);
+        if (value.length == 0)
+            break;
+        text_put_bytes(text, "\xEF\xBF\xBD", 3);
+        value = slice_from(value, utf8_malformed(value));
+    }
+}
+
+/* Where the next LF or CR is in [at, end); `end` if there is none. It looks
+ * little further than that, so that many short lines cost no more than a long
+ * one. */
+static const char *line_end(const char *at, const char *end)
+{
+    enum {
+        WINDOW = 256
+    };
+
+    while (at < end) {
+        size_t length = end - at < WINDOW ? (size_t)(end - at) : WINDOW;
+        const char *lf = memchr(at, '\n', length);
+        const char *cr = memchr(at, '\r', lf ? (size_t)(lf - at) : length);
+
+        if (lf || cr)
+            return cr ? cr : lf;
+        at += length;
+    }
+    return end;
+}
+
+/* The data's lines, each as a field; they end in LF, CR LF or CR, and one
+ * comes after the last line end. */
+static void text_put_data(struct text *text, struct slice data)
+{
+    const char *at = data.data, *end = at + data.length;
+
+    for (;;) {
+        const char *stop = line_end(at, end);
+
+        text_put_bytes(text, "data: ", 6);
+        text_put_utf8(text, (struct slice){ at, (size_t)(stop - at) });
+        text_put_bytes(text, "\n", 1);
+        if (stop == end)
+            return;
+        at = stop + 1;
+        if (*stop == '\r' && at < end && *at == '\n')
+            at++;
+    }
+}
+
+/* A chunk size of constant width. */
+static void put_size(char digits[8], size_t size)
+{
+    for (int i = 7; i >= 0; i--, size >>= 4)
+        digits[i] = "0123456789abcdef"[size & 15];
+}
+
+size_t text_begin_block(struct text *text, unsigned form,
+                        const struct block *block)
+{
+    size_t begin;
+
+    if (form & FORM_CHUNKED)
+        text_put(text, "%08x\r\n", 0);
+    begin = text->length;
+    if (block->retry)
+        text_put(text, "retry: %" PRIu64 "\n", *block->retry);
+    if (block->id)
+        text_put(text, "id: %" PRIu64 "\n", *block->id);
+    if (block->event.length) {
+        text_put(text, "event: ");
+        text_put_utf8(text, block->event);
+        text_put(text, "\n");
+    }
+    return begin;
+}
+
+void text_end_block(struct text *text, unsigned form, size_t begin)
+{
+    text_put(text, "\n");
+    if (!(form & FORM_CHUNKED))
+        return;
+    put_size(text->bytes + begin - FRAME_HEAD, text->length - begin);
+    text_put(text, "\r\n");
+}
+
+void text_put_block(struct text *text, unsigned form, const struct block *block,
+                    const char *format, ...)
+{
+    size_t begin = text_begin_block(text, form, block);
+    va_list arguments;
+
+    if (format) {
+        text_put(text, "data: ");
+        va_start(arguments, format);
+        text_put_list(text, format, arguments);
+        va_end(arguments);
+        text_put(text, "\n");
+    }
+    text_end_block(text, form, begin);
+}
+
+void text_put_event(struct text *text, uint64_t id, const struct event *event)
+{
+    struct block block = { .id = &id, .event = event->name };
+    size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
+
+    if (event->retry.length)
+        text_put(text, "retry: %.*s\n", (int)event->retry.length,
+                 event->retry.data);
+    text_put_data(text, event->data);
+    text_end_block(text, FORM_CHUNKED, begin);
+}
+
+/* ----------------------------------------------------- reading event streams
+ *
+ * The reverse of the section before: bytes of an event stream, in pieces of
+ * any length, become events. Publishers and standard input send such streams.
+ */
+
+void event_parser_init(struct event_parser *parser, char *data, size_t room)
+{
+    *parser =
+        (struct event_parser){ .state = EVENT_BOM, .data = data, .room = room };
+}
+
+/* Forgets the event, be it complete or not. */
+static void event_begin(struct event_parser *parser)
+{
+    parser->length = 0;
+    parser->name_length = 0;
+    parser->id_length = 0;
+    parser->retry_length = 0;
+    parser->has_data = false;
+    parser->has_id = false;
+    parser->too_long = false;
+    parser->complete = false;
+}
+
+static void event_append_data(struct event_parser *parser, const char *bytes,
+                              size_t length)
+{
+    if (length > parser->room - parser->length) {
+        parser->too_long = true;
+        return;
+    }
+    memcpy(parser->data + parser->length, bytes, length);
+    parser->length += length;
+}
+
+/* Adds to a value of bounded length; one more byte than it may have is kept
+ * of what is longer, so that it can be told. */
+static void append_bounded(char *value, size_t *length, size_t maximum,
+                           struct slice bytes)
+{
+    size_t room = maximum + 1 - *length;
+
+    if (bytes.length > room)
+        bytes.length = room;
+    memcpy(value + *length, bytes.data, bytes.length);
+    *length += bytes.length;
+}
+
+/* A field's value begins: it replaces the one before, but for data. */
+static void event_begin_value(struct event_parser *parser)
+{
+    switch (parser->field) {
+    case FIELD_DATA:
+        if (parser->has_data)
+            event_append_data(parser, "\n", 1);
+        parser->has_data = true;
+        break;
+    case FIELD_EVENT:
+        parser->name_length = 0;
+        break;
+    case FIELD_ID:
+    case FIELD_RETRY:
+        parser->candidate_length = 0;
+        parser->candidate_has_nul = false;
+        break;
+    case FIELD_OTHER:
+        break;
+    }
+}
+
+static void event_append_value(struct event_parser *parser, struct slice bytes)
+{
+    switch (parser->field) {
+    case FIELD_DATA:
+        event_append_data(parser, bytes.data, bytes.length);
+        break;
+    case FIELD_EVENT:
+        append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
+                       bytes);
+        break;
+    case FIELD_ID:
+    case FIELD_RETRY:
+        append_bounded(parser->candidate, &parser->candidate_length,
+                       EVENT_NUMBER_MAX, bytes);
+        if (memchr(bytes.data, '\0', bytes.length))
+            parser->candidate_has_nul = true;
+        break;
+    case FIELD_OTHER:
+        break;
+    }
+}
+
+static bool all_digits(struct slice text)
+{
+    for (size_t i = 0; i < text.length; i++)
+        if (text.data[i] < '0' || text.data[i] > '9')
+            return false;
+    return text.length > 0;
+}
+
+/* A field's value has ended. */
+static void event_end_value(struct event_parser *parser)
+{
+    struct slice value = { parser->candidate, parser->candidate_length };
+
+    if (parser->field == FIELD_ID && !parser->candidate_has_nul) {
+        memcpy(parser->id, value.data, value.length);
+        parser->id_length = value.length;
+        parser->has_id = true;
+    } else if (parser->field == FIELD_RETRY && all_digits(value) &&
+               value.length <= EVENT_NUMBER_MAX) {
+        memcpy(parser->retry, value.data, value.length);
+        parser->retry_length = value.length;
+    }
+}
+
+static enum event_field event_field(struct slice name)
+{
+    return slice_is(name, "data")    ? FIELD_DATA
+           : slice_is(name, "event") ? FIELD_EVENT
+           : slice_is(name, "id")    ? FIELD_ID
+           : slice_is(name, "retry") ? FIELD_RETRY
+                                     : FIELD_OTHER;
+}
+
+/* The field's name is complete. */
+static void event_name_ends(struct event_parser *parser)
+{
+    parser->field =
+        event_field((struct slice){ parser->field_name, parser->field_length });
+    event_begin_value(parser);
+}
+
+static void event_line_ends(struct event_parser *parser, char end)
+{
+    bool blank = parser->state == EVENT_NAME && parser->field_length == 0;
+
+    if (parser->state == EVENT_NAME && !blank)
+        event_name_ends(parser); /* no colon: the value is empty */
+    if (!blank)
+        event_end_value(parser);
+    else if (parser->has_data)
+        parser->complete = true;
+    else
+        event_begin(parser);
+    parser->field_length = 0;
+    parser->state = end == '\r' ? EVENT_AFTER_CR : EVENT_NAME;
+}
+
+/* A byte that is no run of a value. */
+static void event_byte(struct event_parser *parser, char byte)
+{
+    if (byte == '\n' || byte == '\r') {
+        event_line_ends(parser, byte);
+    } else if (parser->state == EVENT_NAME && byte == ':') {
+        event_name_ends(parser);
+        parser->state = EVENT_SPACE;
+    } else if (parser->state == EVENT_NAME) {
+        append_bounded(parser->field_name, &parser->field_length,
+                       EVENT_FIELD_NAME_MAX, (struct slice){ &byte, 1 });
+    } else if (parser->state == EVENT_SPACE) {
+        parser->state = EVENT_VALUE;
+        if (byte != ' ')
+            event_append_value(parser, (struct slice){ &byte, 1 });
+    }
+}
+
+/* Takes one byte of what is left out before the first and after a CR; false
+ * if `byte` is none of it. */
+static bool event_left_out(struct event_parser *parser, char byte)
+{
+    static const char bom[] = "\xEF\xBB\xBF";
+    bool out;
+
+    if (parser->state == EVENT_AFTER_CR) {
+        parser->state = EVENT_NAME;
+        return byte == '\n';
+    }
+    if (parser->state != EVENT_BOM)
+        return false;
+    out = byte == bom[parser->field_length];
+    if (out && ++parser->field_length < 3)
+        return true;
+    /* a part of one is the begin of a field's name, which is none */
+    memcpy(parser->field_name, bom, parser->field_length);
+    parser->field_length = out ? 0 : parser->field_length;
+    parser->state = EVENT_NAME;
+    return out;
+}
+
+size_t event_parser_read(struct event_parser *parser, struct slice data)
+{
+    const char *at = data.data, *end = at + data.length;
+
+    if (parser->complete)
+        event_begin(parser);
+    while (at < end && !parser->complete) {
+        if (event_left_out(parser, *at)) {
+            at++;
+        } else if (parser->state == EVENT_VALUE) {
+            const char *stop = line_end(at, end);
+
+            event_append_value(parser,
+                               (struct slice){ at, (size_t)(stop - at) });
+            at = stop;
+            if (at < end)
+                event_line_ends(parser, *at++);
+        } else {
+            event_byte(parser, *at++);
+        }
+    }
+    return (size_t)(at - data.data);
+}
+
+/* ---------------------------------------------------------------- the ring
+ *
+ * Making one and ending it. The sections after this one say what goes in and
+ * out.
+ */
+
 static struct frame *at(const struct ring *ring, uint64_t ordinal)
 {
     return &ring->frames[ordinal & ring->mask];
 }
 
+/* Raises a value to `least`, where it is less. */
+static void raise_to(uint64_t *value, uint64_t least)
+{
+    if (*value < least)
+        *value = least;
+}
+
+/* How many of the bytes from `offset` on come before the memory's end; the
+ * others are at its start. */
+static size_t before_wrap(const struct ring *ring, size_t offset, size_t length)
+{
+    size_t room = ring->size - offset;
+
+    return length < room ? length : room;
+}
+
+/* The offset so many bytes further on; no more than the memory has. */
+static size_t further(const struct ring *ring, size_t offset, size_t length)
+{
+    size_t end = offset + length;
+
+    return end < ring->size ? end : end - ring->size;
+}
+
 static void file_close(struct history_file *file);
+
 static void file_note_mark(struct ring *ring, uint64_t id);
+
 static void file_record(struct ring *ring, const struct frame *frame);
 
 /* Places of the index: a power of two. Two at least: while a record is being
@@ -140,12 +638,17 @@ static struct topic *topic_make(struct ring *ring, struct slice name)
     return NULL;
 }
 
-struct topic *topic_hold(struct ring *ring, struct slice name)
+static struct topic *topic_get(struct ring *ring, struct slice name)
 {
     struct topic *topic = topic_find(ring, name);
 
-    if (!topic)
-        topic = topic_make(ring, name);
+    return topic ? topic : topic_make(ring, name);
+}
+
+struct topic *topic_hold(struct ring *ring, struct slice name)
+{
+    struct topic *topic = topic_get(ring, name);
+
     if (topic)
         topic->references++;
     return topic;
@@ -157,8 +660,7 @@ static void forget_unused(struct ring *ring, struct topic *topic)
 {
     if (topic->references || topic->newest)
         return;
-    if (ring->mark < topic->mark)
-        ring->mark = topic->mark;
+    raise_to(&ring->mark, topic->mark);
     tdelete(topic, &ring->topics, compare_topics);
     topic_free(topic);
 }
@@ -172,10 +674,8 @@ void topic_drop(struct ring *ring, struct topic *topic)
 
 void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
 {
-    if (topic->mark < id)
-        topic->mark = id;
-    if (ring->newest_id < id)
-        ring->newest_id = id;
+    raise_to(&topic->mark, id);
+    raise_to(&ring->newest_id, id);
     file_note_mark(ring, id);
 }
 
@@ -267,8 +767,7 @@ static void evict_oldest(struct ring *ring)
     ring->used -= frame->length;
     topic->evicted = ordinal;
     topic->evicted_id = frame->id;
-    if (topic->mark < frame->id)
-        topic->mark = frame->id;
+    raise_to(&topic->mark, frame->id);
     topic->oldest = frame->next;
     if (frame->next) {
         at(ring, frame->next)->previous = 0;
@@ -281,19 +780,12 @@ static void evict_oldest(struct ring *ring)
 
 static void copy_in(struct ring *ring, struct slice bytes)
 {
-    size_t before_wrap = ring->size - ring->offset;
-    size_t first = bytes.length < before_wrap ? bytes.length : before_wrap;
+    size_t first = before_wrap(ring, ring->offset, bytes.length);
 
     memcpy(ring->memory + ring->offset, bytes.data, first);
     memcpy(ring->memory, bytes.data + first, bytes.length - first);
-    ring->offset = (ring->offset + bytes.length) % ring->size;
+    ring->offset = further(ring, ring->offset, bytes.length);
     ring->used += bytes.length;
-}
-
-static void put_size(char digits[8], size_t size)
-{
-    for (int i = 7; i >= 0; i--, size >>= 4)
-        digits[i] = "0123456789abcdef"[size & 15];
 }
 
 static void link_to_topic(struct ring *ring, struct topic *topic,
@@ -370,31 +862,6 @@ static void enter(struct ring *ring, const struct frame *frame)
     ring->newest_id = frame->id;
 }
 
-uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
-                     struct slice bytes, uint32_t splice, bool end)
-{
-    uint64_t oldest = ring_oldest_after(ring, bytes.length);
-    uint64_t ordinal = ring->next;
-    struct frame frame = {
-        .id = id,
-        .offset = ring->offset,
-        .topic = topic,
-        .length = (uint32_t)bytes.length,
-        .splice = splice,
-        .end = end,
-    };
-
-    assert(topic->references && id > ring->newest_id);
-    assert(bytes.length <= ring->size);
-    while (ring->oldest < oldest)
-        evict_oldest(ring);
-    copy_in(ring, bytes);
-    if (ring->file)
-        file_record(ring, &frame);
-    enter(ring, &frame);
-    return ordinal;
-}
-
 uint64_t ring_find(const struct ring *ring, uint64_t id)
 {
     uint64_t low = ring->oldest, high = ring->next;
@@ -462,6 +929,181 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
 bool topic_finished(const struct ring *ring, const struct topic *topic)
 {
     return topic->newest && at(ring, topic->newest)->end;
+}
+
+uint64_t topic_newest_id(const struct ring *ring, const struct topic *topic)
+{
+    return topic->newest ? at(ring, topic->newest)->id : topic->evicted_id;
+}
+
+/* ---------------------------------------------------------------- passes
+ *
+ * The order in which what is new reaches a topic's subscribers. While a topic
+ * has frames that have not been offered to all of its subscribers, it is in
+ * the ring's queue of passes, which holds it. A pass goes from the last
+ * subscriber to the first, so that one that leaves is replaced by one that has
+ * been visited. Frames that are appended meanwhile go out with those of the
+ * pass to each subscriber whose turn is still to come; another pass follows
+ * for the rest.
+ *
+ * topic->undelivered is the oldest frame of the passes, 0 outside of the queue.
+ */
+
+static void pass_queue(struct ring *ring, struct topic *topic)
+{
+    topic->next_in_pass = NULL;
+    if (ring->pass_last)
+        ring->pass_last->next_in_pass = topic;
+    else
+        ring->pass_first = topic;
+    ring->pass_last = topic;
+}
+
+static struct topic *pass_unqueue(struct ring *ring)
+{
+    struct topic *topic = ring->pass_first;
+
+    ring->pass_first = topic->next_in_pass;
+    if (!ring->pass_first)
+        ring->pass_last = NULL;
+    return topic;
+}
+
+static void pass_begin(struct topic *topic, uint64_t ordinal)
+{
+    topic->undelivered = ordinal;
+    topic->unvisited = topic->subscriber_count;
+    topic->pass_newest = topic->newest;
+}
+
+/* The topic has a new frame. */
+static void pass_add(struct ring *ring, struct topic *topic, uint64_t ordinal)
+{
+    if (topic->undelivered || !topic->subscriber_count)
+        return;
+    topic->references++;
+    pass_begin(topic, ordinal);
+    pass_queue(ring, topic);
+}
+
+/* All have been visited: another pass, if frames have come meanwhile. */
+static void pass_complete(struct ring *ring)
+{
+    struct topic *topic = pass_unqueue(ring);
+    uint64_t after = topic_after(ring, topic, topic->pass_newest);
+
+    pass_begin(topic, after);
+    if (after)
+        pass_queue(ring, topic);
+    else
+        topic_drop(ring, topic);
+}
+
+uint32_t pass_next(struct ring *ring)
+{
+    while (ring->pass_first) {
+        struct topic *topic = ring->pass_first;
+
+        if (topic->unvisited)
+            return topic->subscribers[--topic->unvisited];
+        pass_complete(ring);
+    }
+    return NONE;
+}
+
+void pass_yield(struct ring *ring)
+{
+    if (!ring->pass_first)
+        return;
+    if (ring->pass_first->unvisited)
+        pass_queue(ring, pass_unqueue(ring));
+    else
+        pass_complete(ring);
+}
+
+bool ring_would_overrun(const struct ring *ring, size_t length, uint64_t needed)
+{
+    uint64_t oldest = ring_oldest_after(ring, length);
+
+    if (needed && oldest > needed)
+        return true;
+    for (uint64_t ordinal = ring->oldest; ordinal < oldest; ordinal++) {
+        uint64_t undelivered = at(ring, ordinal)->topic->undelivered;
+
+        if (undelivered && ordinal >= undelivered)
+            return true;
+    }
+    return false;
+}
+
+bool topic_reserve(struct topic *topic)
+{
+    uint32_t room = topic->subscriber_room ? topic->subscriber_room * 2 : 4;
+    uint32_t *subscribers;
+
+    if (topic->subscriber_count < topic->subscriber_room)
+        return true;
+    subscribers = realloc(topic->subscribers, room * sizeof(*subscribers));
+    if (!subscribers)
+        return false;
+    topic->subscribers = subscribers;
+    topic->subscriber_room = room;
+    return true;
+}
+
+void topic_join(const struct ring *ring, struct place *place,
+                uint32_t subscriber)
+{
+    struct topic *topic = place->topic;
+
+    assert(topic->subscriber_count < topic->subscriber_room);
+    place->ended = topic_finished(ring, topic) && place->last == topic->newest;
+    place->index = topic->subscriber_count;
+    topic->subscribers[topic->subscriber_count++] = subscriber;
+}
+
+uint32_t topic_leave(const struct place *place)
+{
+    struct topic *topic = place->topic;
+    uint32_t moved = topic->subscribers[--topic->subscriber_count];
+
+    topic->subscribers[place->index] = moved;
+    if (topic->unvisited > topic->subscriber_count)
+        topic->unvisited = topic->subscriber_count;
+    if (topic->subscriber_count > 0)
+        return moved;
+    /* a topic of which something is held lasts: it keeps no room for those
+     * that it once had */
+    free(topic->subscribers);
+    topic->subscribers = NULL;
+    topic->subscriber_room = 0;
+    return moved;
+}
+
+uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
+                     struct slice bytes, uint32_t splice, bool end)
+{
+    uint64_t oldest = ring_oldest_after(ring, bytes.length);
+    uint64_t ordinal = ring->next;
+    struct frame frame = {
+        .id = id,
+        .offset = ring->offset,
+        .topic = topic,
+        .length = (uint32_t)bytes.length,
+        .splice = splice,
+        .end = end,
+    };
+
+    assert(topic->references && id > ring->newest_id);
+    assert(bytes.length <= ring->size);
+    while (ring->oldest < oldest)
+        evict_oldest(ring);
+    copy_in(ring, bytes);
+    if (ring->file)
+        file_record(ring, &frame);
+    enter(ring, &frame);
+    pass_add(ring, topic, ordinal);
+    return ordinal;
 }
 
 /* ----------------------------------------------------------------- readers */
@@ -572,6 +1214,97 @@ void reader_skip(const struct ring *ring, const struct reader *reader,
     }
 }
 
+/* ----------------------------------------------------------------- starts
+ *
+ * Where a reader begins, and what it may have missed until then: the one
+ * place that decides of a gap.
+ */
+
+static bool seek_all(const struct ring *ring, const struct reader *reader,
+                     uint64_t id)
+{
+    bool gap = false;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+
+        place->last = topic_seek(ring, place->topic, id);
+        gap = gap || id < place->topic->mark;
+    }
+    return gap;
+}
+
+static void seek_oldest(const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        reader->places[i].last = topic_start(reader->places[i].topic);
+}
+
+void reader_start(const struct ring *ring, const struct reader *reader,
+                  struct slice requested, uint64_t count, struct start *start)
+{
+    uint64_t maximum = ring->kept_ids ? ID_MAX : ring->newest_id, next;
+
+    *start = (struct start){ .requested = requested };
+    start->known = slice_number(requested, maximum, &start->id);
+    start->unusable =
+        requested.length && !start->known && !slice_is(requested, "earliest");
+    start->gap = start->unusable;
+    if (start->known)
+        start->gap = seek_all(ring, reader, start->id);
+    else if (requested.length)
+        seek_oldest(reader);
+    else
+        reader_back(ring, reader, count);
+    next = reader_next(ring, reader);
+    start->position = next ? at(ring, next)->id - 1 : ring->newest_id;
+    if (start->known && !start->gap)
+        start->position = start->id;
+    /* before kept ids have begun, any position may prove to be behind them */
+    start->ahead = start->known && ring->kept_ids &&
+                   (start->id > ring->newest_id || ring->newest_id == 0);
+    for (unsigned i = 0; i < reader->count; i++)
+        start->replay += topic_count_after(ring, reader->places[i].topic,
+                                           reader->places[i].last);
+}
+
+bool start_lost(const struct start *start, const struct topic *topic)
+{
+    return start->unusable || (start->known && start->id < topic->mark);
+}
+
+uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
+                      const struct start *start)
+{
+    uint64_t oldest = 0;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        const struct topic *topic = reader->places[i].topic;
+        uint64_t behind =
+            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
+
+        if (start_lost(start, topic) && behind && (!oldest || behind < oldest))
+            oldest = behind;
+    }
+    return oldest ? at(ring, oldest)->id : 0;
+}
+
+bool reader_finished(const struct ring *ring, const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!topic_finished(ring, reader->places[i].topic))
+            return false;
+    return reader_next(ring, reader) == 0;
+}
+
+bool reader_ended(const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!reader->places[i].ended)
+            return false;
+    return true;
+}
+
 /* iovecs being filled. The first `skip` bytes put in are left out: they have
  * been sent already. */
 struct gathering {
@@ -608,14 +1341,11 @@ static inline void put(struct gathering *g, const char *data, size_t length)
 static void put_part(struct gathering *g, const struct ring *ring,
                      const struct frame *frame, size_t from, size_t to)
 {
-    size_t place = frame->offset + from;
-    size_t begin = place < ring->size ? place : place - ring->size;
-    size_t length = to - from;
-    size_t before_wrap = ring->size - begin;
-    size_t first = length < before_wrap ? length : before_wrap;
+    size_t begin = further(ring, frame->offset, from);
+    size_t first = before_wrap(ring, begin, to - from);
 
     put(g, ring->memory + begin, first);
-    put(g, ring->memory, length - first);
+    put(g, ring->memory, to - from - first);
 }
 
 static bool is_spliced(const struct frame *frame, unsigned form)
@@ -839,6 +1569,7 @@ struct record {
 
 struct history_file {
     int fd;
+    bool read_only; /* it is looked at, and neither locked nor written */
     size_t length;
     char *map;
     struct history_file *next_mapped;
@@ -918,6 +1649,7 @@ crc_by_instruction(uint32_t sum, const unsigned char *bytes, size_t length)
         sum = __builtin_ia32_crc32qi(sum, *bytes);
     return sum;
 }
+
 #else
 #define HAS_CRC_INSTRUCTION false
 #define crc_by_instruction crc_by_table
@@ -964,8 +1696,7 @@ static uint32_t record_check(const struct record *record)
 static uint32_t bytes_check(const struct ring *ring, size_t offset,
                             size_t length)
 {
-    size_t before_wrap = ring->size - offset;
-    size_t first = length < before_wrap ? length : before_wrap;
+    size_t first = before_wrap(ring, offset, length);
 
     return crc(crc(0, ring->memory + offset, first), ring->memory,
                length - first);
@@ -1062,8 +1793,7 @@ static void file_note_mark(struct ring *ring, uint64_t id)
 
     if (!file)
         return;
-    if (file->state.mark < id)
-        file->state.mark = id;
+    raise_to(&file->state.mark, id);
     file->state.newest_id = ring->newest_id;
     file->state.unbegun = ring->unbegun;
     write_state(file);
@@ -1192,19 +1922,10 @@ static bool read_record(const struct ring *ring, uint64_t ordinal,
            record->check == record_check(record);
 }
 
-/* The place so many bytes behind another one; no more than the memory has. */
-static size_t end_of(const struct ring *ring, size_t offset, size_t length)
-{
-    size_t end = offset + length;
-
-    return end < ring->size ? end : end - ring->size;
-}
-
 static void copy_out(const struct ring *ring, size_t offset, char *bytes,
                      size_t length)
 {
-    size_t before_wrap = ring->size - offset;
-    size_t first = length < before_wrap ? length : before_wrap;
+    size_t first = before_wrap(ring, offset, length);
 
     memcpy(bytes, ring->memory + offset, first);
     memcpy(bytes + first, ring->memory, length - first);
@@ -1249,7 +1970,7 @@ static bool text_is_valid(const struct ring *ring, const struct record *record)
     copy_out(ring, record->offset, found, length);
     if (memcmp(found, begin, length) != 0)
         return false;
-    copy_out(ring, end_of(ring, record->offset, record->length - sizeof(end)),
+    copy_out(ring, further(ring, record->offset, record->length - sizeof(end)),
              found, sizeof(end));
     return memcmp(found, end, sizeof(end)) == 0;
 }
@@ -1331,22 +2052,27 @@ static bool is_rotten_after(const struct ring *ring, uint64_t newest)
             !read_record(ring, ordinal, &record));
 }
 
+/* A topic begins behind frames that are not taken over: the newest of them
+ * had the id `evicted`. */
+static void topic_seed(struct topic *topic, uint64_t mark, uint64_t evicted)
+{
+    topic->mark = mark;
+    topic->evicted_id = evicted;
+    raise_to(&topic->mark, evicted);
+}
+
 /* Makes a frame's entry of its record, but for its place in its topic. The
  * topic's mark is that of the frame for which this is called last: the
  * oldest. */
 static int load_record(struct ring *ring, const struct record *record)
 {
     struct slice name = { record->name, record->name_length };
-    struct topic *topic = topic_find(ring, name);
+    struct topic *topic = topic_get(ring, name);
 
     if (!topic)
-        topic = topic_make(ring, name);
-    if (!topic)
         return -1;
-    topic->mark = record->mark > ring->file->state.mark
-                      ? record->mark
-                      : ring->file->state.mark;
-    topic->evicted_id = record->mark;
+    topic_seed(topic, record->mark, record->mark);
+    raise_to(&topic->mark, ring->file->state.mark);
     *at(ring, record->ordinal) = (struct frame){
         .id = record->id,
         .offset = (size_t)record->offset,
@@ -1362,7 +2088,7 @@ static bool follows(const struct ring *ring, const struct record *record,
                     const struct record *before)
 {
     return before->id < record->id &&
-           end_of(ring, before->offset, before->length) == record->offset;
+           further(ring, before->offset, before->length) == record->offset;
 }
 
 /* Loads the frames that follow one another whole up to that one, which is
@@ -1397,7 +2123,7 @@ static void enter_loaded(struct ring *ring, uint64_t oldest, uint64_t newest)
     while (ring->next <= newest) {
         struct frame frame = *at(ring, ring->next);
 
-        ring->offset = end_of(ring, frame.offset, frame.length);
+        ring->offset = further(ring, frame.offset, frame.length);
         ring->used += frame.length;
         enter(ring, &frame);
     }
@@ -1413,8 +2139,7 @@ static int recover_frames(struct ring *ring, const struct record *newest,
         return -1;
     enter_loaded(ring, oldest.ordinal, newest->ordinal);
     ring->emptied = broken ? oldest.before : newest->emptied;
-    if (ring->mark < ring->emptied)
-        ring->mark = ring->emptied;
+    raise_to(&ring->mark, ring->emptied);
     recovery->count = newest->ordinal - oldest.ordinal + 1;
     recovery->first_id = oldest.id;
     recovery->last_id = newest->id;
@@ -1434,14 +2159,11 @@ static void recover_newest_id(struct ring *ring, bool crashed,
 {
     const struct history_file *file = ring->file;
 
-    if (ring->newest_id < file->state.mark)
-        ring->newest_id = file->state.mark;
+    raise_to(&ring->newest_id, file->state.mark);
     if (crashed && file->header.kept_ids)
         return;
-    if (ring->newest_id < file->state.newest_id)
-        ring->newest_id = file->state.newest_id;
-    if (ring->newest_id < newest_any)
-        ring->newest_id = newest_any;
+    raise_to(&ring->newest_id, file->state.newest_id);
+    raise_to(&ring->newest_id, newest_any);
 }
 
 /* Finds the newest frames again that follow one another whole. */
@@ -1541,9 +2263,11 @@ static int refuse_foreign(const char *path, char error[HISTORY_ERROR_SIZE])
                   path);
 }
 
-static int refuse_header(const struct file_header *header, const char *path,
-                         const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
+static int refuse_header(const struct history_file *file, const char *path,
+                         bool kept_ids, char error[HISTORY_ERROR_SIZE])
 {
+    const struct file_header *header = &file->header;
+
     if (header->magic != FILE_MAGIC)
         return refuse_foreign(path, error);
     if (header->version != FILE_VERSION)
@@ -1557,7 +2281,7 @@ static int refuse_header(const struct file_header *header, const char *path,
         header->size > HISTORY_BYTES_MAX ||
         header->record_size != sizeof(struct record) || header->kept_ids > 1)
         return refuse_damaged(path, error);
-    if (kept_ids && header->kept_ids != *kept_ids)
+    if (!file->read_only && header->kept_ids != kept_ids)
         return REFUSE(error, "the ids in '%s' are %s: %s, or name another file",
                       path, header->kept_ids ? "its publishers'" : "its own",
                       header->kept_ids ? "use --ids keep"
@@ -1565,10 +2289,9 @@ static int refuse_header(const struct file_header *header, const char *path,
     return 0;
 }
 
-/* Reads the header and maps the file; for looking at it alone without
- * `kept_ids`. */
-static int file_load(struct history_file *file, const char *path,
-                     const bool *kept_ids, char error[HISTORY_ERROR_SIZE])
+/* Reads the header and maps the file. */
+static int file_load(struct history_file *file, const char *path, bool kept_ids,
+                     char error[HISTORY_ERROR_SIZE])
 {
     struct stat status;
     ssize_t n;
@@ -1582,7 +2305,7 @@ static int file_load(struct history_file *file, const char *path,
         return REFUSE(error, "cannot read '%s': %s", path, strerror(errno));
     if (n < (ssize_t)sizeof(file->header))
         return refuse_foreign(path, error);
-    if (refuse_header(&file->header, path, kept_ids, error) < 0)
+    if (refuse_header(file, path, kept_ids, error) < 0)
         return -1;
     if ((uint64_t)status.st_size != file_length(&file->header))
         return REFUSE(error,
@@ -1590,7 +2313,8 @@ static int file_load(struct history_file *file, const char *path,
                       "damaged; move it away to begin a new history",
                       path, (long long)status.st_size,
                       (unsigned long long)file_length(&file->header));
-    if (file_map(file, kept_ids ? PROT_READ | PROT_WRITE : PROT_READ) < 0)
+    if (file_map(file, file->read_only ? PROT_READ : PROT_READ | PROT_WRITE) <
+        0)
         return REFUSE(error, "cannot map '%s': %s", path, strerror(errno));
     return read_state(file, file->map) ? 0 : refuse_damaged(path, error);
 }
@@ -1697,7 +2421,7 @@ static int file_open(struct history_file **result,
             return REFUSE(error, "no memory");
         outcome = file_lock(*result, place, error);
         if (outcome == 0)
-            outcome = file_load(*result, place->path, &kept_ids, error);
+            outcome = file_load(*result, place->path, kept_ids, error);
         if (outcome != 0) {
             file_close(*result);
             *result = NULL;
@@ -1861,6 +2585,7 @@ static int ring_of_file(struct ring *ring, struct history_file *file,
     if (ring_begin(ring, file, file->map + memory_place(header->limit),
                    header->limit, (size_t)header->size, 0, splice_text) < 0)
         return REFUSE(error, "no memory for the index: --history");
+    ring->kept_ids = header->kept_ids;
     return 0;
 }
 
@@ -1881,17 +2606,11 @@ static uint64_t first_that_fits(const struct ring *old,
 static struct topic *topic_like(struct ring *ring, const struct ring *old,
                                 const struct frame *frame)
 {
-    struct topic *topic = topic_find(ring, frame->topic->name);
+    struct topic *topic = topic_hold(ring, frame->topic->name);
     uint64_t before = frame->previous ? at(old, frame->previous)->id : 0;
 
-    if (!topic) {
-        topic = topic_make(ring, frame->topic->name);
-        if (!topic)
-            return NULL;
-        topic->mark = frame->topic->mark > before ? frame->topic->mark : before;
-        topic->evicted_id = before;
-    }
-    topic->references++;
+    if (topic && topic->count == 0)
+        topic_seed(topic, frame->topic->mark, before);
     return topic;
 }
 
@@ -1933,8 +2652,7 @@ static void begin_like(struct ring *ring, const struct ring *old,
     ring->unbegun = old->unbegun;
     ring->mark = old->mark;
     ring->emptied = first > old->oldest ? at(old, first - 1)->id : old->emptied;
-    if (ring->mark < ring->emptied)
-        ring->mark = ring->emptied;
+    raise_to(&ring->mark, ring->emptied);
     ring->newest_id =
         first < old->next ? at(old, first)->id - 1 : old->newest_id;
 }
@@ -2098,7 +2816,8 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
     file = file_new(fd);
     if (!file)
         return REFUSE(error, "no memory");
-    if (file_load(file, wanted->path, NULL, error) < 0) {
+    file->read_only = true;
+    if (file_load(file, wanted->path, false, error) < 0) {
         file_close(file);
         return -1;
     }

@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
@@ -102,19 +103,11 @@ enum {
     "a number from 1 to 9007194959773696, which leaves room for those to " \
     "come"
 
-#define NONE UINT32_MAX /* no descriptor */
 #define YEAR_S (UINT64_C(366) * 86400)
 #define UNGIVEN UINT32_MAX /* an option that was not given */
 
 /* Makes a catch_up_message of a stored message, put in after "type":". */
 #define CATCH_UP_SPLICE "catch_up_message\",\"originalType\":\""
-
-/* The longest that one byte becomes in a frame ("data: " before each line),
- * and the rest of the longest frame: a name in which no byte was UTF-8. */
-enum {
-    FRAME_FACTOR = 7,
-    FRAME_REST = 3 * EVENT_NAME_MAX + 1024
-};
 
 enum {
     TIMESTAMP_SIZE = 25
@@ -184,14 +177,6 @@ struct options {
     bool access_log;
     bool end;   /* the topic is finished at the end of standard input */
     bool input; /* standard input is published */
-};
-
-/* An event as it is published. */
-struct event {
-    struct slice name;
-    struct slice retry; /* digits */
-    struct slice data;  /* its lines end in LF, CR LF or CR */
-    uint64_t id;        /* 0: the next one */
 };
 
 /* What somebody publishes: a request, or standard input. */
@@ -364,8 +349,7 @@ struct server {
     enum phase phase;
     uint64_t phase_end; /* when the phase ends by itself; ms */
     struct ring ring;
-    struct topic *main_topic;             /* held */
-    struct topic *pass_first, *pass_last; /* topics with new frames */
+    struct topic *main_topic; /* held */
     char *frame;       /* owned: where a frame is made, frame_size bytes */
     uint64_t watchdog; /* ms between two signs of life; 0: none is wanted */
     uint64_t next_watchdog;
@@ -1113,182 +1097,18 @@ static void accept_all(struct server *server, int listener)
     }
 }
 
-/* -------------------------------------------------- texts of the stream */
-
-/* Text being put together, in a buffer known to be large enough. */
-struct text {
-    char *bytes;
-    size_t room;
-    size_t length;
-};
-
-__attribute__((format(printf, 2, 3))) static void
-text_put(struct text *text, const char *format, ...)
-{
-    va_list arguments;
-    int length;
-
-    va_start(arguments, format);
-    length = vsnprintf(text->bytes + text->length, text->room - text->length,
-                       format, arguments);
-    va_end(arguments);
-    assert(length >= 0 && (size_t)length < text->room - text->length);
-    text->length += (size_t)length;
-}
-
-static void slice_skip(struct slice *slice, size_t length)
-{
-    slice->data += length;
-    slice->length -= length;
-}
-
-static void text_put_bytes(struct text *text, const char *bytes, size_t length)
-{
-    assert(length < text->room - text->length);
-    memcpy(text->bytes + text->length, bytes, length);
-    text->length += length;
-}
-
-/* What is at the start of `value` as JSON spells it (RFC 8259, section 7): at
- * most six bytes for one. What is no UTF-8 becomes U+FFFD. Returns how many
- * bytes of it that was. */
-static size_t text_put_escaped(struct text *text, struct slice value)
-{
-    static const char letters[] = "btn\0fr"; /* for the bytes 8 to 13 */
-    unsigned char c = (unsigned char)*value.data;
-
-    if (c >= 0x80) {
-        text_put(text, "\\ufffd");
-        return utf8_malformed(value);
-    }
-    if (c == '"' || c == '\\')
-        text_put(text, "\\%c", c);
-    else if (c >= 8 && c <= 13 && letters[c - 8])
-        text_put(text, "\\%c", letters[c - 8]);
-    else
-        text_put(text, "\\u%04x", c);
-    return 1;
-}
-
-/* How many bytes a text begins with that are UTF-8; and, for JSON, need not
- * be escaped. */
-static size_t plain_length(struct slice text, bool json)
-{
-    size_t at = 0, length = 1;
-
-    while (at < text.length && length) {
-        unsigned char c = (unsigned char)text.data[at];
-
-        if (json && (c < ' ' || c == '"' || c == '\\'))
-            break;
-        length = c < 0x80 ? 1
-                          : utf8_sequence((struct slice){ text.data + at,
-                                                          text.length - at });
-        at += length;
-    }
-    return at;
-}
-
-static void text_put_json(struct text *text, struct slice value)
-{
-    while (value.length) {
-        size_t plain = plain_length(value, true);
-
-        text_put_bytes(text, value.data, plain);
-        slice_skip(&value, plain);
-        if (value.length)
-            slice_skip(&value, text_put_escaped(text, value));
-    }
-}
-
-/* The text, with U+FFFD for what is no UTF-8: at most three bytes for one. */
-static void text_put_utf8(struct text *text, struct slice value)
-{
-    while (value.length) {
-        size_t valid = plain_length(value, false);
-
-        text_put_bytes(text, value.data, valid);
-        slice_skip(&value, valid);
-        if (value.length == 0)
-            break;
-        text_put_bytes(text, "\xEF\xBF\xBD", 3);
-        slice_skip(&value, utf8_malformed(value));
-    }
-}
-
-/* The data's lines, each as a field; they end in LF, CR LF or CR, and one
- * comes after the last line end. */
-static void text_put_data(struct text *text, struct slice data)
-{
-    const char *at = data.data, *end = at + data.length;
-
-    for (;;) {
-        const char *stop = line_end(at, end);
-
-        text_put_bytes(text, "data: ", 6);
-        text_put_utf8(text, (struct slice){ at, (size_t)(stop - at) });
-        text_put_bytes(text, "\n", 1);
-        if (stop == end)
-            return;
-        at = stop + 1;
-        if (*stop == '\r' && at < end && *at == '\n')
-            at++;
-    }
-}
-
-/* A block of the event stream begins, in the form that a subscriber gets.
- * Returns what text_end_block() needs. */
-static size_t text_begin_block(struct text *text, unsigned form)
-{
-    if (form & FORM_CHUNKED)
-        text_put(text, "%08x\r\n", 0);
-    return text->length;
-}
-
-static void text_end_block(struct text *text, unsigned form, size_t begin)
-{
-    char size[9];
-
-    text_put(text, "\n");
-    if (!(form & FORM_CHUNKED))
-        return;
-    snprintf(size, sizeof(size), "%08x", (unsigned)(text->length - begin));
-    memcpy(text->bytes + begin - FRAME_HEAD, size, 8);
-    text_put(text, "\r\n");
-}
-
-static struct slice text_slice(const struct text *text)
-{
-    return (struct slice){ text->bytes, text->length };
-}
-
 /* ----------------------------------------------------------- delivery */
-
-static void pass_queue(struct server *server, struct topic *topic)
-{
-    topic->in_pass = true;
-    topic->references++;
-    topic->next_in_pass = NULL;
-    if (server->pass_last)
-        server->pass_last->next_in_pass = topic;
-    else
-        server->pass_first = topic;
-    server->pass_last = topic;
-}
-
-/* All subscribers of the topic are to be visited, from the last one on. */
-static void pass_begin(struct server *server, struct topic *topic)
-{
-    topic->unvisited = topic->subscriber_count;
-    topic->pass_end = topic->newest;
-    if (!topic->in_pass)
-        pass_queue(server, topic);
-}
 
 /* A subscriber's places: one for each topic. */
 static struct place *conn_places(struct conn *conn)
 {
     return conn->topics == 1 ? &conn->place : conn->places;
+}
+
+/* Whether it reads the main stream: alone then. */
+static bool conn_is_main(const struct server *server, struct conn *conn)
+{
+    return conn_places(conn)->topic == server->main_topic;
 }
 
 /* What a subscriber reads. */
@@ -1318,48 +1138,6 @@ static bool conn_overrun(struct conn *conn)
     return reader_overrun(&reader);
 }
 
-static bool topic_join(struct place *place, uint32_t fd)
-{
-    struct topic *topic = place->topic;
-
-    if (topic->subscriber_count == topic->subscriber_room) {
-        uint32_t room = topic->subscriber_room ? topic->subscriber_room * 2 : 4;
-        uint32_t *subscribers =
-            realloc(topic->subscribers, room * sizeof(*subscribers));
-
-        if (!subscribers)
-            return false;
-        topic->subscribers = subscribers;
-        topic->subscriber_room = room;
-    }
-    place->index = topic->subscriber_count;
-    topic->subscribers[topic->subscriber_count++] = fd;
-    return true;
-}
-
-/* The last one takes the place that becomes free. As a pass goes from the
- * end to the start, none that is to be visited is missed by that. */
-static void topic_leave(struct server *server, const struct place *left)
-{
-    struct topic *topic = left->topic;
-    uint32_t moved = topic->subscribers[--topic->subscriber_count];
-    struct place *place = conn_places(conn_at(server, moved));
-
-    topic->subscribers[left->index] = moved;
-    while (place->topic != topic)
-        place++;
-    place->index = left->index;
-    if (topic->unvisited > topic->subscriber_count)
-        topic->unvisited = topic->subscriber_count;
-    if (topic->subscriber_count > 0)
-        return;
-    /* a topic of which something is held lasts: it keeps no room for those
-     * that it once had */
-    free(topic->subscribers);
-    topic->subscribers = NULL;
-    topic->subscriber_room = 0;
-}
-
 static void own_free(struct server *server, struct conn *conn)
 {
     if (conn->own)
@@ -1368,16 +1146,26 @@ static void own_free(struct server *server, struct conn *conn)
     conn->own = NULL;
 }
 
+/* Leaves a topic. The subscriber that takes the index there is told. */
+static void leave(struct server *server, const struct place *left)
+{
+    struct topic *topic = left->topic;
+    struct place *place = conn_places(conn_at(server, topic_leave(left)));
+
+    while (place->topic != topic)
+        place++;
+    place->index = left->index;
+    topic_drop(&server->ring, topic);
+}
+
 static void stream_leave(struct server *server, struct conn *conn,
                          const char *reason)
 {
     char peer[PEER_SIZE];
     struct place *places = conn_places(conn);
 
-    for (unsigned i = 0; i < conn->topics; i++) {
-        topic_leave(server, &places[i]);
-        topic_drop(&server->ring, places[i].topic);
-    }
+    for (unsigned i = 0; i < conn->topics; i++)
+        leave(server, &places[i]);
     own_free(server, conn);
     if (conn->topics > 1)
         free(places);
@@ -1404,13 +1192,10 @@ static void ready_push(struct server *server, struct conn *conn)
 
 static void put_catch_up_end(struct text *text, const struct conn *conn)
 {
-    size_t begin = text_begin_block(text, conn->form);
-
-    text_put(text,
-             "data: {\"type\":\"catch_up_end\","
-             "\"message\":\"消息同步完成\",\"syncCount\":%u}\n",
-             conn->replay_count);
-    text_end_block(text, conn->form, begin);
+    text_put_block(text, conn->form, &(struct block){ 0 },
+                   "{\"type\":\"catch_up_end\","
+                   "\"message\":\"消息同步完成\",\"syncCount\":%u}",
+                   conn->replay_count);
 }
 
 static uint64_t random_below(uint64_t limit)
@@ -1444,24 +1229,9 @@ static uint64_t position_of(const struct server *server,
 static void put_farewell(struct text *text, unsigned form,
                          const uint64_t *position, uint64_t retry)
 {
-    size_t begin = text_begin_block(text, form);
-
-    if (position)
-        text_put(text, "id: %llu\n", (unsigned long long)*position);
-    text_put(text, "retry: %llu\n", (unsigned long long)retry);
-    text_end_block(text, form, begin);
+    text_put_block(text, form,
+                   &(struct block){ .retry = &retry, .id = position }, NULL);
     put_last_chunk(text, form);
-}
-
-/* Whether no topic of the stream goes on. */
-static bool stream_finished(struct conn *conn)
-{
-    const struct place *places = conn_places(conn);
-
-    for (unsigned i = 0; i < conn->topics; i++)
-        if (!places[i].ended)
-            return false;
-    return true;
 }
 
 /* What comes next in a stream whose bytes so far have all been sent. */
@@ -1469,6 +1239,7 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
                                     struct text *text)
 {
     bool drains = server->phase == PHASE_DRAIN;
+    struct reader reader = conn_reader(conn);
 
     text->length = 0;
     if (conn->replay_end && !(conn->flags & FLAG_AHEAD)) {
@@ -1476,8 +1247,9 @@ static struct slice stream_next_own(struct server *server, struct conn *conn,
             put_catch_up_end(text, conn);
             conn->replay_end = 0;
         }
-    } else if ((drains || stream_finished(conn)) &&
-               !(conn->flags & FLAG_ENDING) && !conn_next(server, conn)) {
+    } else if ((drains || reader_ended(&reader)) &&
+               !(conn->flags & FLAG_ENDING) &&
+               !reader_next(&server->ring, &reader)) {
         uint64_t position = position_of(server, conn);
 
         if (drains)
@@ -1545,7 +1317,7 @@ static void stream_advance(struct server *server, struct conn *conn,
 {
     size_t first = sent < own->length ? sent : own->length;
 
-    slice_skip(own, first);
+    *own = slice_from(*own, first);
     ring_advance(&server->ring, reader, &conn->cursor, sent - first);
     conn->bytes += sent;
     conn->active = (uint32_t)server->now;
@@ -1678,40 +1450,18 @@ static void pass_visit(struct server *server, struct conn *conn)
         stream_send(server, conn, SLICE(""));
 }
 
-/* A pass is over: another, if frames have come meanwhile. */
-static void pass_end(struct server *server, struct topic *topic)
-{
-    uint64_t after = topic_after(&server->ring, topic, topic->pass_end);
-
-    topic->undelivered = after;
-    if (after)
-        pass_begin(server, topic);
-}
-
 /*
- * Visits the subscribers of the topics with new frames until the slice is
- * used up; a topic that is not done goes to the end of the queue. While a
- * pass is under way, frames pile up, and each subscriber gets all of them at
- * once when its turn comes.
+ * Visits the subscribers of the topics with new frames until the quantum is
+ * used up. While a pass is under way, frames pile up, and each subscriber gets
+ * all of them at once when its turn comes.
  */
 static void deliver_topics(struct server *server)
 {
-    while (server->pass_first && !slice_used_up(server)) {
-        struct topic *topic = server->pass_first;
+    uint32_t fd;
 
-        while (topic->unvisited && !slice_used_up(server))
-            pass_visit(server,
-                       conn_at(server, topic->subscribers[--topic->unvisited]));
-        server->pass_first = topic->next_in_pass;
-        if (!server->pass_first)
-            server->pass_last = NULL;
-        topic->in_pass = false;
-        if (topic->unvisited)
-            pass_queue(server, topic);
-        else
-            pass_end(server, topic);
-        topic_drop(&server->ring, topic);
-    }
+    while (!slice_used_up(server) && (fd = pass_next(&server->ring)) != NONE)
+        pass_visit(server, conn_at(server, fd));
+    pass_yield(&server->ring);
 }
 
 /* Offers more to those that had room for more, each once in a round. */
@@ -1734,25 +1484,6 @@ static void deliver_ready(struct server *server)
 }
 
 /* --------------------------------------------------------- publishing */
-
-/* Whether a frame of `length` bytes would evict one that a subscriber with
- * room in its socket has not been offered yet: then it is ssed that is
- * behind, and publishers wait. A full socket holds nobody up. */
-static bool would_overrun(const struct server *server, size_t length)
-{
-    const struct ring *ring = &server->ring;
-    uint64_t oldest = ring_oldest_after(ring, length);
-
-    if (server->ready_from && oldest > server->ready_from)
-        return true;
-    for (uint64_t ordinal = ring->oldest; ordinal < oldest; ordinal++) {
-        uint64_t undelivered = ring_frame(ring, ordinal)->topic->undelivered;
-
-        if (undelivered && ordinal >= undelivered)
-            return true;
-    }
-    return false;
-}
 
 enum outcome {
     PUBLISHED,
@@ -1799,20 +1530,14 @@ static enum outcome publish_frame(struct server *server, struct topic *topic,
                                   uint64_t id, const struct text *frame,
                                   size_t splice, bool end)
 {
-    uint64_t ordinal;
-
     if (has_failed_disk(server))
         return NOT_KEPT;
-    if (would_overrun(server, frame->length))
+    if (ring_would_overrun(&server->ring, frame->length, server->ready_from))
         return MUST_WAIT;
     if (server->ring.unbegun)
         begin_kept_history(server, id);
-    ordinal = ring_append(&server->ring, topic, id, text_slice(frame),
-                          (uint32_t)splice, end);
-    if (!topic->undelivered && topic->subscriber_count) {
-        topic->undelivered = ordinal;
-        pass_begin(server, topic);
-    }
+    ring_append(&server->ring, topic, id, text_slice(frame), (uint32_t)splice,
+                end);
     return PUBLISHED;
 }
 
@@ -1820,31 +1545,17 @@ static enum outcome publish_frame(struct server *server, struct topic *topic,
 static size_t put_message(struct text *text, uint64_t id, struct slice message)
 {
     char timestamp[TIMESTAMP_SIZE];
-    size_t splice;
+    size_t begin, splice;
 
     format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put(text, "id: %llu\ndata: {\"type\":\"", (unsigned long long)id);
+    begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ .id = &id });
+    text_put(text, "data: {\"type\":\"");
     splice = text->length;
-    text_put(text, "message\",\"id\":%llu,\"message\":\"",
-             (unsigned long long)id);
+    text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
     text_put_json(text, message);
     text_put(text, "\",\"timestamp\":\"%s\"}\n", timestamp);
+    text_end_block(text, FORM_CHUNKED, begin);
     return splice;
-}
-
-/* An event of a topic: as it was published. */
-static void put_event(struct text *text, uint64_t id, const struct event *event)
-{
-    text_put(text, "id: %llu\n", (unsigned long long)id);
-    if (event->name.length) {
-        text_put(text, "event: ");
-        text_put_utf8(text, event->name);
-        text_put(text, "\n");
-    }
-    if (event->retry.length)
-        text_put(text, "retry: %.*s\n", (int)event->retry.length,
-                 event->retry.data);
-    text_put_data(text, event->data);
 }
 
 /* Appends an event to its topic's history; *id is then its id. */
@@ -1852,7 +1563,7 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
                                   const struct event *event, uint64_t *id)
 {
     struct text text = { server->frame, server->frame_size, 0 };
-    size_t begin = text_begin_block(&text, FORM_CHUNKED), splice = 0;
+    size_t splice = 0;
 
     *id = event->id ? event->id : server->ring.newest_id + 1;
     if (*id > ID_MAX)
@@ -1860,17 +1571,8 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     if (topic == server->main_topic)
         splice = put_message(&text, *id, event->data);
     else
-        put_event(&text, *id, event);
-    text_end_block(&text, FORM_CHUNKED, begin);
+        text_put_event(&text, *id, event);
     return publish_frame(server, topic, *id, &text, splice, false);
-}
-
-/* The id of the newest event that the topic ever had; 0: none is known. */
-static uint64_t topic_newest_id(const struct server *server,
-                                const struct topic *topic)
-{
-    return topic->newest ? ring_frame(&server->ring, topic->newest)->id
-                         : topic->evicted_id;
 }
 
 /* Finishes a topic; *id is then that of its end. With kept ids another server
@@ -1879,8 +1581,9 @@ static enum outcome publish_end(struct server *server, struct topic *topic,
                                 uint64_t given, uint64_t *id)
 {
     struct text text = { server->frame, server->frame_size, 0 };
-    size_t begin = text_begin_block(&text, FORM_CHUNKED);
-    uint64_t last = topic_newest_id(server, topic);
+    uint64_t last = topic_newest_id(&server->ring, topic);
+    struct block block = { .id = id, .event = SLICE("ssed.end") };
+    char text_of_last[24] = "null";
 
     *id = last;
     if (!given && topic_finished(&server->ring, topic))
@@ -1888,14 +1591,11 @@ static enum outcome publish_end(struct server *server, struct topic *topic,
     *id = given ? given : server->ring.newest_id + 1;
     if (*id > ID_MAX)
         return IDS_USED_UP;
-    text_put(
-        &text, "id: %llu\nevent: ssed.end\ndata: {\"topic\":\"%.*s\",\"last\":",
-        (unsigned long long)*id, (int)topic->name.length, topic->name.data);
     if (last)
-        text_put(&text, "\"%llu\"}\n", (unsigned long long)last);
-    else
-        text_put(&text, "null}\n");
-    text_end_block(&text, FORM_CHUNKED, begin);
+        snprintf(text_of_last, sizeof(text_of_last), "\"%" PRIu64 "\"", last);
+    text_put_block(&text, FORM_CHUNKED, &block,
+                   "{\"topic\":\"%.*s\",\"last\":%s}", (int)topic->name.length,
+                   topic->name.data, text_of_last);
     return publish_frame(server, topic, *id, &text, 0, true);
 }
 
@@ -2159,118 +1859,43 @@ static const char *stream_cors(const struct server *server)
     return options->no_cors ? NULL : options->cors ? options->cors : "*";
 }
 
-/* Where a stream begins. */
-struct start {
-    uint64_t position; /* the id that stands for it */
-    uint64_t replay;   /* how many frames are replayed */
-    bool gap;          /* something that was asked for may be gone */
-    bool ahead;        /* of the newest id: others have had it */
-    bool unusable;     /* because what was given is no id of this history */
-    struct slice requested; /* the id that was given; empty if none was */
-    char buffer[REQUESTED_MAX];
-};
-
 /* The first id that is given and not empty: the header's, which a browser
  * sends when it reconnects, is newer than the query's. */
-static void find_requested(const struct request *request, struct start *start)
+static struct slice find_requested(const struct request *request,
+                                   char buffer[REQUESTED_MAX])
 {
-    struct slice query = request->query;
+    static const char *const names[] = { "lastEventId", "last_event_id" };
+    struct slice requested = request->last_event_id;
 
-    start->requested = request->last_event_id;
-    if (start->requested.length == 0)
-        http_query(query, "lastEventId", start->buffer, REQUESTED_MAX,
-                   &start->requested);
-    if (start->requested.length == 0)
-        http_query(query, "last_event_id", start->buffer, REQUESTED_MAX,
-                   &start->requested);
+    for (int i = 0; i < 2 && requested.length == 0; i++)
+        http_query(request->query, names[i], buffer, REQUESTED_MAX, &requested);
+    return requested;
 }
 
-/* Has every place followed by what is newer than the id. True if something
- * of that may be gone. */
-static bool seek_places(const struct ring *ring, const struct reader *reader,
-                        uint64_t id)
+/* How many events before what is new are asked for. False if `last=` is not a
+ * number. */
+static bool find_count(const struct request *request, uint64_t *count)
 {
-    bool gap = false;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
-
-        place->last = topic_seek(ring, place->topic, id);
-        gap = gap || id < place->topic->mark;
-    }
-    return gap;
-}
-
-static void seek_start(const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        reader->places[i].last = topic_start(reader->places[i].topic);
-}
-
-/* Sets the reader's places to where the request wants to begin. False if
- * `last=` is not a number. */
-static bool find_start(const struct server *server, const struct reader *reader,
-                       const struct request *request, struct start *start)
-{
-    const struct ring *ring = &server->ring;
-    uint64_t newest =
-        server->options.ids == IDS_KEEP ? ID_MAX : ring->newest_id;
     char digits[24];
     struct slice last = SLICE("");
-    uint64_t count = 0, next, id = 0;
-    bool continues;
 
-    find_requested(request, start);
-    continues = slice_number(start->requested, newest, &id);
+    *count = 0;
     http_query(request->query, "last", digits, sizeof(digits), &last);
-    if (last.length && !slice_number(last, ID_MAX, &count))
-        return false;
-    if (continues)
-        start->gap = seek_places(ring, reader, id);
-    else if (start->requested.length)
-        seek_start(reader);
-    else
-        reader_back(ring, reader, count);
-    start->unusable = start->requested.length && !continues &&
-                      !slice_is(start->requested, "earliest");
-    start->gap = start->gap || start->unusable;
-    next = reader_next(ring, reader);
-    start->position = next ? ring_frame(ring, next)->id - 1 : ring->newest_id;
-    if (continues && !start->gap)
-        start->position = id;
-    /* before kept ids have begun, any position may prove to be behind them */
-    start->ahead = continues && server->options.ids == IDS_KEEP &&
-                   (id > ring->newest_id || ring->newest_id == 0);
-    for (unsigned i = 0; i < reader->count; i++)
-        start->replay += topic_count_after(ring, reader->places[i].topic,
-                                           reader->places[i].last);
-    return true;
-}
-
-/* Whether the topic may have lost something that was asked for. */
-static bool lost_in(const struct start *start, const struct topic *topic)
-{
-    uint64_t id = 0;
-
-    return start->unusable ||
-           (slice_number(start->requested, ID_MAX, &id) && id < topic->mark);
+    return last.length == 0 || slice_number(last, ID_MAX, count);
 }
 
 static void put_connected(struct text *text, const struct server *server,
                           unsigned form, const struct start *start)
 {
     char timestamp[TIMESTAMP_SIZE];
-    size_t begin = text_begin_block(text, form);
+    struct block block = { .retry = &server->options.retry,
+                           .id = start->gap ? NULL : &start->position };
 
     format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put(text, "retry: %llu\n", (unsigned long long)server->options.retry);
-    if (!start->gap)
-        text_put(text, "id: %llu\n", (unsigned long long)start->position);
-    text_put(text,
-             "data: {\"type\":\"connected\",\"message\":\"连接建立成功\","
-             "\"timestamp\":\"%s\"}\n",
-             timestamp);
-    text_end_block(text, form, begin);
+    text_put_block(text, form, &block,
+                   "{\"type\":\"connected\",\"message\":\"连接建立成功\","
+                   "\"timestamp\":\"%s\"}",
+                   timestamp);
 }
 
 /* The values of a gap that both kinds of streams tell: the id asked for, and
@@ -2282,24 +1907,14 @@ static void put_requested_and_oldest(struct text *text,
                                      const struct start *start)
 {
     struct slice requested = start->requested;
-    uint64_t oldest = 0;
+    uint64_t oldest = start_oldest(&server->ring, reader, start);
 
-    for (unsigned i = 0; i < reader->count; i++) {
-        const struct topic *topic = reader->places[i].topic;
-        const struct ring *ring = &server->ring;
-        uint64_t behind =
-            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
-
-        if (lost_in(start, topic) && behind && (!oldest || behind < oldest))
-            oldest = behind;
-    }
     if (requested.length > REQUESTED_MAX)
         requested.length = REQUESTED_MAX;
     text_put(text, "\"requested\":\"");
     text_put_json(text, requested);
     if (oldest)
-        text_put(text, "\",\"oldest\":\"%llu\"",
-                 (unsigned long long)ring_frame(&server->ring, oldest)->id);
+        text_put(text, "\",\"oldest\":\"%" PRIu64 "\"", oldest);
     else
         text_put(text, "\",\"oldest\":null");
 }
@@ -2308,12 +1923,11 @@ static void put_gap(struct text *text, const struct server *server,
                     unsigned form, const struct reader *reader,
                     const struct start *start)
 {
-    size_t begin = text_begin_block(text, form);
+    struct block block = { .id = &start->position };
+    size_t begin = text_begin_block(text, form, &block);
 
-    text_put(text,
-             "id: %llu\ndata: {\"type\":\"gap\",\"message\":"
-             "\"部分历史消息已无法补发\",",
-             (unsigned long long)start->position);
+    text_put(text, "data: {\"type\":\"gap\",\"message\":"
+                   "\"部分历史消息已无法补发\",");
     put_requested_and_oldest(text, server, reader, start);
     text_put(text, "}\n");
     text_end_block(text, form, begin);
@@ -2324,20 +1938,19 @@ static void put_topics_gap(struct text *text, const struct server *server,
                            unsigned form, const struct reader *reader,
                            const struct start *start)
 {
-    size_t begin = text_begin_block(text, form);
+    struct block block = { .id = &start->position, .event = SLICE("ssed.gap") };
+    size_t begin = text_begin_block(text, form, &block);
     const char *separator = "";
 
-    text_put(text, "id: %llu\nevent: ssed.gap\ndata: {",
-             (unsigned long long)start->position);
+    text_put(text, "data: {");
     put_requested_and_oldest(text, server, reader, start);
     text_put(text, ",\"topics\":[");
     for (unsigned i = 0; i < reader->count; i++) {
-        const struct topic *topic = reader->places[i].topic;
+        struct slice name = reader->places[i].topic->name;
 
-        if (!lost_in(start, topic))
+        if (!start_lost(start, reader->places[i].topic))
             continue;
-        text_put(text, "%s\"%.*s\"", separator, (int)topic->name.length,
-                 topic->name.data);
+        text_put(text, "%s\"%.*s\"", separator, (int)name.length, name.data);
         separator = ",";
     }
     text_put(text, "]}\n");
@@ -2348,42 +1961,35 @@ static void put_topics_gap(struct text *text, const struct server *server,
 static void put_position(struct text *text, const struct server *server,
                          unsigned form, const struct start *start)
 {
-    size_t begin = text_begin_block(text, form);
+    struct block block = { .retry = &server->options.retry,
+                           .id = start->gap ? NULL : &start->position };
 
-    text_put(text, "retry: %llu\n", (unsigned long long)server->options.retry);
-    if (!start->gap)
-        text_put(text, "id: %llu\n", (unsigned long long)start->position);
-    text_end_block(text, form, begin);
+    text_put_block(text, form, &block, NULL);
 }
 
 static void put_catch_up_start(struct text *text, unsigned form, uint64_t count)
 {
-    size_t begin = text_begin_block(text, form);
-
-    text_put(text,
-             "data: {\"type\":\"catch_up_start\",\"message\":\"开始同步 "
-             "%llu 条错过的消息\",\"count\":%llu}\n",
-             (unsigned long long)count, (unsigned long long)count);
-    text_end_block(text, form, begin);
+    text_put_block(text, form, &(struct block){ 0 },
+                   "{\"type\":\"catch_up_start\",\"message\":\"开始同步 "
+                   "%" PRIu64 " 条错过的消息\",\"count\":%" PRIu64 "}",
+                   count, count);
 }
 
-/* Has the connection join the topics of its places; all of them or, without
- * memory, none. */
-static bool join_topics(struct server *server, struct conn *conn)
+/* Makes sure that nothing can fail when the connection becomes a subscriber's:
+ * room in the topics, and for several places. */
+static bool stream_reserve(const struct reader *reader, struct place **places)
 {
-    struct place *places = conn_places(conn);
-    uint32_t fd = conn_fd(server, conn);
+    size_t size = reader->count * sizeof(**places);
 
-    for (unsigned i = 0; i < conn->topics; i++) {
-        places[i].ended = topic_finished(&server->ring, places[i].topic) &&
-                          places[i].last == places[i].topic->newest;
-        if (topic_join(&places[i], fd))
-            continue;
-        while (i-- > 0)
-            topic_leave(server, &places[i]);
-        return false;
-    }
-    return true;
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!topic_reserve(reader->places[i].topic))
+            return false;
+    if (reader->count == 1)
+        return true;
+    *places = malloc(size);
+    if (*places)
+        memcpy(*places, reader->places, size);
+    return *places;
 }
 
 /* The connection becomes a subscriber's, and the reader's places its own, with
@@ -2391,26 +1997,19 @@ static bool join_topics(struct server *server, struct conn *conn)
 static bool stream_begin(struct server *server, struct conn *conn,
                          const struct reader *reader, const struct start *start)
 {
-    struct exchange *exchange = conn->exchange;
     struct place *places = NULL;
-    size_t size = reader->count * sizeof(*places);
 
-    if (reader->count > 1 && !(places = malloc(size)))
+    if (!stream_reserve(reader, &places))
         return false;
+    queue_remove(server, conn);
+    exchange_release(server, conn->exchange);
+    conn_set_state(server, conn, CONN_STREAM);
     conn->topics = (uint8_t)reader->count;
+    conn->form = (uint8_t)reader->form;
     if (places)
-        conn->places = memcpy(places, reader->places, size);
+        conn->places = places;
     else
         conn->place = reader->places[0];
-    if (!join_topics(server, conn)) {
-        free(places);
-        conn->exchange = exchange;
-        return false;
-    }
-    queue_remove(server, conn);
-    exchange_release(server, exchange);
-    conn_set_state(server, conn, CONN_STREAM);
-    conn->form = (uint8_t)reader->form;
     conn->own = NULL;
     conn->cursor = (struct cursor){ 0 };
     conn->replay_end = 0;
@@ -2418,10 +2017,12 @@ static bool stream_begin(struct server *server, struct conn *conn,
     conn->bytes = 0;
     conn->since = (uint32_t)(server->now / 1000);
     conn->active = (uint32_t)server->now;
+    for (unsigned i = 0; i < reader->count; i++)
+        topic_join(&server->ring, &conn_places(conn)[i], conn_fd(server, conn));
     if (start->ahead) {
         conn->flags |= FLAG_AHEAD;
         conn->ahead = start->position;
-    } else if (start->replay && conn->place.topic == server->main_topic) {
+    } else if (start->replay && conn_is_main(server, conn)) {
         conn->replay_end = server->main_topic->newest;
     }
     timer_stop(server, conn);
@@ -2503,15 +2104,6 @@ static void put_stream_begin(struct text *text, const struct server *server,
         put_catch_up_start(text, form, start->replay);
 }
 
-/* Every topic has been finished, and the reader has had all of it. */
-static bool has_ended(const struct server *server, const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        if (!topic_finished(&server->ring, reader->places[i].topic))
-            return false;
-    return reader_next(&server->ring, reader) == 0;
-}
-
 /* What the answers promise has to be on the disk before they go: the first of
  * them syncs for all of a turn. If it fails, they are taken back, and the
  * connection ends: false. */
@@ -2542,11 +2134,17 @@ static bool subscribe_to(struct server *server, struct conn *conn,
     char bytes[OUT_SIZE + OWN_MAX];
     struct text text = { bytes, sizeof(bytes), 0 };
     struct response head = stream_response(server, conn);
-    struct start start = { 0 };
+    char requested[REQUESTED_MAX];
+    struct start start;
+    uint64_t count;
 
-    if (!find_start(server, reader, request, &start)) {
+    if (!find_count(request, &count)) {
         respond_error(server, conn, 400, "last= is not a number of events");
-    } else if (has_ended(server, reader)) {
+        return false;
+    }
+    reader_start(&server->ring, reader, find_requested(request, requested),
+                 count, &start);
+    if (reader_finished(&server->ring, reader)) {
         respond(server, conn,
                 &(struct response){ .status = 204,
                                     .no_length = true,
@@ -2773,11 +2371,6 @@ static const char *refused_query(const struct server *server,
             found.length)
             return refused[i].why;
     return NULL;
-}
-
-static bool utf8_valid(struct slice text)
-{
-    return plain_length(text, false) == text.length;
 }
 
 /* Why no event may have this name; NULL if one may. */
@@ -3151,7 +2744,7 @@ static void body_ends(struct server *server, struct conn *conn)
         respond_published(server, conn, publication->last);
     else
         respond_published(server, conn,
-                          topic_newest_id(server, publication->topic));
+                          topic_newest_id(&server->ring, publication->topic));
 }
 
 /* Makes room for content, twice what there was if that is not too much. If
@@ -3218,8 +2811,8 @@ static void parse_piece(struct server *server, struct conn *conn)
 
     if (!make_parser_room(server, conn))
         return;
-    slice_skip(&publication->piece,
-               event_parser_read(parser, publication->piece));
+    publication->piece = slice_from(
+        publication->piece, event_parser_read(parser, publication->piece));
     if (parser->too_long)
         respond_too_large(server, conn);
     else if (parser->complete)
@@ -4054,15 +3647,16 @@ static void send_heartbeat(struct server *server, struct conn *conn)
 {
     char bytes[256], timestamp[TIMESTAMP_SIZE];
     struct text text = { bytes, sizeof(bytes), 0 };
-    size_t begin = text_begin_block(&text, conn->form);
+    uint64_t position = position_of(server, conn);
+    struct block block = { .id = &position };
 
     format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put(&text, "id: %llu\n",
-             (unsigned long long)position_of(server, conn));
-    if (conn_places(conn)->topic == server->main_topic)
-        text_put(&text, "data: {\"type\":\"heartbeat\",\"timestamp\":\"%s\"}\n",
-                 timestamp);
-    text_end_block(&text, conn->form, begin);
+    if (conn_is_main(server, conn))
+        text_put_block(&text, conn->form, &block,
+                       "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}",
+                       timestamp);
+    else
+        text_put_block(&text, conn->form, &block, NULL);
     stream_send(server, conn, text_slice(&text));
 }
 
@@ -4195,8 +3789,7 @@ static void init_watchdog(struct server *server)
     uint64_t microseconds;
 
     if (!text || (pid && strtol(pid, NULL, 10) != getpid()) ||
-        !slice_number((struct slice){ text, strlen(text) }, YEAR_S * 1000000,
-                      &microseconds) ||
+        !slice_number(slice_of(text), YEAR_S * 1000000, &microseconds) ||
         microseconds == 0)
         return;
     server->watchdog = microseconds / 2000 ? microseconds / 2000 : 1;
@@ -4376,7 +3969,7 @@ static void warn_of_mode(const char *path, mode_t mode)
 
     if (!(mode & (S_IROTH | S_IWOTH)))
         return;
-    log_quote(quoted, sizeof(quoted), (struct slice){ path, strlen(path) });
+    log_quote(quoted, sizeof(quoted), slice_of(path));
     log_event(LEVEL_WARN, "token_file_readable",
               "file=%s mode=%03o reason=\"others may read or write it\"",
               quoted, (unsigned)mode & 0777);
@@ -4413,7 +4006,7 @@ static void reload_token(struct server *server)
 
     if (!file)
         return;
-    log_quote(path, sizeof(path), (struct slice){ file, strlen(file) });
+    log_quote(path, sizeof(path), slice_of(file));
     refused = take_token(server);
     if (refused)
         log_event(LEVEL_ERROR, "token_not_reloaded",
@@ -4463,7 +4056,7 @@ static bool work_is_left(const struct server *server)
 
     for (int i = QUEUE_WORK; i <= QUEUE_READY; i++)
         count += server->queues[i].count;
-    return count || server->pass_first || input_is_ready(server);
+    return count || server->ring.pass_first || input_is_ready(server);
 }
 
 /* How long epoll may wait: until the nearest of what the clock brings. */
@@ -4627,7 +4220,9 @@ struct spec {
 
 /* In the order of their enums. */
 static const char *const publish_names[] = { "local", "unix", "none", NULL };
+
 static const char *const ids_names[] = { "own", "keep", NULL };
+
 static const char *const stdin_names[] = { "lines", "events", NULL };
 
 #define PLACE(member) offsetof(struct options, member)
@@ -4760,8 +4355,7 @@ static uint64_t parse_sync(const struct spec *spec, const char *text)
         return SYNC_NEVER;
     if (strcmp(text, "always") == 0)
         return SYNC_ALWAYS;
-    if (!slice_number((struct slice){ text, strlen(text) }, spec->maximum,
-                      &seconds) ||
+    if (!slice_number(slice_of(text), spec->maximum, &seconds) ||
         seconds < spec->minimum)
         die(EXIT_USAGE,
             "--%s: '%s' is not none, always, or a number of seconds from %llu "
@@ -4883,8 +4477,7 @@ static void check_cors(struct options *options)
 static void check_input(struct options *options)
 {
     const char *topic = options->topic ? options->topic : "";
-    const char *refused =
-        topic_name_refused((struct slice){ topic, strlen(topic) });
+    const char *refused = topic_name_refused(slice_of(topic));
 
     if (!options->input &&
         (options->topic || options->end || options->stdin_form != UNGIVEN))
@@ -5182,7 +4775,7 @@ static void init_history(struct server *server)
             "--history-bytes, --history",
             (unsigned long long)options->history_bytes);
     } else {
-        server->ring.unbegun = options->ids == IDS_KEEP;
+        server->ring.unbegun = server->ring.kept_ids = options->ids == IDS_KEEP;
     }
     server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
@@ -5252,8 +4845,7 @@ static void init_input(struct server *server)
         !grow(server, &exchange->in.bytes, &exchange->in.room, HEAD_MAX))
         die(EXIT_RUN_TIME, "no memory for standard input");
     publication = &exchange->publication;
-    publication->topic =
-        topic_hold(&server->ring, (struct slice){ topic, strlen(topic) });
+    publication->topic = topic_hold(&server->ring, slice_of(topic));
     if (!publication->topic ||
         !grow(server, &publication->content, &publication->content_room, room))
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
@@ -5540,7 +5132,7 @@ static bool split_address(const char *name, char host[64], const char **port)
         return false;
     memcpy(host, address.data, address.length);
     host[address.length] = '\0';
-    return slice_number((struct slice){ *port, strlen(*port) }, 65535, &number);
+    return slice_number(slice_of(*port), 65535, &number);
 }
 
 static void listen_tcp(struct server *server, const char *name)
@@ -5619,8 +5211,7 @@ static void take_listeners(struct server *server)
 
     if (!pid || !count || strtol(pid, NULL, 10) != getpid())
         return;
-    if (!slice_number((struct slice){ count, strlen(count) }, LISTENERS_MAX,
-                      &number))
+    if (!slice_number(slice_of(count), LISTENERS_MAX, &number))
         die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
             LISTENERS_MAX);
     for (uint64_t i = 0; i < number; i++)

@@ -31,6 +31,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -44,8 +45,185 @@ struct slice {
 /* A slice of a string literal. */
 #define SLICE(literal) ((struct slice){ (literal), sizeof(literal) - 1 })
 
+static inline struct slice slice_of(const char *text)
+{
+    return (struct slice){ text, strlen(text) };
+}
+
+/* What is left without the first `begin` bytes. */
+static inline struct slice slice_from(struct slice slice, size_t begin)
+{
+    return (struct slice){ slice.data + begin, slice.length - begin };
+}
+
+/* Whether the bytes are those of `text`. */
+static inline bool slice_is(struct slice slice, const char *text)
+{
+    return strlen(text) == slice.length &&
+           memcmp(slice.data, text, slice.length) == 0;
+}
+
+/* The value of decimal digits and nothing else: no sign, no leading zero.
+ * False if it is anything else or over `maximum`. */
+static inline bool slice_number(struct slice slice, uint64_t maximum,
+                                uint64_t *number)
+{
+    uint64_t value = 0;
+
+    if (slice.length == 0 || (slice.length > 1 && slice.data[0] == '0'))
+        return false;
+    for (size_t i = 0; i < slice.length; i++) {
+        unsigned digit = (unsigned char)slice.data[i] - '0';
+
+        if (digit > 9 || digit > maximum || value > (maximum - digit) / 10)
+            return false;
+        value = value * 10 + digit;
+    }
+    *number = value;
+    return true;
+}
+
 /* ------------------------------------------------------------------ ring.c
  *
+ * Events and their history. First how an event is spelled and read; then the
+ * ring that keeps events, and what a reader gets of it. Nothing here knows of
+ * sockets, of HTTP, or of the time of day.
+ */
+
+/* What a reader gets of a frame, or of a block of the server's own. */
+enum form {
+    FORM_PLAIN = 0,   /* the event stream's bytes alone: HTTP/1.0 */
+    FORM_CHUNKED = 1, /* with the chunk envelope */
+    FORM_SPLICED = 2, /* with the splice text, where there is a splice point */
+};
+
+/* Text being put together, in a buffer that is known to be large enough. */
+struct text {
+    char *bytes; /* not owned */
+    size_t room;
+    size_t length;
+};
+
+static inline struct slice text_slice(const struct text *text)
+{
+    return (struct slice){ text->bytes, text->length };
+}
+
+/* Each adds to the text: what printf(3) makes; bytes; a value as JSON spells
+ * it between quotes (RFC 8259, section 7), at most six bytes for one. What is
+ * no UTF-8 becomes U+FFFD. */
+__attribute__((format(printf, 2, 3))) void text_put(struct text *text,
+                                                    const char *format, ...);
+void text_put_bytes(struct text *text, const char *bytes, size_t length);
+void text_put_json(struct text *text, struct slice value);
+
+/* Whether all of the text is UTF-8 (RFC 3629). */
+bool utf8_valid(struct slice text);
+
+/* How many bytes the UTF-8 sequence at the start of a text that is not empty
+ * has; 0 if there is none. Then how many bytes one U+FFFD stands for: the
+ * Encoding standard's UTF-8 decoder, which is the practice of Unicode 15.0,
+ * section 3.9 ("maximal subparts"). */
+size_t utf8_sequence(struct slice text);
+size_t utf8_malformed(struct slice text);
+
+/* The fields that a block of an event stream begins with; what is NULL or
+ * empty is left out. */
+struct block {
+    const uint64_t *retry; /* ms */
+    const uint64_t *id;
+    struct slice event;
+};
+
+/*
+ * Adds a block of an event stream (WHATWG HTML, section 9.2.5) in a form:
+ * text_begin_block(), then "data:" lines, then text_end_block() with what the
+ * first has returned. text_put_block() does all of it, with one line of data
+ * as printf(3) makes it, or without data if `format` is NULL.
+ */
+size_t text_begin_block(struct text *text, unsigned form,
+                        const struct block *block);
+void text_end_block(struct text *text, unsigned form, size_t begin);
+__attribute__((format(printf, 4, 5))) void
+text_put_block(struct text *text, unsigned form, const struct block *block,
+               const char *format, ...);
+
+/* An event as it is published. */
+struct event {
+    struct slice name;
+    struct slice retry; /* digits */
+    struct slice data;  /* its lines end in LF, CR LF or CR */
+    uint64_t id;        /* 0: the next one */
+};
+
+/*
+ * Adds the frame of an event with that id. Each byte of data and name becomes
+ * FRAME_FACTOR bytes at the most ("data: " before each line, U+FFFD for a byte
+ * that is no UTF-8), and all else is at most FRAME_REST.
+ */
+void text_put_event(struct text *text, uint64_t id, const struct event *event);
+
+/*
+ * An event stream that is being read (WHATWG HTML, section 9.2.6,
+ * "Interpreting an event stream"), in pieces of any length. It buffers an
+ * event's values and no lines: comments and unknown fields may be of any
+ * length. The values are as they came; what is no UTF-8 is for the caller to
+ * replace.
+ *
+ * An id is its own block's and does not last beyond it.
+ */
+enum {
+    EVENT_NAME_MAX = 255,
+    EVENT_NUMBER_MAX = 16, /* digits of an id or a retry */
+    EVENT_FIELD_NAME_MAX = 5,
+};
+
+struct event_parser {
+    enum {
+        EVENT_BOM,  /* field_length bytes of it have come */
+        EVENT_NAME, /* of a field, or at the begin of a line */
+        EVENT_SPACE,
+        EVENT_VALUE,
+        EVENT_AFTER_CR,
+    } state;
+    enum event_field {
+        FIELD_OTHER,
+        FIELD_DATA,
+        FIELD_EVENT,
+        FIELD_ID,
+        FIELD_RETRY,
+    } field;
+    bool complete; /* the values are those of an event */
+    bool has_data;
+    bool has_id;
+    bool too_long; /* the data has more than `room` bytes */
+    bool candidate_has_nul;
+    char *data;         /* not owned */
+    size_t room;        /* of it */
+    size_t length;      /* of the data; its lines end in LF, but the last */
+    size_t name_length; /* over EVENT_NAME_MAX: it is longer than that */
+    size_t id_length;   /* over EVENT_NUMBER_MAX: likewise */
+    size_t retry_length;
+    size_t candidate_length;
+    size_t field_length;
+    char name[EVENT_NAME_MAX + 1];
+    char id[EVENT_NUMBER_MAX + 1];
+    char retry[EVENT_NUMBER_MAX + 1]; /* digits alone */
+    char candidate[EVENT_NUMBER_MAX + 1];
+    char field_name[EVENT_FIELD_NAME_MAX + 1];
+};
+
+/* Begins a stream. `data` has `room` bytes and is the caller's. */
+void event_parser_init(struct event_parser *parser, char *data, size_t room);
+
+/*
+ * Reads until an event is complete or the bytes are used up; returns how many
+ * it took. With parser->complete the values hold until the next call, which
+ * begins the next event. What comes after the last blank line is no event.
+ */
+size_t event_parser_read(struct event_parser *parser, struct slice data);
+
+/*
  * The history: frames in a byte ring, and an index with an entry for each.
  *
  * The bytes. A frame lies in the ring with its chunk envelope (RFC 9112,
@@ -91,9 +269,12 @@ enum {
     FRAME_HEAD = 10, /* a chunk size of constant width and its CR LF */
     FRAME_TAIL = 2,  /* the CR LF after the chunk's data */
 
-    /* bytes of the longest: the data of --max-event, each byte of which
-     * becomes seven at most; lengths and their sums with what is added fit 32
-     * bits, and the chunk size eight digits */
+    FRAME_FACTOR = 7,
+    FRAME_REST = 3 * EVENT_NAME_MAX + 1024,
+
+    /* bytes of the longest, of the longest data that there may be; lengths and
+     * their sums with what is added fit 32 bits, and the chunk size eight
+     * digits */
     FRAME_MAX = 1 << 28,
 };
 
@@ -137,10 +318,12 @@ struct ring {
     uint64_t mark;      /* the greatest mark of a topic forgotten */
     uint64_t emptied; /* the newest id whose eviction left its topic nothing */
     void *topics;     /* owned: a tree by name, tsearch(3) */
-    struct slice splice_text;  /* not owned */
+    struct topic *pass_first, *pass_last; /* see pass_next(); held */
+    struct slice splice_text;             /* not owned */
     struct history_file *file; /* owned; NULL: it is in memory alone */
     int64_t time;  /* milliseconds since 1970, for records; the caller's */
-    bool unbegun;  /* with ids from outside: the next one is where it begins */
+    bool kept_ids; /* ids come from outside; the caller's without a file */
+    bool unbegun;  /* and the next one is where it begins */
     bool unsynced; /* something has been appended since ring_sync() */
 };
 
@@ -150,9 +333,9 @@ enum {
 };
 
 /*
- * A topic: a name and a chain through the ring. It lasts while a frame of it
- * is held or somebody holds it, and is then forgotten. The second part is
- * sse.c's: its subscribers, and how far the delivery of what is new has come.
+ * A topic: a name and a chain through the ring; its subscribers, and how far
+ * the delivery of what is new has come. It lasts while a frame of it is held or
+ * somebody holds it, and is then forgotten.
  */
 struct topic {
     uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
@@ -165,12 +348,12 @@ struct topic {
 
     uint32_t subscriber_count;
     uint32_t subscriber_room;
-    uint32_t *subscribers; /* owned: file descriptors, in no order */
+    uint32_t *subscribers; /* owned: numbers of the caller's, in no order */
     uint32_t unvisited;    /* those at [0, unvisited) in this pass */
-    bool in_pass;          /* in the queue of topics with new frames */
     struct topic *next_in_pass;
-    uint64_t pass_end;    /* newest frame when the pass began */
-    uint64_t undelivered; /* oldest frame not yet offered to all, 0: none */
+    uint64_t pass_newest; /* newest frame when the pass began */
+    uint64_t undelivered; /* oldest frame not yet offered to all; 0: none, and
+                             the topic is in no pass */
 
     struct slice name; /* in the same piece of memory */
 };
@@ -180,7 +363,7 @@ struct topic {
 struct place {
     struct topic *topic;
     uint64_t last;
-    uint32_t index; /* sse.c's: in topic->subscribers */
+    uint32_t index; /* in topic->subscribers, of one that has joined */
     bool ended;     /* what was passed last has finished the topic */
 };
 
@@ -189,13 +372,6 @@ struct place {
 struct cursor {
     uint32_t sent;
     uint32_t events;
-};
-
-/* What a reader gets of a frame. */
-enum form {
-    FORM_PLAIN = 0,   /* the event stream's bytes alone: HTTP/1.0 */
-    FORM_CHUNKED = 1, /* with the chunk envelope */
-    FORM_SPLICED = 2, /* with the splice text, where there is a place */
 };
 
 /* What is read: the frames of up to READER_TOPICS_MAX topics as one sequence,
@@ -263,9 +439,9 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
 
 /*
  * The same for looking at a file alone, of any owner: it is mapped, not
- * locked and not written. Its `path` and `splice_text` are all that counts of
- * `wanted`. A server may be writing it: *pid is then that of the server, else
- * 0.
+ * locked and not written. Its `path`, `read_only` and `splice_text` are all
+ * that counts of `wanted`. A server may be writing it: *pid is then that of the
+ * server, else 0.
  */
 int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
@@ -364,6 +540,40 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
  * finished. */
 bool topic_finished(const struct ring *ring, const struct topic *topic);
 
+/* The id of the newest event that the topic ever had; 0: none is known. */
+uint64_t topic_newest_id(const struct ring *ring, const struct topic *topic);
+
+/*
+ * A topic's subscribers: numbers of the caller's. topic_reserve() makes room
+ * for one more, false without memory; topic_join() then cannot fail. With
+ * topic_leave() the last subscriber takes the index that becomes free: it is
+ * returned, and its place is for the caller to change; it may be the one that
+ * leaves. The topic is held meanwhile.
+ */
+#define NONE UINT32_MAX /* no subscriber has this number */
+bool topic_reserve(struct topic *topic);
+void topic_join(const struct ring *ring, struct place *place,
+                uint32_t subscriber);
+uint32_t topic_leave(const struct place *place);
+
+/*
+ * The next subscriber that is to be offered what is new in its topic; NONE
+ * when all have been. pass_yield(), when the caller has done enough for now,
+ * lets other topics go first. A subscriber comes again if more was appended
+ * after its topic's pass had begun.
+ */
+uint32_t pass_next(struct ring *ring);
+void pass_yield(struct ring *ring);
+
+/*
+ * Whether a frame of `length` bytes would evict one that a subscriber has not
+ * been offered yet, in a pass; or the frame `needed` or one behind it (0:
+ * none), which a subscriber outside of passes waits to be sent. Publishers wait
+ * then.
+ */
+bool ring_would_overrun(const struct ring *ring, size_t length,
+                        uint64_t needed);
+
 /* The ordinal of the frame that the reader gets next, 0 if there is none. */
 uint64_t reader_next(const struct ring *ring, const struct reader *reader);
 
@@ -378,6 +588,37 @@ void reader_back(const struct ring *ring, const struct reader *reader,
                  uint64_t count);
 void reader_skip(const struct ring *ring, const struct reader *reader,
                  uint64_t id);
+
+/* Where a stream begins. */
+struct start {
+    struct slice requested; /* the id that was given; empty if none was */
+    uint64_t id;            /* its number, if it is `known` */
+    uint64_t position;      /* the id that stands for the begin */
+    uint64_t replay;        /* how many frames are replayed */
+    bool known;    /* an id of this history, or one that may come to be */
+    bool unusable; /* neither that nor "earliest": nothing is known of it */
+    bool gap;      /* something that was asked for may be gone */
+    bool ahead;    /* of the newest id: others have had it */
+};
+
+/*
+ * Moves the reader's places to where it begins: behind the id that is
+ * requested; before all that is held, if that is no id of this history; before
+ * the newest `count` events, if nothing is requested. Says what that means.
+ */
+void reader_start(const struct ring *ring, const struct reader *reader,
+                  struct slice requested, uint64_t count, struct start *start);
+
+/* Whether something that was asked for may be gone from this topic; and the id
+ * of the oldest event behind all that may be gone, 0 if none is held. */
+bool start_lost(const struct start *start, const struct topic *topic);
+uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
+                      const struct start *start);
+
+/* Whether every topic has been finished and the reader has nothing to get; and
+ * whether that was the last that it got of each. */
+bool reader_finished(const struct ring *ring, const struct reader *reader);
+bool reader_ended(const struct reader *reader);
 
 /*
  * Fills at most `room` iovecs with about `budget` bytes (a frame more, at the
@@ -494,29 +735,8 @@ struct slice http_bearer(struct slice authorization);
 /* Whether a Content-Type is that media type, whatever its parameters. */
 bool http_media_type_is(struct slice content_type, const char *media_type);
 
-/* Whether the bytes are those of `text`. */
-bool slice_is(struct slice slice, const char *text);
-
-/* The same, ASCII letters of either case alike. */
+/* Whether the bytes are those of `text`, ASCII letters of either case alike. */
 bool slice_equals(struct slice slice, const char *text);
-
-/* The value of decimal digits and nothing else: no sign, no leading zero.
- * False if it is anything else or over `maximum`. */
-bool slice_number(struct slice slice, uint64_t maximum, uint64_t *number);
-
-/* Where the next LF or CR is in [at, end); `end` if there is none. It looks
- * little further than that, so that many short lines cost no more than a long
- * one. */
-const char *line_end(const char *at, const char *end);
-
-/* How many bytes the UTF-8 sequence (RFC 3629) at the start of a text that is
- * not empty has; 0 if there is none. */
-size_t utf8_sequence(struct slice text);
-
-/* How many bytes at the start of a text that begins with no sequence one
- * U+FFFD stands for: the Encoding standard's UTF-8 decoder, which is the
- * practice of Unicode 15.0, section 3.9 ("maximal subparts"). */
-size_t utf8_malformed(struct slice text);
 
 /* The body of a request, as its bytes arrive. */
 struct body {
@@ -550,66 +770,6 @@ void http_body_init(struct body *body, const struct request *request);
  */
 ssize_t http_body_read(struct body *body, struct slice data,
                        struct slice *piece);
-
-/*
- * An event stream that is being read (WHATWG HTML, section 9.2.6,
- * "Interpreting an event stream"), in pieces of any length. It buffers an
- * event's values and no lines: comments and unknown fields may be of any
- * length. The values are as they came; what is no UTF-8 is for the caller to
- * replace.
- *
- * An id is its own block's and does not last beyond it.
- */
-enum {
-    EVENT_NAME_MAX = 255,
-    EVENT_NUMBER_MAX = 16, /* digits of an id or a retry */
-    EVENT_FIELD_NAME_MAX = 5,
-};
-
-struct event_parser {
-    enum {
-        EVENT_BOM,  /* field_length bytes of it have come */
-        EVENT_NAME, /* of a field, or at the begin of a line */
-        EVENT_SPACE,
-        EVENT_VALUE,
-        EVENT_AFTER_CR,
-    } state;
-    enum event_field {
-        FIELD_OTHER,
-        FIELD_DATA,
-        FIELD_EVENT,
-        FIELD_ID,
-        FIELD_RETRY,
-    } field;
-    bool complete; /* the values are those of an event */
-    bool has_data;
-    bool has_id;
-    bool too_long; /* the data has more than `room` bytes */
-    bool candidate_has_nul;
-    char *data;         /* not owned */
-    size_t room;        /* of it */
-    size_t length;      /* of the data; its lines end in LF, but the last */
-    size_t name_length; /* over EVENT_NAME_MAX: it is longer than that */
-    size_t id_length;   /* over EVENT_NUMBER_MAX: likewise */
-    size_t retry_length;
-    size_t candidate_length;
-    size_t field_length;
-    char name[EVENT_NAME_MAX + 1];
-    char id[EVENT_NUMBER_MAX + 1];
-    char retry[EVENT_NUMBER_MAX + 1]; /* digits alone */
-    char candidate[EVENT_NUMBER_MAX + 1];
-    char field_name[EVENT_FIELD_NAME_MAX + 1];
-};
-
-/* Begins a stream. `data` has `room` bytes and is the caller's. */
-void event_parser_init(struct event_parser *parser, char *data, size_t room);
-
-/*
- * Reads until an event is complete or the bytes are used up; returns how many
- * it took. With parser->complete the values hold until the next call, which
- * begins the next event. What comes after the last blank line is no event.
- */
-size_t event_parser_read(struct event_parser *parser, struct slice data);
 
 /* A response head to be written; what is zero is left out. */
 struct response {

@@ -149,8 +149,9 @@ static void add_subscriber(uint32_t fd)
     conn->topics = 1;
     conn->place = (struct place){ .topic = topic, .last = topic_end(topic) };
     topic->references++;
-    if (!join_topics(&server, conn))
+    if (!topic_reserve(topic))
         die(1, "no memory for a subscriber");
+    topic_join(&server.ring, &conn->place, fd);
 }
 
 /* One event to each topic. */
@@ -168,7 +169,7 @@ static void publish_to_all(const struct event *event)
 
 static bool is_delivered(void)
 {
-    return !server.pass_first && !server.queues[QUEUE_READY].count;
+    return !server.ring.pass_first && !server.queues[QUEUE_READY].count;
 }
 
 /* Publishes and delivers to the end; returns the nanoseconds per delivery. */

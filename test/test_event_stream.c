@@ -383,3 +383,141 @@ Test(event_stream, agrees_with_a_naive_one)
                   SEED, i, first, second, got.text, expected.text);
     }
 }
+
+/* ------------------------------------------------------------ event text */
+
+/* RFC 3629, section 4, spelled out byte by byte. */
+static size_t naive_utf8(const unsigned char *s, size_t length)
+{
+    uint32_t code;
+    size_t size = s[0] < 0x80             ? 1
+                  : (s[0] & 0xE0) == 0xC0 ? 2
+                  : (s[0] & 0xF0) == 0xE0 ? 3
+                  : (s[0] & 0xF8) == 0xF0 ? 4
+                                          : 0;
+    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+
+    if (size == 0 || size > length)
+        return 0;
+    code = size == 1 ? s[0] : s[0] & (0x7FU >> size);
+    for (size_t i = 1; i < size; i++) {
+        if ((s[i] & 0xC0) != 0x80)
+            return 0;
+        code = code << 6 | (s[i] & 0x3F);
+    }
+    return code < least[size] || code > 0x10FFFF ||
+                   (code >= 0xD800 && code < 0xE000)
+               ? 0
+               : size;
+}
+
+Test(text, utf8_as_the_rfc_has_it)
+{
+    static const unsigned char tails[] = { 0x00, 0x7F, 0x80, 0x8F, 0x90,
+                                           0x9F, 0xA0, 0xBF, 0xC0, 0xFF };
+
+    for (unsigned first = 0; first < 256; first++)
+        for (unsigned second = 0; second < 256; second++)
+            for (size_t tail = 0; tail < COUNT(tails) * COUNT(tails); tail++)
+                for (size_t length = 1; length <= 4; length++) {
+                    unsigned char s[4] = { (unsigned char)first,
+                                           (unsigned char)second,
+                                           tails[tail / COUNT(tails)],
+                                           tails[tail % COUNT(tails)] };
+                    struct slice text = { (char *)s, length };
+
+                    if (utf8_sequence(text) != naive_utf8(s, length))
+                        cr_assert_fail("%02x %02x %02x %02x: %zu", s[0], s[1],
+                                       s[2], s[3], length);
+                }
+}
+
+/* The table of Unicode 15.0, section 3.9, "U+FFFD substitution of maximal
+ * subparts", and ends that are cut. */
+Test(utf8, one_replacement_stands_for_a_maximal_subpart)
+{
+    static const struct {
+        const char *text;
+        size_t length;
+    } texts[] = {
+        { "\xF1\x80\x80\x41", 3 },
+        { "\xE1\x80\x41", 2 },
+        { "\xC2\x41", 1 },
+        { "\xC0\xAF", 1 },
+        { "\xE0\x80\xBF", 1 },
+        { "\xF0\x81\x82", 1 },
+        { "\xED\xA0\x80", 1 },
+        { "\xF4\x91\x92", 1 },
+        { "\xFF", 1 },
+        { "\x80\x80", 1 },
+        { "\xE4\xBD", 2 },
+        { "\xE4", 1 },
+        { "\xF0\x90\x80", 3 },
+        { "\xF5\x80\x80\x80", 1 },
+        { "\xF0\x9F\x98\xF0", 3 },
+        { "\xC2", 1 },
+    };
+
+    for (size_t i = 0; i < COUNT(texts); i++)
+        cr_assert(utf8_malformed(slice_of(texts[i].text)) == texts[i].length,
+                  "%zu", i);
+}
+
+static struct slice parsed_name(const struct event_parser *parser)
+{
+    return (struct slice){ parser->name, parser->name_length };
+}
+
+/* What is written as a block is read as the same event. */
+Test(texts, an_event_is_read_as_it_was_written)
+{
+    static const struct {
+        const char *name, *retry, *data, *read;
+    } rows[] = {
+        { "", "", "", "" },
+        { "token", "", "one", "one" },
+        { "a b", "250", "one\ntwo", "one\ntwo" },
+        { "", "", "one\r\ntwo\rthree\n", "one\ntwo\nthree\n" },
+        { "", "", "\n\n", "\n\n" },
+        { "", "", " blank", " blank" },
+        { "\xFF", "", "a\x80z", "a\xEF\xBF\xBDz" },
+        { "你好", "", "data: x: y", "data: x: y" },
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char bytes[512], data[256];
+        struct text text = { bytes, sizeof(bytes), 0 };
+        struct event event = { .name = slice_of(rows[i].name),
+                               .retry = slice_of(rows[i].retry),
+                               .data = slice_of(rows[i].data) };
+        struct event_parser parser;
+        struct slice block;
+
+        text_put_event(&text, 77, &event);
+        block = (struct slice){ bytes + FRAME_HEAD,
+                                text.length - FRAME_HEAD - FRAME_TAIL };
+        event_parser_init(&parser, data, sizeof(data));
+        cr_assert(event_parser_read(&parser, block) == block.length);
+        cr_assert(parser.complete);
+        cr_assert(
+            slice_is((struct slice){ data, parser.length }, rows[i].read));
+        cr_assert(
+            slice_is((struct slice){ parser.id, parser.id_length }, "77"));
+        cr_assert(slice_is((struct slice){ parser.retry, parser.retry_length },
+                           rows[i].retry));
+        cr_assert(i == 6 || slice_is(parsed_name(&parser), rows[i].name));
+    }
+}
+
+/* The chunk size is that of the bytes between the envelope's two parts. */
+Test(texts, a_chunk_says_its_size)
+{
+    char bytes[256];
+    struct text text = { bytes, sizeof(bytes), 0 };
+    size_t begin_at =
+        text_begin_block(&text, FORM_CHUNKED, &(struct block){ 0 });
+
+    text_put(&text, "data: x\n");
+    text_end_block(&text, FORM_CHUNKED, begin_at);
+    cr_assert(slice_is(text_slice(&text), "00000009\r\ndata: x\n\n\r\n"));
+}

@@ -909,11 +909,6 @@ Test(body, limits_what_is_no_content)
 
 /* --------------------------------------------------------- small parsers */
 
-static struct slice slice_of(const char *text)
-{
-    return (struct slice){ text, strlen(text) };
-}
-
 Test(text, numbers)
 {
     uint64_t number = 0;
@@ -937,52 +932,6 @@ Test(text, numbers)
     cr_assert(!slice_number(slice_of(" 1"), 9, &number));
     cr_assert(!slice_number(slice_of("1 "), 9, &number));
     cr_assert(!slice_number(slice_of("1a"), 99, &number));
-}
-
-/* RFC 3629, section 4, spelled out byte by byte. */
-static size_t naive_utf8(const unsigned char *s, size_t length)
-{
-    uint32_t code;
-    size_t size = s[0] < 0x80             ? 1
-                  : (s[0] & 0xE0) == 0xC0 ? 2
-                  : (s[0] & 0xF0) == 0xE0 ? 3
-                  : (s[0] & 0xF8) == 0xF0 ? 4
-                                          : 0;
-    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-
-    if (size == 0 || size > length)
-        return 0;
-    code = size == 1 ? s[0] : s[0] & (0x7FU >> size);
-    for (size_t i = 1; i < size; i++) {
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
-        code = code << 6 | (s[i] & 0x3F);
-    }
-    return code < least[size] || code > 0x10FFFF ||
-                   (code >= 0xD800 && code < 0xE000)
-               ? 0
-               : size;
-}
-
-Test(text, utf8_as_the_rfc_has_it)
-{
-    static const unsigned char tails[] = { 0x00, 0x7F, 0x80, 0x8F, 0x90,
-                                           0x9F, 0xA0, 0xBF, 0xC0, 0xFF };
-
-    for (unsigned first = 0; first < 256; first++)
-        for (unsigned second = 0; second < 256; second++)
-            for (size_t tail = 0; tail < COUNT(tails) * COUNT(tails); tail++)
-                for (size_t length = 1; length <= 4; length++) {
-                    unsigned char s[4] = { (unsigned char)first,
-                                           (unsigned char)second,
-                                           tails[tail / COUNT(tails)],
-                                           tails[tail % COUNT(tails)] };
-                    struct slice text = { (char *)s, length };
-
-                    if (utf8_sequence(text) != naive_utf8(s, length))
-                        cr_assert_fail("%02x %02x %02x %02x: %zu", s[0], s[1],
-                                       s[2], s[3], length);
-                }
 }
 
 Test(text, query_parameters)
@@ -1335,6 +1284,7 @@ Test(file, the_bundled_ones)
 
 /* A folder with a bit of everything; the test's process may leave it. */
 static int folder = -1;
+
 static char folder_name[] = "/tmp/ssed-unit-XXXXXX";
 
 static void write_file(const char *name, const char *content)
@@ -1731,35 +1681,4 @@ Test(query, gives_one_after_the_other)
     }
     cr_assert(
         !http_query_next(&query, "topic", buffer, sizeof(buffer), &value));
-}
-
-/* The table of Unicode 15.0, section 3.9, "U+FFFD substitution of maximal
- * subparts", and ends that are cut. */
-Test(utf8, one_replacement_stands_for_a_maximal_subpart)
-{
-    static const struct {
-        const char *text;
-        size_t length;
-    } cases[] = {
-        { "\xF1\x80\x80\x41", 3 },
-        { "\xE1\x80\x41", 2 },
-        { "\xC2\x41", 1 },
-        { "\xC0\xAF", 1 },
-        { "\xE0\x80\xBF", 1 },
-        { "\xF0\x81\x82", 1 },
-        { "\xED\xA0\x80", 1 },
-        { "\xF4\x91\x92", 1 },
-        { "\xFF", 1 },
-        { "\x80\x80", 1 },
-        { "\xE4\xBD", 2 },
-        { "\xE4", 1 },
-        { "\xF0\x90\x80", 3 },
-        { "\xF5\x80\x80\x80", 1 },
-        { "\xF0\x9F\x98\xF0", 3 },
-        { "\xC2", 1 },
-    };
-
-    for (size_t i = 0; i < COUNT(cases); i++)
-        cr_assert(utf8_malformed(slice_of(cases[i].text)) == cases[i].length,
-                  "%zu", i);
 }

@@ -3,7 +3,9 @@
  * a stream begins, the memory of requests, and what options are made of.
  */
 #define main ssed_main
+
 int ssed_main(int argc, char **argv);
+
 /* NOLINTNEXTLINE(bugprone-suspicious-include): the server without its main */
 #include "../sse.c"
 #undef main
@@ -11,11 +13,6 @@ int ssed_main(int argc, char **argv);
 #include <criterion/criterion.h>
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
-static struct slice slice_of(const char *text)
-{
-    return (struct slice){ text, strlen(text) };
-}
 
 /* A server that has memory, and neither sockets nor a loop. */
 static void begin(struct server *server, uint32_t connections)
@@ -134,63 +131,6 @@ Test(timers, expire_when_they_are_due)
 
 /* ------------------------------------------------------ texts of streams */
 
-static struct slice parsed_name(const struct event_parser *parser)
-{
-    return (struct slice){ parser->name, parser->name_length };
-}
-
-/* What is written as a block is read as the same event. */
-Test(texts, an_event_is_read_as_it_was_written)
-{
-    static const struct {
-        const char *name, *retry, *data, *read;
-    } rows[] = {
-        { "", "", "", "" },
-        { "token", "", "one", "one" },
-        { "a b", "250", "one\ntwo", "one\ntwo" },
-        { "", "", "one\r\ntwo\rthree\n", "one\ntwo\nthree\n" },
-        { "", "", "\n\n", "\n\n" },
-        { "", "", " blank", " blank" },
-        { "\xFF", "", "a\x80z", "a\xEF\xBF\xBDz" },
-        { "你好", "", "data: x: y", "data: x: y" },
-    };
-
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        char bytes[512], data[256];
-        struct text text = { bytes, sizeof(bytes), 0 };
-        struct event event = { .name = slice_of(rows[i].name),
-                               .retry = slice_of(rows[i].retry),
-                               .data = slice_of(rows[i].data) };
-        size_t begin_at = text_begin_block(&text, FORM_PLAIN);
-        struct event_parser parser;
-
-        put_event(&text, 77, &event);
-        text_end_block(&text, FORM_PLAIN, begin_at);
-        event_parser_init(&parser, data, sizeof(data));
-        cr_assert(event_parser_read(&parser, text_slice(&text)) == text.length);
-        cr_assert(parser.complete);
-        cr_assert(
-            slice_is((struct slice){ data, parser.length }, rows[i].read));
-        cr_assert(
-            slice_is((struct slice){ parser.id, parser.id_length }, "77"));
-        cr_assert(slice_is((struct slice){ parser.retry, parser.retry_length },
-                           rows[i].retry));
-        cr_assert(i == 6 || slice_is(parsed_name(&parser), rows[i].name));
-    }
-}
-
-/* The chunk size is that of the bytes between the envelope's two parts. */
-Test(texts, a_chunk_says_its_size)
-{
-    char bytes[256];
-    struct text text = { bytes, sizeof(bytes), 0 };
-    size_t begin_at = text_begin_block(&text, FORM_CHUNKED);
-
-    text_put(&text, "data: x\n");
-    text_end_block(&text, FORM_CHUNKED, begin_at);
-    cr_assert(slice_is(text_slice(&text), "00000009\r\ndata: x\n\n\r\n"));
-}
-
 /* A message takes the splice text after its `"type":"`, and is JSON whatever
  * the bytes are. */
 Test(texts, a_message_is_json)
@@ -253,9 +193,13 @@ Test(start, is_where_the_request_says)
         struct reader reader = { .places = &place, .count = 1 };
         struct request request = { .last_event_id = slice_of(rows[i].header),
                                    .query = slice_of(rows[i].query) };
-        struct start start = { 0 };
+        char buffer[REQUESTED_MAX];
+        struct start start;
+        uint64_t count;
 
-        cr_assert(find_start(&server, &reader, &request, &start));
+        cr_assert(find_count(&request, &count));
+        reader_start(&server.ring, &reader, find_requested(&request, buffer),
+                     count, &start);
         cr_assert(place.last == rows[i].last, "row %zu", i);
         cr_assert(start.position == rows[i].position, "row %zu", i);
         cr_assert(start.replay == rows[i].replay, "row %zu", i);
