@@ -23,7 +23,8 @@ COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
 LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
 CORE := sse ring http
-UNIT_TESTS := test_ring test_history test_http test_event_stream test_sse
+UNIT_TESTS := test_ring test_history test_http test_connections \
+	test_event_stream test_sse
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
 	test/black-box/another_boot.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
@@ -82,6 +83,7 @@ $(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
 $(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
 $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
 	$(BUILD)/ring.o
+$(BUILD)/test/test_connections: $(BUILD)/test/test_connections.o
 $(BUILD)/test/test_sse: $(BUILD)/test/test_sse.o $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
 $(TESTS):

@@ -11,17 +11,60 @@
 #include "sse.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <ctype.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
+
+/* Sizes that a build for tests may have otherwise, with -D. */
+#ifndef IN_FIRST
+#define IN_FIRST 2048 /* bytes of a request that are read at first */
+#endif
+#ifndef STEP_EVENTS
+#define STEP_EVENTS 16 /* events or so between two looks at the clock */
+#endif
+#ifndef SPARE_EXCHANGES
+#define SPARE_EXCHANGES 64 /* kept for the next requests */
+#endif
+#ifndef ACCEPTS_MAX
+#define ACCEPTS_MAX 32 /* connections of one listener in one turn */
+#endif
+
+enum {
+    OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
+    PIECE_SMALL = 512,  /* bytes: copying it costs less than an iovec does */
+    TURN_WORK = 1000,   /* us of a turn for a queue of connections */
+    TURN_BUSY = 250,    /* and for one of those that are busy */
+    VISIT = 100,        /* us for one of them before others have theirs */
+    ACCEPT_PAUSE = 100, /* ms without accept when descriptors ran out */
+    CONNECTIONS_DEFAULT = 1000000,
+    BODY_RATE = 1024,     /* bytes a second that a plain body must keep up */
+    LINGER = 2000,        /* ms for a peer to read the last answer */
+    SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
+    NOTSENT = 64 * 1024,
+    USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
+    UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
+    LOCK_PATIENCE = 5000,      /* ms for others to make theirs beside it */
+    TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
+};
 
 /* -------------------------------------------------------------- slices */
 
@@ -653,13 +696,6 @@ bool http_origin_is_host(struct slice origin, struct slice host)
            strncasecmp(origin.data, host.data, host.length) == 0;
 }
 
-struct slice http_bearer(struct slice authorization)
-{
-    if (!slice_begins(authorization, "Bearer "))
-        return (struct slice){ "", 0 };
-    return slice_trimmed(slice_from(authorization, 7));
-}
-
 bool http_media_type_is(struct slice content_type, const char *media_type)
 {
     return slice_equals(slice_trimmed(slice_split(&content_type, ';')),
@@ -911,12 +947,12 @@ static void put_modified(struct head *head, time_t modified)
 static void put_content(struct head *head, const struct response *response)
 {
     put_field(head, "Content-Type", response->type);
-    if (!response->no_length)
+    if (response->status != 204 && response->status != 304)
         put_line(head, "Content-Length: %llu\r\n",
                  (unsigned long long)response->length);
     put_field(head, "ETag", response->etag);
     put_modified(head, response->modified);
-    if (response->ranges)
+    if (response->etag) /* it is a file */
         put_field(head, "Accept-Ranges", "bytes");
     if (response->status == 206)
         put_line(head, "Content-Range: bytes %llu-%llu/%llu\r\n",
@@ -944,7 +980,7 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     else
         put_content(&head, response);
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
-    if (response->authenticate)
+    if (response->status == 401)
         put_field(&head, "WWW-Authenticate", "Bearer");
     if (response->retry_after)
         put_line(&head, "Retry-After: %u\r\n", response->retry_after);
@@ -1260,10 +1296,8 @@ void http_file_response(const struct file *file, const struct request *request,
     response->etag = file->etag;
     response->modified = file->modified;
     response->length = file->length;
-    response->ranges = true;
     if (not_modified(file, request)) {
         response->status = 304;
-        response->no_length = true;
         return;
     }
     if (request->method == METHOD_GET && request->range.data &&
@@ -1278,4 +1312,2019 @@ void http_file_response(const struct file *file, const struct request *request,
     response->range_first = *first;
     response->range_last = last;
     response->range_total = file->length;
+}
+
+/* ------------------------------------------------------------ clock, lists
+ *
+ * The queues and the timers are lists through the table of connections, by
+ * descriptor. A timer is in the slot of the wheel that its tick falls to; one
+ * that is further away than the wheel is long is passed over until its turn.
+ */
+
+uint64_t clock_us(clockid_t clock)
+{
+    struct timespec now;
+
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+uint64_t clock_ms(clockid_t clock)
+{
+    return clock_us(clock) / 1000;
+}
+
+static bool list_is_empty(const struct list *list)
+{
+    return list->first == NONE;
+}
+
+/* `of` is where the link is in struct conn. */
+static struct link *link_of(struct http *http, uint32_t fd, size_t of)
+{
+    return (struct link *)(void *)((char *)conn_at(http, fd) + of);
+}
+
+static void list_add(struct http *http, struct list *list, uint32_t fd,
+                     size_t of)
+{
+    *link_of(http, fd, of) = (struct link){ list->last, NONE };
+    if (list->last == NONE)
+        list->first = fd;
+    else
+        link_of(http, list->last, of)->next = fd;
+    list->last = fd;
+}
+
+static void list_remove(struct http *http, struct list *list, uint32_t fd,
+                        size_t of)
+{
+    const struct link *link = link_of(http, fd, of);
+
+    if (link->previous == NONE)
+        list->first = link->next;
+    else
+        link_of(http, link->previous, of)->next = link->next;
+    if (link->next == NONE)
+        list->last = link->previous;
+    else
+        link_of(http, link->next, of)->previous = link->previous;
+}
+
+void queue_push(struct http *http, enum queue_name name, struct conn *conn)
+{
+    struct queue *queue = &http->queues[name];
+
+    assert(conn->queue == QUEUE_NONE);
+    conn->queue = (uint8_t)name;
+    list_add(http, &queue->list, conn_fd(http, conn),
+             offsetof(struct conn, queue_link));
+    queue->count++;
+}
+
+void queue_remove(struct http *http, struct conn *conn)
+{
+    struct queue *queue = &http->queues[conn->queue];
+
+    if (conn->queue == QUEUE_NONE)
+        return;
+    list_remove(http, &queue->list, conn_fd(http, conn),
+                offsetof(struct conn, queue_link));
+    queue->count--;
+    conn->queue = QUEUE_NONE;
+}
+
+struct conn *queue_pop(struct http *http, enum queue_name name)
+{
+    struct conn *conn = conn_at(http, http->queues[name].list.first);
+
+    queue_remove(http, conn);
+    return conn;
+}
+
+void timer_stop(struct http *http, struct conn *conn)
+{
+    if (conn->deadline == 0)
+        return;
+    list_remove(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
+                conn_fd(http, conn), offsetof(struct conn, timer_link));
+    conn->deadline = 0;
+}
+
+void timer_start(struct http *http, struct conn *conn, uint64_t delay)
+{
+    timer_stop(http, conn);
+    conn->deadline = (uint32_t)((http->now + delay) >> TICK_SHIFT) + 1;
+    list_add(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
+             conn_fd(http, conn), offsetof(struct conn, timer_link));
+}
+
+/* When the next connection's timer may be due, in ms. */
+static uint64_t wheel_next(const struct http *http)
+{
+    for (uint64_t tick = http->wheel_tick + 1;
+         tick <= http->wheel_tick + WHEEL_SLOTS; tick++)
+        if (!list_is_empty(&http->wheel[tick % WHEEL_SLOTS]))
+            return tick << TICK_SHIFT;
+    return NEVER;
+}
+
+/* ------------------------------------------------------ memory of requests
+ *
+ * All that requests hold is counted in http->request_memory and bounded by
+ * http->memory_limit: the exchanges, with their buffers; what of a publication
+ * is under way; what is put back of a stream's own bytes. Exchanges that are
+ * not in use are kept for the next requests, and not counted.
+ */
+
+bool memory_take(struct http *http, size_t bytes)
+{
+    if (bytes > http->memory_limit ||
+        http->request_memory > http->memory_limit - bytes)
+        return false;
+    http->request_memory += bytes;
+    return true;
+}
+
+void memory_return(struct http *http, size_t bytes)
+{
+    http->request_memory -= bytes;
+}
+
+bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted)
+{
+    char *moved;
+
+    if (wanted <= *room)
+        return true;
+    if (!memory_take(http, wanted - *room))
+        return false;
+    moved = realloc(*bytes, wanted);
+    if (!moved) {
+        memory_return(http, wanted - *room);
+        return false;
+    }
+    *bytes = moved;
+    *room = wanted;
+    return true;
+}
+
+void memory_free(struct http *http, char **bytes, size_t *room)
+{
+    free(*bytes);
+    memory_return(http, *room);
+    *bytes = NULL;
+    *room = 0;
+}
+
+static void exchange_free(struct exchange *exchange)
+{
+    free(exchange->in.bytes);
+    free(exchange->out.bytes);
+    free(exchange);
+}
+
+/* What an exchange has allocated, but for content. */
+static size_t exchange_size(const struct exchange *exchange)
+{
+    return sizeof(*exchange) + exchange->in.room + exchange->out.room;
+}
+
+static struct exchange *exchange_make(void)
+{
+    struct exchange *exchange = calloc(1, sizeof(*exchange));
+
+    if (!exchange)
+        return NULL;
+    exchange->in.bytes = malloc(IN_FIRST);
+    exchange->out.bytes = malloc(OUT_ROOM);
+    if (!exchange->in.bytes || !exchange->out.bytes) {
+        exchange_free(exchange);
+        return NULL;
+    }
+    exchange->in.room = IN_FIRST;
+    exchange->out.room = OUT_ROOM;
+    return exchange;
+}
+
+/* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
+ * used up, else ENOMEM. */
+static struct exchange *exchange_take(struct http *http)
+{
+    struct exchange *exchange = http->spare;
+
+    if (exchange) {
+        http->spare = exchange->next_spare;
+        http->spare_count--;
+    } else {
+        exchange = exchange_make();
+    }
+    errno = exchange ? EAGAIN : ENOMEM;
+    if (exchange && !memory_take(http, exchange_size(exchange))) {
+        exchange_free(exchange);
+        return NULL;
+    }
+    if (!exchange)
+        return NULL;
+    exchange->in.start = exchange->in.end = 0;
+    exchange->out.start = exchange->out.end = 0;
+    memset(&exchange->request, 0,
+           sizeof(*exchange) - offsetof(struct exchange, request));
+    exchange->file.fd = -1;
+    return exchange;
+}
+
+static void exchange_drop_file(struct exchange *exchange)
+{
+    if (exchange->file.fd >= 0)
+        close(exchange->file.fd);
+    exchange->file.fd = -1;
+    exchange->file_left = 0;
+}
+
+static void exchange_release(struct http *http, struct exchange *exchange)
+{
+    exchange_drop_file(exchange);
+    memory_return(http, exchange_size(exchange));
+    if (http->spare_count >= SPARE_EXCHANGES) {
+        exchange_free(exchange);
+        return;
+    }
+    exchange->next_spare = http->spare;
+    http->spare = exchange;
+    http->spare_count++;
+}
+
+static void conn_release_exchange(struct http *http, struct conn *conn)
+{
+    if (conn->exchange)
+        exchange_release(http, conn->exchange);
+    conn->exchange = NULL;
+}
+
+/* ------------------------------------------------------------- connections
+ *
+ * The life of a connection, but for what is said on it: its state, what epoll
+ * tells of it, its end. Its descriptor is closed at the end of the turn, so
+ * that an event of the same turn never meets another connection under the
+ * number.
+ */
+
+/* What a connection that reads is asked of epoll. */
+#define READABLE ((uint32_t)(EPOLLIN | EPOLLRDHUP))
+
+#define MAY(state) (1U << (state))
+
+/* Which states may follow; the picture is in sse.h. */
+static const unsigned next_states[CONN_STATES] = {
+    [CONN_FREE] = MAY(CONN_LISTENER) | MAY(CONN_REQUEST) | MAY(CONN_BODY),
+    [CONN_LISTENER] = MAY(CONN_FREE),
+    [CONN_REQUEST] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_RESPOND) |
+                     MAY(CONN_STREAM) | MAY(CONN_LINGER) | MAY(CONN_CLOSED),
+    [CONN_BODY] = MAY(CONN_REQUEST) | MAY(CONN_WAITING) | MAY(CONN_CLOSED),
+    [CONN_WAITING] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_CLOSED),
+    [CONN_RESPOND] = MAY(CONN_REQUEST) | MAY(CONN_RESPOND) | MAY(CONN_LINGER) |
+                     MAY(CONN_CLOSED),
+    [CONN_STREAM] = MAY(CONN_CLOSED),
+    [CONN_LINGER] = MAY(CONN_CLOSED),
+    [CONN_CLOSED] = MAY(CONN_FREE),
+};
+
+static void conn_set_state(struct http *http, struct conn *conn,
+                           enum conn_state state)
+{
+    assert(next_states[conn->state] & MAY(state));
+    http->in_state[conn->state]--;
+    http->in_state[state]++;
+    conn->state = (uint8_t)state;
+}
+
+static void conn_set_interest(struct http *http, struct conn *conn,
+                              uint32_t interest)
+{
+    struct epoll_event event = {
+        .events = interest,
+        .data.u32 = conn_fd(http, conn),
+    };
+    int operation = EPOLL_CTL_MOD;
+
+    if (conn->interest == interest)
+        return;
+    /* of standard input epoll would go on to tell the end. A file, which it
+     * does not take (EPERM), is never without anything to read. */
+    if (conn->flags & FLAG_INPUT)
+        operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
+    conn->interest = interest;
+    /* else it cannot fail: the descriptor was added, no memory is needed */
+    epoll_ctl(http->epoll, operation, (int)event.data.u32, &event);
+}
+
+void conn_await_room(struct http *http, struct conn *conn, bool awaits)
+{
+    conn_set_interest(http, conn, READABLE | (awaits ? EPOLLOUT : 0));
+}
+
+void conn_close(struct http *http, struct conn *conn, const char *reason)
+{
+    if (conn->state == CONN_CLOSED)
+        return;
+    http->handlers->closing(http->server, conn, reason);
+    if (conn->state != CONN_STREAM)
+        conn_release_exchange(http, conn);
+    timer_stop(http, conn);
+    queue_remove(http, conn);
+    conn_set_state(http, conn, CONN_CLOSED);
+    queue_push(http, QUEUE_CLOSED, conn);
+}
+
+void conn_cut(struct http *http, struct conn *conn, const char *reason)
+{
+    struct linger none = { .l_onoff = 1, .l_linger = 0 };
+
+    setsockopt((int)conn_fd(http, conn), SOL_SOCKET, SO_LINGER, &none,
+               sizeof(none));
+    conn_close(http, conn, reason);
+}
+
+/* Standard input itself stays open: others may have it. */
+static void input_close(struct http *http, struct conn *conn)
+{
+    conn_set_interest(http, conn, 0);
+    if (http->input_fd != STDIN_FILENO)
+        close(http->input_fd);
+}
+
+static void reap(struct http *http)
+{
+    while (http->queues[QUEUE_CLOSED].count) {
+        struct conn *conn = queue_pop(http, QUEUE_CLOSED);
+
+        conn_set_state(http, conn, CONN_FREE);
+        if (conn->flags & FLAG_INPUT) {
+            input_close(http, conn);
+            continue;
+        }
+        http->connections--;
+        close((int)conn_fd(http, conn));
+    }
+}
+
+/* After the last answer: closing at once, with bytes of the peer unread,
+ * would reset the connection and could take the answer with it. */
+static void conn_linger(struct http *http, struct conn *conn)
+{
+    conn_release_exchange(http, conn);
+    shutdown((int)conn_fd(http, conn), SHUT_WR);
+    conn_set_state(http, conn, CONN_LINGER);
+    conn_set_interest(http, conn, READABLE);
+    timer_start(http, conn, LINGER);
+}
+
+/* Reads and throws away. False if the peer has ended. */
+static bool conn_discard(struct http *http, struct conn *conn)
+{
+    char bytes[16384];
+    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
+
+    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
+}
+
+static void conn_wait_for_input(struct http *http, struct conn *conn)
+{
+    conn_release_exchange(http, conn);
+    conn_set_interest(http, conn, READABLE);
+}
+
+/* Waits for the next request of a connection, whose last has been answered
+ * and of which nothing more has arrived. */
+static void conn_idle(struct http *http, struct conn *conn)
+{
+    conn_wait_for_input(http, conn);
+    timer_start(http, conn, http->idle_timeout);
+}
+
+static bool peer_is_loopback(const struct conn *conn)
+{
+    const uint8_t *bytes = conn->address.s6_addr;
+
+    return IN6_IS_ADDR_LOOPBACK(&conn->address) ||
+           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
+}
+
+bool conn_is_local(const struct conn *conn)
+{
+    return (conn->flags & FLAG_UNIX) || peer_is_loopback(conn);
+}
+
+const char *conn_peer(char *buffer, const struct conn *conn)
+{
+    char host[INET6_ADDRSTRLEN];
+
+    if (conn->flags & FLAG_UNIX)
+        return "unix";
+    if (IN6_IS_ADDR_V4MAPPED(&conn->address)) {
+        inet_ntop(AF_INET, &conn->address.s6_addr[12], host, sizeof(host));
+        snprintf(buffer, PEER_SIZE, "%s:%u", host, conn->port);
+    } else {
+        inet_ntop(AF_INET6, &conn->address, host, sizeof(host));
+        snprintf(buffer, PEER_SIZE, "[%s]:%u", host, conn->port);
+    }
+    return buffer;
+}
+
+static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
+{
+    const struct sockaddr_in *v4 = (const void *)peer;
+    const struct sockaddr_in6 *v6 = (const void *)peer;
+
+    if (peer->ss_family == AF_INET6) {
+        conn->address = v6->sin6_addr;
+        conn->port = ntohs(v6->sin6_port);
+    } else if (peer->ss_family == AF_INET) {
+        conn->address.s6_addr[10] = conn->address.s6_addr[11] = 0xFF;
+        memcpy(&conn->address.s6_addr[12], &v4->sin_addr, 4);
+        conn->port = ntohs(v4->sin_port);
+    } else {
+        conn->flags |= FLAG_UNIX;
+    }
+}
+
+static void conn_set_busy(struct conn *conn, bool busy)
+{
+    if (busy)
+        conn->flags |= FLAG_BUSY;
+    else
+        conn->flags &= (uint8_t)~FLAG_BUSY;
+}
+
+/* Has a connection looked at when others have had their visit. */
+static void work_push(struct http *http, struct conn *conn)
+{
+    queue_remove(http, conn);
+    queue_push(http, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
+               conn);
+}
+
+/* Has a connection's answers sent; from whatever queue. Files take longer than
+ * all else, and go after it. */
+static void answers_push(struct http *http, struct conn *conn)
+{
+    bool last = (conn->flags & FLAG_BUSY) || conn->exchange->file_left;
+
+    queue_remove(http, conn);
+    queue_push(http, last ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS, conn);
+}
+
+void conn_wait(struct http *http, struct conn *conn)
+{
+    if (conn->state == CONN_WAITING)
+        return;
+    conn_set_state(http, conn, CONN_WAITING);
+    conn_set_interest(http, conn, 0);
+    timer_stop(http, conn);
+    queue_remove(http, conn);
+    queue_push(http,
+               conn->flags & FLAG_BUSY ? QUEUE_WAITING_BUSY : QUEUE_WAITING,
+               conn);
+}
+
+void conn_go_on(struct http *http, struct conn *conn)
+{
+    if (conn->state != CONN_WAITING)
+        return;
+    conn_set_interest(http, conn, READABLE);
+    conn_set_state(http, conn, CONN_BODY);
+    conn->exchange->left = true;
+    work_push(http, conn);
+}
+
+void conn_begin_stream(struct http *http, struct conn *conn)
+{
+    queue_remove(http, conn);
+    timer_stop(http, conn);
+    exchange_release(http, conn->exchange);
+    conn_set_state(http, conn, CONN_STREAM);
+    conn->subscriber = (struct subscriber){ 0 };
+}
+
+/* ---------------------------------------------------------------- accepting
+ *
+ * New connections. Where descriptors or places run out, they wait in the
+ * kernel for a while.
+ */
+
+static void accept_pause(struct http *http, bool pause)
+{
+    http->accepting = !pause;
+    http->accept_again = http->now + ACCEPT_PAUSE;
+    for (unsigned i = 0; i < http->listener_count; i++)
+        conn_set_interest(http, conn_at(http, (uint32_t)http->listeners[i].fd),
+                          pause ? 0 : EPOLLIN);
+}
+
+/* Begins a connection on a descriptor that was just accepted. There is no
+ * place for one beyond the limit on descriptors as it was at the start:
+ * somebody has raised it since. */
+static struct conn *conn_open(struct http *http, int fd,
+                              const struct sockaddr_storage *peer)
+{
+    struct epoll_event event = { .events = READABLE, .data.u32 = (uint32_t)fd };
+    bool fits = (uint32_t)fd < http->conn_limit;
+    struct conn *conn;
+
+    if (!fits || epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+        int error = fits ? errno : EMFILE;
+
+        close(fd);
+        errno = error;
+        return NULL;
+    }
+    conn = conn_at(http, (uint32_t)fd);
+    *conn = (struct conn){ .flags = FLAG_BUSY, .interest = READABLE };
+    set_peer(conn, peer);
+    conn_set_state(http, conn, CONN_REQUEST);
+    if (http->connections++ >= http->max_connections)
+        conn->flags |= FLAG_SURPLUS;
+    timer_start(http, conn, http->head_timeout);
+    return conn;
+}
+
+static bool is_full(const struct http *http)
+{
+    return http->connections >= http->max_connections + SURPLUS;
+}
+
+static void accept_failed(struct http *http, int error)
+{
+    if (http->now >= http->accept_again + 1000)
+        http->handlers->accept_paused(http->server, error);
+    accept_pause(http, true);
+}
+
+/* A client sends its request at once, so it is looked for in this turn: that
+ * saves it a slice of the delivery that is under way. */
+static void accept_all(struct http *http, int listener)
+{
+    for (int i = 0; i < ACCEPTS_MAX; i++) {
+        struct sockaddr_storage peer = { 0 };
+        struct conn *conn;
+        socklen_t length = sizeof(peer);
+        int fd;
+
+        if (is_full(http)) {
+            accept_failed(http, 0);
+            return;
+        }
+        fd = accept4(listener, (struct sockaddr *)&peer, &length,
+                     SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && errno == EAGAIN)
+            return;
+        if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
+            continue;
+        conn = fd < 0 ? NULL : conn_open(http, fd, &peer);
+        if (!conn) {
+            accept_failed(http, errno);
+            return;
+        }
+        conn->flags |= conn_at(http, (uint32_t)listener)->flags;
+        work_push(http, conn);
+    }
+}
+
+/* ----------------------------------------------------------------- answers
+ *
+ * Answers are put down in exchange->out, one behind the other, while requests
+ * are worked on; they are sent later in the turn, when what they promise is
+ * true. A file is sent from where it is, behind them.
+ */
+
+/* Whether there is room for one more answer. There is if none waits. */
+static bool has_answer_room(struct http *http, struct exchange *exchange)
+{
+    struct buffer *out = &exchange->out;
+    size_t wanted = out->room * 2 < OUT_SIZE ? out->room * 2 : OUT_SIZE;
+
+    return out->room - out->end >= OUT_ROOM ||
+           (memory_grow(http, &out->bytes, &out->room, wanted) &&
+            out->room - out->end >= OUT_ROOM);
+}
+
+void respond(struct http *http, struct conn *conn, struct response *response,
+             struct slice content)
+{
+    static const struct response too_long = { .status = 500, .close = true };
+    struct exchange *exchange = conn->exchange;
+    char *out = exchange->out.bytes + exchange->out.end;
+    size_t room = exchange->out.room - exchange->out.end, length;
+
+    /* a body that nobody will read cannot be told from the next request */
+    response->close = response->close || exchange->request.close ||
+                      exchange->body.state != BODY_DONE;
+    response->date = http->date;
+    length = http_head(out, room, response);
+    if (!length || room - length < content.length) {
+        *response = too_long;
+        response->date = http->date;
+        content.length = 0;
+        length = http_head(out, room, response);
+    }
+    if (exchange->request.method != METHOD_HEAD) {
+        memcpy(out + length, content.data, content.length);
+        length += content.length;
+    }
+    exchange->out.end += length;
+    exchange->close = response->close;
+    http->handlers->answered(http->server, conn, response->status,
+                             response->length);
+    exchange->request = (struct request){ 0 };
+    exchange->piece.length = 0;
+    exchange->streams = false;
+    conn_set_state(http, conn, CONN_REQUEST);
+    timer_start(http, conn, http->head_timeout);
+    answers_push(http, conn);
+}
+
+void respond_promise(struct http *http, struct conn *conn,
+                     struct response *response, struct slice content)
+{
+    struct exchange *exchange = conn->exchange;
+
+    if (!exchange->promises) {
+        exchange->promises = true;
+        exchange->promise = exchange->out.end;
+    }
+    respond(http, conn, response, content);
+}
+
+void respond_text(struct http *http, struct conn *conn,
+                  struct response response, const char *text)
+{
+    char line[256];
+    int length = snprintf(line, sizeof(line), "%s\n", text);
+
+    response.type = "text/plain; charset=utf-8";
+    response.length = (uint64_t)length;
+    if (response.status == 503 && !response.retry_after)
+        response.retry_after = 2;
+    respond(http, conn, &response, (struct slice){ line, (size_t)length });
+}
+
+void respond_error(struct http *http, struct conn *conn, int status,
+                   const char *text)
+{
+    respond_text(http, conn, (struct response){ .status = status }, text);
+}
+
+void respond_method(struct http *http, struct conn *conn, const char *allow)
+{
+    char text[128];
+
+    if (conn->exchange->request.method == METHOD_OPTIONS) {
+        respond(http, conn, &(struct response){ .status = 204, .allow = allow },
+                SLICE(""));
+        return;
+    }
+    snprintf(text, sizeof(text), "this resource takes %s", allow);
+    respond_text(http, conn, (struct response){ .status = 405, .allow = allow },
+                 text);
+}
+
+/* What the answers promise has to be true before they go: the first of them
+ * sees to it for all of a turn. If it cannot be, they are taken back, and the
+ * connection ends: false. */
+static bool keep_promises(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    const char *why;
+
+    if (!exchange->promises)
+        return true;
+    exchange->promises = false;
+    why = http->handlers->keep_promises(http->server);
+    if (!why)
+        return true;
+    exchange->out.end = exchange->promise;
+    exchange_drop_file(exchange);
+    respond_text(http, conn, (struct response){ .status = 503, .close = true },
+                 why);
+    return false;
+}
+
+size_t stream_head(struct http *http, struct conn *conn,
+                   struct response *response, char *bytes, size_t size)
+{
+    const struct buffer *out = &conn->exchange->out;
+    size_t length;
+
+    if (!keep_promises(http, conn))
+        return 0;
+    length = buffer_length(out);
+    memcpy(bytes, out->bytes + out->start, length);
+    response->date = http->date;
+    return length + http_head(bytes + length, size - length, response);
+}
+
+static void respond_file(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    struct response response = { 0 };
+    bool head = exchange->request.method == METHOD_HEAD;
+    uint64_t first, length;
+
+    http_file_response(&exchange->file, &exchange->request, &response, &first);
+    length = response.length;
+    respond(http, conn, &response, SLICE(""));
+    exchange->file_at = first;
+    exchange->file_left =
+        head || response.status == 304 || response.status == 416 ? 0 : length;
+    if (exchange->file_left == 0) {
+        exchange_drop_file(exchange);
+        return;
+    }
+    conn_set_state(http, conn, CONN_RESPOND);
+    answers_push(http, conn);
+}
+
+void respond_page(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    enum method method = exchange->request.method;
+    struct slice path = exchange->request.path;
+    int status;
+
+    if (method != METHOD_GET && method != METHOD_HEAD) {
+        respond_method(http, conn, "GET, HEAD, OPTIONS");
+        return;
+    }
+    status = -http_file_open(&exchange->file, http->root, path);
+    if (status == 0)
+        respond_file(http, conn);
+    else if (status == 301)
+        respond_text(http, conn,
+                     (struct response){ .status = 301, .location = path },
+                     "this is a folder: its path ends in a slash");
+    else if (status == 404)
+        respond_error(http, conn, 404, "there is no such page");
+    else
+        respond_error(http, conn, status, "no descriptor is free for it");
+}
+
+/* Sends a piece of what waits to be sent; as send(2). */
+static ssize_t send_piece(int fd, struct exchange *exchange)
+{
+    int more = exchange->file_left ? MSG_MORE : 0;
+    size_t length = buffer_length(&exchange->out);
+    off_t at = (off_t)exchange->file_at;
+
+    if (length)
+        return send(fd, exchange->out.bytes + exchange->out.start, length,
+                    MSG_NOSIGNAL | more);
+    length = exchange->file_left < SEND_BUDGET ? (size_t)exchange->file_left
+                                               : SEND_BUDGET;
+    if (exchange->file.data)
+        return send(fd, exchange->file.data + at, length, MSG_NOSIGNAL);
+    return sendfile(fd, exchange->file.fd, &at, length);
+}
+
+static void sent_piece(struct exchange *exchange, size_t sent)
+{
+    struct buffer *out = &exchange->out;
+
+    if (buffer_length(out) > 0) {
+        out->start += sent;
+        if (out->start == out->end)
+            out->start = out->end = 0;
+        return;
+    }
+    exchange->file_at += sent;
+    exchange->file_left -= sent;
+}
+
+/* Sends until all is sent, the socket is full, or it is others' turn. */
+static enum io write_answers(const struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    size_t total = 0;
+
+    while (buffer_length(&exchange->out) > 0 || exchange->file_left) {
+        ssize_t sent;
+
+        if (total >= SEND_BUDGET)
+            return IO_BUDGET;
+        sent = send_piece((int)conn_fd(http, conn), exchange);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent < 0 && errno == EAGAIN)
+            return IO_FULL;
+        if (sent <= 0) /* 0: the file has become shorter */
+            return IO_ERROR;
+        sent_piece(exchange, (size_t)sent);
+        total += (size_t)sent;
+    }
+    return IO_DONE;
+}
+
+/* All answers have been sent. */
+static void answers_sent(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+
+    exchange_drop_file(exchange);
+    conn_set_interest(http, conn, READABLE);
+    if (exchange->close) {
+        conn_linger(http, conn);
+        return;
+    }
+    if (conn->state == CONN_RESPOND)
+        conn_set_state(http, conn, CONN_REQUEST);
+    exchange->left = buffer_length(&exchange->in) > 0;
+    if (!exchange->left) {
+        conn_idle(http, conn);
+        return;
+    }
+    conn_set_busy(conn, true);
+    work_push(http, conn);
+}
+
+/* The answers to a body that is still coming have been sent, or not all of
+ * them. */
+static void body_answered(struct http *http, struct conn *conn, enum io outcome)
+{
+    conn_await_room(http, conn, outcome == IO_FULL);
+    if (outcome == IO_BUDGET)
+        answers_push(http, conn);
+    else if (conn->exchange->left)
+        work_push(http, conn);
+}
+
+/* Sends the answers that wait. The requests after them are looked at when
+ * others have had their visit. */
+static void send_answers(struct http *http, struct conn *conn)
+{
+    enum io outcome;
+
+    keep_promises(http, conn);
+    queue_remove(http, conn); /* where keep_promises() has put it */
+    outcome = write_answers(http, conn);
+    if (outcome == IO_ERROR) {
+        conn_cut(http, conn, "cannot send");
+    } else if (conn->state == CONN_BODY) {
+        body_answered(http, conn, outcome);
+    } else if (outcome == IO_DONE) {
+        answers_sent(http, conn);
+    } else {
+        conn_set_state(http, conn, CONN_RESPOND);
+        conn_set_interest(http, conn, outcome == IO_FULL ? EPOLLOUT : 0);
+        timer_start(http, conn, http->idle_timeout);
+        if (outcome == IO_BUDGET)
+            answers_push(http, conn);
+    }
+}
+
+/* Joins many small pieces: an iovec costs the kernel more than that copy. */
+static struct slice join_iovecs(const struct iovec *iov, int count)
+{
+    static char joined[IOV_ROOM * PIECE_SMALL];
+    char *end = joined;
+
+    for (int i = 0; i < count; i++) {
+        memcpy(end, iov[i].iov_base, iov[i].iov_len);
+        end += iov[i].iov_len;
+    }
+    return (struct slice){ joined, (size_t)(end - joined) };
+}
+
+/* One piece, which is the rule, costs the kernel less by send(2) than by
+ * writev(2). */
+ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
+                           const struct iovec *iov, int count, size_t bytes)
+{
+    int fd = (int)conn_fd(http, conn);
+    struct slice one = { NULL, 0 };
+    ssize_t sent;
+
+    if (count == 1)
+        one = (struct slice){ iov->iov_base, iov->iov_len };
+    else if (bytes < (size_t)count * PIECE_SMALL)
+        one = join_iovecs(iov, count);
+    do
+        sent = one.data ? send(fd, one.data, one.length, MSG_NOSIGNAL)
+                        : writev(fd, iov, count);
+    while (sent < 0 && errno == EINTR);
+    return sent;
+}
+
+/* ------------------------------------------------- requests and their bodies
+ *
+ * Reading, and taking in what has been read, a step at a time: a request that
+ * has arrived whole, or a piece of a body. A connection has a visit of a
+ * bounded time; what it leaves waits until others have had theirs.
+ */
+
+/* Moves what has not been parsed to the front, to make room behind it. */
+static void compact(struct buffer *buffer)
+{
+    if (buffer->start == 0)
+        return;
+    buffer->end -= buffer->start;
+    memmove(buffer->bytes, buffer->bytes + buffer->start, buffer->end);
+    buffer->start = 0;
+}
+
+/* Takes in a request that has arrived whole, if there is room for its answer.
+ * False if there is none. */
+static bool request_step(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    struct buffer *in = &exchange->in;
+    ssize_t taken;
+
+    if (exchange->close || !has_answer_room(http, exchange))
+        return false;
+    taken = http_parse(in->bytes + in->start, buffer_length(in),
+                       &exchange->request);
+    exchange->body.state = BODY_DONE;
+    if (taken < 0) {
+        exchange->request.close = true;
+        respond_error(http, conn, (int)-taken, exchange->request.error);
+    } else if (taken > 0) {
+        in->start += (size_t)taken;
+        http_body_init(&exchange->body, &exchange->request);
+        http->handlers->request(http->server, conn);
+        http->steps += STEP_EVENTS;
+    }
+    return taken != 0;
+}
+
+/* Finds the next piece of the body in what has arrived. False if that is
+ * used up. */
+static bool next_piece(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    struct slice data = { exchange->in.bytes + exchange->in.start,
+                          buffer_length(&exchange->in) };
+    ssize_t taken = http_body_read(&exchange->body, data, &exchange->piece);
+
+    if (taken < 0)
+        http->handlers->body_failed(http->server, conn, 400,
+                                    "a chunk is malformed");
+    else
+        exchange->in.start += (size_t)taken;
+    return taken != 0 || exchange->body.state == BODY_DONE;
+}
+
+/* Takes in a part of what has arrived of a body. False if that is used up. */
+static bool body_step(struct http *http, struct conn *conn)
+{
+    const struct exchange *exchange = conn->exchange;
+
+    if (exchange->piece.length == 0 && exchange->body.state != BODY_DONE)
+        return next_piece(http, conn);
+    http->handlers->body(http->server, conn);
+    return true;
+}
+
+/* Takes in a part of what has arrived. False if there is nothing more to take
+ * in, now or ever. */
+static bool conn_step(struct http *http, struct conn *conn)
+{
+    switch ((enum conn_state)conn->state) {
+    case CONN_REQUEST:
+        return request_step(http, conn);
+    case CONN_BODY:
+        return body_step(http, conn);
+    default:
+        return false;
+    }
+}
+
+/* Asks for the body of a client that waits to be asked. */
+static void respond_continue(struct http *http, struct conn *conn)
+{
+    static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    struct buffer *out = &conn->exchange->out;
+
+    memcpy(out->bytes + out->end, line, sizeof(line) - 1);
+    out->end += sizeof(line) - 1;
+    answers_push(http, conn);
+}
+
+void conn_begin_body(struct http *http, struct conn *conn, bool streams,
+                     uint64_t size)
+{
+    struct exchange *exchange = conn->exchange;
+
+    conn_set_state(http, conn, CONN_BODY);
+    exchange->streams = streams;
+    if (streams) {
+        conn_set_busy(conn, true);
+        timer_stop(http, conn);
+    } else {
+        timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
+    }
+    if (exchange->request.expect_continue && buffer_length(&exchange->in) == 0)
+        respond_continue(http, conn);
+}
+
+/* Begins an exchange on a connection that has had none. */
+static bool conn_begin_exchange(struct http *http, struct conn *conn)
+{
+    timer_start(http, conn, http->head_timeout);
+    conn->exchange = exchange_take(http);
+    if (conn->exchange)
+        return true;
+    if (errno == EAGAIN) {
+        queue_push(http, QUEUE_STARVED, conn);
+        conn_set_interest(http, conn, 0);
+    } else {
+        conn_close(http, conn, "no memory");
+    }
+    return false;
+}
+
+/* As read(2), but of standard input, which never waits: another process that
+ * reads the same may have taken what epoll has told of. */
+static ssize_t input_receive(const struct http *http, char *bytes, size_t size)
+{
+    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
+
+    if (http->input_is_socket)
+        return recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
+    /* where it could not be opened anew, the next best */
+    if (http->input_fd == STDIN_FILENO && poll(&data, 1, 0) == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return read(http->input_fd, bytes, size);
+}
+
+/* As read(2). Standard input ends as a body does. */
+static ssize_t conn_receive(struct http *http, struct conn *conn, char *bytes,
+                            size_t size)
+{
+    struct exchange *exchange = conn->exchange;
+    ssize_t n;
+
+    if (!(conn->flags & FLAG_INPUT))
+        return read((int)conn_fd(http, conn), bytes, size);
+    n = input_receive(http, bytes, size);
+    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+        return n;
+    exchange->error = n < 0 ? errno : 0;
+    exchange->body.state = BODY_DONE;
+    return 0;
+}
+
+/* Reads what there is room for: more of it next time if that was filled, and
+ * the connection is busy then. False if nothing has come, or the connection has
+ * ended. */
+static bool conn_fill(struct http *http, struct conn *conn)
+{
+    bool first = !conn->exchange;
+    struct buffer *in;
+    ssize_t n;
+
+    if (first && !conn_begin_exchange(http, conn))
+        return false;
+    in = &conn->exchange->in;
+    compact(in);
+    if (in->end == in->room) {
+        conn->exchange->request.close = true;
+        http->handlers->body_failed(
+            http->server, conn, 503,
+            "no memory for requests now: --request-memory");
+        return false;
+    }
+    n = conn_receive(http, conn, in->bytes + in->end, in->room - in->end);
+    if (n == 0 && (conn->flags & FLAG_INPUT))
+        return true;
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        conn_close(http, conn, "closed");
+    else if (n < 0 && first)
+        conn_wait_for_input(http, conn);
+    if (n <= 0)
+        return false;
+    in->end += (size_t)n;
+    conn_set_busy(conn, in->end == in->room || conn->exchange->streams);
+    if (in->end == in->room && in->room < HEAD_MAX)
+        memory_grow(http, &in->bytes, &in->room, in->room * 2);
+    return true;
+}
+
+/* Whether others are to have their turn. The clock is looked at now and then:
+ * after each request, and after some events of a stream. */
+static bool visit_is_over(struct http *http)
+{
+    if (++http->steps < STEP_EVENTS)
+        return false;
+    http->steps = 0;
+    return clock_us(CLOCK_MONOTONIC) >= http->visit_end;
+}
+
+/* A body of which all that came has been taken in keeps no memory while it is
+ * silent. */
+static void shrink(struct http *http, struct conn *conn)
+{
+    struct buffer *in = &conn->exchange->in;
+    char *smaller;
+
+    if (!conn->exchange->streams || buffer_length(in) > 0)
+        return;
+    http->handlers->silent(http->server, conn);
+    if (in->room == IN_FIRST || !(smaller = realloc(in->bytes, IN_FIRST)))
+        return;
+    memory_return(http, in->room - IN_FIRST);
+    in->bytes = smaller;
+    in->room = IN_FIRST;
+}
+
+/* After a visit: what has been answered is sent; what has not been looked at
+ * is, once others have had theirs. A busy body is read until nothing has
+ * come. */
+static void conn_settle(struct http *http, struct conn *conn, bool came)
+{
+    struct exchange *exchange = conn->exchange;
+    bool body = conn->state == CONN_BODY;
+
+    if (buffer_length(&exchange->out) > 0)
+        answers_push(http, conn);
+    else if (exchange->left || (body && came && (conn->flags & FLAG_BUSY)))
+        work_push(http, conn);
+    else if (body)
+        shrink(http, conn);
+    if (conn->queue == QUEUE_NONE)
+        conn_set_interest(http, conn, READABLE);
+}
+
+/* Whether there is nothing left to be looked at. */
+static bool is_used_up(const struct conn *conn)
+{
+    return conn->state == CONN_REQUEST && conn->exchange &&
+           buffer_length(&conn->exchange->in) == 0;
+}
+
+/*
+ * Looks at what a connection has sent, until that is used up, has to wait, or
+ * VISIT is over. The connection is busy when that is not enough or when it
+ * fills the buffer, and no longer so when a read brings less.
+ */
+static void conn_visit(struct http *http, struct conn *conn)
+{
+    bool fills = !conn->exchange || !conn->exchange->left;
+    bool came = !fills || conn_fill(http, conn);
+    bool left = came;
+
+    http->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
+    while (left && !visit_is_over(http))
+        left = conn_step(http, conn);
+    if ((conn->state != CONN_REQUEST && conn->state != CONN_BODY) ||
+        !conn->exchange)
+        return;
+    conn->exchange->left = left && !is_used_up(conn);
+    if (conn->exchange->left)
+        conn_set_busy(conn, true);
+    conn_settle(http, conn, came);
+}
+
+/* ------------------------------------------------------------------ a turn
+ *
+ * What sse.c's loop calls, in this order. epoll's word only queues; then each
+ * part stops when its time is used up, and goes on in the next turn.
+ */
+
+void http_update_time(struct http *http)
+{
+    time_t second = time(NULL);
+
+    http->now = clock_ms(CLOCK_MONOTONIC);
+    if (second == http->date_of)
+        return;
+    http->date_of = second;
+    http_date(http->date, second);
+}
+
+/* What epoll says of a subscriber: its FIN ends the stream at once, what it
+ * sends is thrown away. */
+static void stream_event(struct http *http, struct conn *conn, uint32_t events)
+{
+    if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
+        ((events & EPOLLIN) && !conn_discard(http, conn)))
+        conn_close(http, conn, "closed");
+    else if (events & EPOLLOUT)
+        http->handlers->writable(http->server, conn);
+}
+
+/* What epoll says of a connection that is asked something. One that is in a
+ * queue has its turn anyway: epoll need not say so again. One that waits for
+ * memory is told of here only when it is at an end. */
+static void request_event(struct http *http, struct conn *conn, uint32_t events)
+{
+    if (conn->queue == QUEUE_STARVED)
+        conn_close(http, conn, "closed");
+    else if (conn->queue == QUEUE_NONE && (events & EPOLLOUT))
+        answers_push(http, conn);
+    else if (conn->queue == QUEUE_NONE)
+        work_push(http, conn);
+    else
+        conn_set_interest(http, conn, 0);
+}
+
+void http_event(struct http *http, const struct epoll_event *event)
+{
+    struct conn *conn = conn_at(http, event->data.u32);
+
+    switch ((enum conn_state)conn->state) {
+    case CONN_LISTENER:
+        accept_all(http, (int)event->data.u32);
+        break;
+    case CONN_REQUEST:
+    case CONN_BODY:
+        request_event(http, conn, event->events);
+        break;
+    case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
+        conn_close(http, conn, "closed");
+        break;
+    case CONN_RESPOND:
+        if (conn->queue == QUEUE_NONE)
+            answers_push(http, conn);
+        break;
+    case CONN_STREAM:
+        stream_event(http, conn, event->events);
+        break;
+    case CONN_LINGER:
+        if (!conn_discard(http, conn))
+            conn_close(http, conn, "closed");
+        break;
+    case CONN_FREE:
+    case CONN_CLOSED:
+    case CONN_STATES:
+        break;
+    }
+}
+
+static void request_expired(struct http *http, struct conn *conn)
+{
+    const struct exchange *exchange = conn->exchange;
+
+    if (exchange && exchange->in.end > 0)
+        respond_text(http, conn,
+                     (struct response){ .status = 408, .close = true },
+                     "the request's head did not arrive in time");
+    else
+        conn_close(http, conn, "idle");
+}
+
+static void conn_expired(struct http *http, struct conn *conn)
+{
+    switch ((enum conn_state)conn->state) {
+    case CONN_REQUEST:
+        request_expired(http, conn);
+        break;
+    case CONN_BODY:
+        http->handlers->body_failed(http->server, conn, 408,
+                                    "the body did not get on");
+        break;
+    case CONN_RESPOND:
+        conn_cut(http, conn, "cannot send");
+        break;
+    case CONN_STREAM:
+        http->handlers->expired(http->server, conn);
+        break;
+    case CONN_LINGER:
+        conn_close(http, conn, "closed");
+        break;
+    case CONN_FREE:
+    case CONN_LISTENER:
+    case CONN_WAITING:
+    case CONN_CLOSED:
+    case CONN_STATES:
+        assert(false); /* has no timer */
+    }
+}
+
+/* The connections of a slot, of which some may have a later turn. False if
+ * the time is used up before the slot is. */
+static bool expire_slot(struct http *http, uint64_t tick, uint64_t end)
+{
+    uint32_t fd = http->wheel[tick % WHEEL_SLOTS].first;
+
+    while (fd != NONE) {
+        struct conn *conn = conn_at(http, fd);
+
+        fd = conn->timer_link.next;
+        if ((int32_t)(conn->deadline - (uint32_t)tick) > 0)
+            continue;
+        timer_stop(http, conn);
+        conn_expired(http, conn);
+        if (clock_us(CLOCK_MONOTONIC) >= end)
+            return false;
+    }
+    return true;
+}
+
+void http_expire(struct http *http)
+{
+    uint64_t tick = http->now >> TICK_SHIFT;
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+
+    if (tick - http->wheel_tick > WHEEL_SLOTS)
+        http->wheel_tick = tick - WHEEL_SLOTS;
+    while (http->wheel_tick < tick &&
+           expire_slot(http, http->wheel_tick + 1, end))
+        http->wheel_tick++;
+}
+
+/* Serves the connections of a queue for a part of the turn. */
+static void serve(struct http *http, enum queue_name queue, unsigned time,
+                  void (*act)(struct http *http, struct conn *conn))
+{
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
+
+    while (http->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
+        act(http, queue_pop(http, queue));
+}
+
+void http_serve(struct http *http)
+{
+    serve(http, QUEUE_WORK, TURN_WORK, conn_visit);
+    serve(http, QUEUE_WORK_BUSY, TURN_BUSY, conn_visit);
+    serve(http, QUEUE_ANSWERS, TURN_WORK, send_answers);
+    serve(http, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
+}
+
+/* As many of those that wait for memory as there is some for: at the end of a
+ * turn, for any part of it may have returned some. */
+static void feed_starved(struct http *http)
+{
+    uint64_t left = http->memory_limit - http->request_memory;
+    uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
+
+    for (; http->queues[QUEUE_STARVED].count && left >= each; left -= each) {
+        struct conn *conn = queue_pop(http, QUEUE_STARVED);
+
+        conn_set_interest(http, conn, READABLE);
+        work_push(http, conn);
+    }
+}
+
+void http_end_turn(struct http *http)
+{
+    feed_starved(http);
+    reap(http);
+    if (!http->accepting && http->now >= http->accept_again)
+        accept_pause(http, is_full(http));
+}
+
+uint64_t http_next(const struct http *http)
+{
+    uint64_t next = wheel_next(http);
+
+    for (int i = QUEUE_WORK; i <= QUEUE_READY; i++)
+        if (http->queues[i].count)
+            return 0;
+    return !http->accepting && http->accept_again < next ? http->accept_again
+                                                         : next;
+}
+
+bool http_is_idle(const struct http *http)
+{
+    return http->in_state[CONN_RESPOND] + http->in_state[CONN_LINGER] +
+               http->queues[QUEUE_WORK].count +
+               http->queues[QUEUE_ANSWERS].count +
+               http->queues[QUEUE_ANSWERS_BUSY].count ==
+           0;
+}
+
+/* --------------------------------------------------------------- listeners
+ *
+ * Listening sockets, of our own or handed over; and standard input, which is
+ * read as a body is. At the start, and closed when a drain begins.
+ */
+
+/* Accepted sockets inherit these from their listener, so that no call is
+ * needed for each. A failure only costs performance. */
+static void tune_listener(int fd)
+{
+    static const struct {
+        int level, name, value;
+    } settings[] = {
+        { IPPROTO_TCP, TCP_NODELAY, 1 },
+        { IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT },
+        { IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT },
+        { SOL_SOCKET, SO_KEEPALIVE, 1 },
+        { IPPROTO_TCP, TCP_KEEPIDLE, 60 },
+        { IPPROTO_TCP, TCP_KEEPINTVL, 20 },
+        { IPPROTO_TCP, TCP_KEEPCNT, 3 },
+        { SOL_SOCKET, SO_SNDBUF, SENDBUF },
+    };
+
+    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
+        setsockopt(fd, settings[i].level, settings[i].name, &settings[i].value,
+                   sizeof(settings[i].value));
+}
+
+/*
+ * Servers that start at once must not remove each other's sockets: one at a
+ * time looks, removes what is stale, and listens. Sets *fd to what is to be
+ * closed then; -1 where the folder cannot be locked, which is no reason not
+ * to serve.
+ */
+static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
+{
+    const char *slash = strrchr(path, '/');
+    int length = slash ? (int)(slash - path) : 0;
+    uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
+    char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
+
+    snprintf(folder, sizeof(folder), "%.*s", length ? length : 1,
+             slash ? path : ".");
+    *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (*fd >= 0 && flock(*fd, LOCK_EX | LOCK_NB) < 0) {
+        bool locked = errno == EWOULDBLOCK || errno == EINTR;
+
+        if (locked && clock_ms(CLOCK_MONOTONIC) < deadline) {
+            poll(NULL, 0, 10);
+            continue;
+        }
+        close(*fd);
+        *fd = -1;
+        if (locked)
+            return fail_with(
+                error,
+                "cannot listen on 'unix:%s': another process has kept "
+                "its folder locked for %d s, see flock(2)",
+                path, LOCK_PATIENCE / 1000);
+    }
+    return 0;
+}
+
+/* A socket file that a http left behind is removed; one on which another
+ * listens is not, be its queue full or not. */
+static void remove_stale_socket(const struct sockaddr_un *address)
+{
+    struct stat status;
+    int fd;
+
+    if (lstat(address->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
+        return;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
+        errno == ECONNREFUSED)
+        unlink(address->sun_path);
+    close(fd);
+}
+
+/* Whether a listener is bound to an address that only this machine has. */
+static bool is_loopback(int fd)
+{
+    struct sockaddr_storage address = { 0 };
+    socklen_t length = sizeof(address);
+    struct conn bound = { 0 };
+
+    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+        return false;
+    set_peer(&bound, &address);
+    return !(bound.flags & FLAG_UNIX) && peer_is_loopback(&bound);
+}
+
+static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+    struct conn *conn = conn_at(http, (uint32_t)fd);
+
+    if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+        return fail_with(error, "cannot wait for connections: %s",
+                         strerror(errno));
+    conn->interest = EPOLLIN;
+    conn->flags = is_loopback(fd) ? FLAG_LOOPBACK : 0;
+    conn_set_state(http, conn, CONN_LISTENER);
+    http->listeners[http->listener_count++] = (struct listener){ .fd = fd };
+    return 0;
+}
+
+static int listen_on(struct http *http, const char *name,
+                     const struct sockaddr *address, socklen_t length,
+                     char error[ERROR_SIZE])
+{
+    int one = 1;
+    int fd = socket(address->sa_family,
+                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return fail_with(error, "cannot make a socket for '%s': %s", name,
+                         strerror(errno));
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (address->sa_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+    if (address->sa_family != AF_UNIX)
+        tune_listener(fd);
+    if (bind(fd, address, length) == 0 && listen(fd, SOMAXCONN) == 0)
+        return add_listener(http, fd, error);
+    fail_with(error, "cannot listen on '%s': %s%s", name, strerror(errno),
+              errno == EADDRINUSE ? "; choose another with --port or --listen"
+                                  : "");
+    close(fd);
+    return -1;
+}
+
+/* Cuts "unix:PATH,mode=MODE" or "unix:PATH": the mode, and the length of the
+ * path. */
+static int split_unix(const char *name, mode_t *mode, size_t *length,
+                      char error[ERROR_SIZE])
+{
+    const char *path = name + strlen("unix:");
+    const char *comma = strrchr(path, ',');
+    const char *digits = comma ? comma + strlen(",mode=") : NULL;
+    size_t count;
+
+    *mode = UNIX_MODE_DEFAULT;
+    *length = strlen(path);
+    if (!comma || strncmp(comma, ",mode=", strlen(",mode=")) != 0)
+        return 0;
+    *length = (size_t)(comma - path);
+    count = strlen(digits);
+    if (strspn(digits, "01234567") != count ||
+        !(count == 3 || (count == 4 && *digits == '0')))
+        return fail_with(
+            error,
+            "'%s': the mode is not 3 or 4 octal digits up to 0777, "
+            "such as mode=660",
+            name);
+    *mode = (mode_t)strtoul(digits, NULL, 8);
+    return 0;
+}
+
+/* Listens at a path that no other server has; under the folder's lock. */
+static int listen_at_path(struct http *http, const char *name, mode_t mode,
+                          const struct sockaddr_un *address,
+                          char error[ERROR_SIZE])
+{
+    struct listener *listener = &http->listeners[http->listener_count];
+    struct stat status;
+    mode_t before;
+    int outcome;
+
+    remove_stale_socket(address);
+    before = umask(0777 & ~mode);
+    outcome = listen_on(http, name, (const struct sockaddr *)address,
+                        sizeof(*address), error);
+    umask(before);
+    if (outcome < 0)
+        return -1;
+    if (lstat(address->sun_path, &status) == 0) {
+        listener->device = status.st_dev;
+        listener->inode = status.st_ino;
+    }
+    snprintf(listener->address, sizeof(listener->address), "unix:%s",
+             address->sun_path);
+    listener->unix_path = listener->address + strlen("unix:");
+    return 0;
+}
+
+static int listen_unix(struct http *http, const char *name,
+                       char error[ERROR_SIZE])
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int folder, outcome;
+    size_t length;
+    mode_t mode;
+
+    if (split_unix(name, &mode, &length, error) < 0)
+        return -2;
+    if (length == 0 || length >= sizeof(address.sun_path)) {
+        fail_with(error, "'%s' needs a path of 1 to %zu bytes", name,
+                  sizeof(address.sun_path) - 1);
+        return -2;
+    }
+    memcpy(address.sun_path, name + strlen("unix:"), length);
+    if (lock_folder(address.sun_path, &folder, error) < 0)
+        return -1;
+    outcome = listen_at_path(http, name, mode, &address, error);
+    if (folder >= 0)
+        close(folder);
+    return outcome;
+}
+
+/* What the socket is bound to: with port 0 the kernel chose one. */
+static int name_listener(struct listener *listener, char error[ERROR_SIZE])
+{
+    struct sockaddr_storage address = { 0 };
+    socklen_t length = sizeof(address);
+    char host[64] = "", port[8] = "";
+    bool v6;
+
+    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0 ||
+        getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
+                    port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        return fail_with(error, "cannot tell the address: %s", strerror(errno));
+    v6 = address.ss_family == AF_INET6;
+    snprintf(listener->address, sizeof(listener->address), "%s%s%s:%s",
+             v6 ? "[" : "", host, v6 ? "]" : "", port);
+    return 0;
+}
+
+/* Cuts "ADDR:PORT", "[V6]:PORT" or "PORT" in two; false if it is none. */
+static bool split_address(const char *name, char host[64], const char **port)
+{
+    const char *colon = strrchr(name, ':');
+    struct slice address = { name, colon ? (size_t)(colon - name) : 0 };
+    uint64_t number;
+
+    *port = colon ? colon + 1 : name;
+    if (address.length > 2 && name[0] == '[' && name[address.length - 1] == ']')
+        address = (struct slice){ name + 1, address.length - 2 };
+    else if (colon && memchr(name, ':', address.length))
+        return false; /* IPv6 without brackets */
+    if (!colon || slice_is(address, "localhost"))
+        address = SLICE("127.0.0.1");
+    if (address.length == 0 || address.length >= 64)
+        return false;
+    memcpy(host, address.data, address.length);
+    host[address.length] = '\0';
+    return slice_number(slice_of(*port), 65535, &number);
+}
+
+static int listen_tcp(struct http *http, const char *name,
+                      char error[ERROR_SIZE])
+{
+    struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
+                              .ai_socktype = SOCK_STREAM };
+    struct addrinfo *found;
+    const char *port;
+    char host[64];
+    int outcome;
+
+    if (!split_address(name, host, &port) ||
+        getaddrinfo(host, port, &hints, &found) != 0) {
+        fail_with(
+            error,
+            "'%s' is not ADDR:PORT such as 127.0.0.1:3000 or [::1]:3000, nor "
+            "unix:PATH",
+            name);
+        return -2;
+    }
+    outcome = listen_on(http, name, found->ai_addr, found->ai_addrlen, error);
+    freeaddrinfo(found);
+    return outcome < 0 ? -1
+                       : name_listener(
+                             &http->listeners[http->listener_count - 1], error);
+}
+
+int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
+{
+    return strncmp(name, "unix:", 5) == 0 ? listen_unix(http, name, error)
+                                          : listen_tcp(http, name, error);
+}
+
+/* Whether a descriptor is a socket that listens for streams. */
+static bool is_listening(int fd, int *family)
+{
+    int listens = 0, type = 0;
+    socklen_t length = sizeof(int);
+
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 &&
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 &&
+           getsockopt(fd, SOL_SOCKET, SO_DOMAIN, family, &length) == 0 &&
+           listens && type == SOCK_STREAM &&
+           (*family == AF_INET || *family == AF_INET6 || *family == AF_UNIX);
+}
+
+/* The name of a Unix socket that was handed over. */
+static void name_unix_listener(struct listener *listener)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    socklen_t length = sizeof(address);
+
+    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0)
+        address.sun_path[0] = '\0';
+    snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
+             (int)strnlen(address.sun_path, sizeof(address.sun_path)),
+             address.sun_path);
+}
+
+int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
+{
+    struct listener *listener = &http->listeners[http->listener_count];
+    int family = AF_UNSPEC, flags = fcntl(fd, F_GETFL);
+
+    if (!is_listening(fd, &family))
+        return fail_with(error,
+                         "descriptor %d is not a listening stream socket", fd);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        return fail_with(error, "descriptor %d: %s", fd, strerror(errno));
+    if (family != AF_UNIX)
+        tune_listener(fd);
+    if (add_listener(http, fd, error) < 0)
+        return -1;
+    if (family != AF_UNIX)
+        return name_listener(listener, error);
+    name_unix_listener(listener);
+    return 0;
+}
+
+/*
+ * By now the path may be another http's, which has taken it over. The
+ * listener is still open: as long as it is, a http that starts finds it in
+ * use, and its inode's number goes to no other file.
+ */
+static void unlink_own_socket(const struct listener *listener)
+{
+    struct stat status;
+
+    if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
+        status.st_dev == listener->device && status.st_ino == listener->inode)
+        unlink(listener->unix_path);
+}
+
+void http_close_listeners(struct http *http)
+{
+    for (unsigned i = 0; i < http->listener_count; i++) {
+        const struct listener *listener = &http->listeners[i];
+
+        unlink_own_socket(listener);
+        close(listener->fd);
+        conn_set_state(http, conn_at(http, (uint32_t)listener->fd), CONN_FREE);
+    }
+    http->listener_count = 0;
+}
+
+/*
+ * O_NONBLOCK belongs to the open file description, which standard input may
+ * share with other processes; so it is set on one of our own. A file is not
+ * opened anew: where others stand in it is where it goes on.
+ *
+ * A pipe's descriptor stays: it is watched, and keeps its part in the pipe's
+ * end, which comes when nobody has it open for writing. Of a device another
+ * description may be another stream, so the new one takes the place.
+ */
+static void open_input(struct http *http)
+{
+    struct stat status;
+    int fd;
+
+    http->input_fd = STDIN_FILENO;
+    if (fstat(STDIN_FILENO, &status) < 0)
+        return;
+    http->input_is_socket = S_ISSOCK(status.st_mode);
+    if (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode))
+        return;
+    fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (S_ISFIFO(status.st_mode)) {
+        http->input_fd = fd;
+        return;
+    }
+    dup2(fd, STDIN_FILENO);
+    close(fd);
+}
+
+struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
+{
+    struct conn *conn = conn_at(http, STDIN_FILENO);
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = STDIN_FILENO };
+    struct exchange *exchange = exchange_take(http);
+
+    if (!exchange) {
+        fail_with(error, "no memory for standard input");
+        return NULL;
+    }
+    open_input(http);
+    if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0 &&
+        errno != EPERM) {
+        fail_with(error, "cannot wait for standard input: %s", strerror(errno));
+        return NULL;
+    }
+    exchange->body = (struct body){ .state = BODY_DATA, .left = UINT64_MAX };
+    exchange->streams = true;
+    *conn = (struct conn){ .flags = FLAG_INPUT | FLAG_BUSY,
+                           .interest = READABLE,
+                           .exchange = exchange };
+    conn_set_state(http, conn, CONN_BODY);
+    work_push(http, conn);
+    return conn;
+}
+
+/* 1: it has no index.html that can be read. */
+int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
+{
+    struct file file;
+    int status;
+
+    http->root = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (http->root < 0)
+        return fail_with(error, "cannot open the folder '%s': %s", root,
+                         strerror(errno));
+    status = http_file_open(&file, http->root, SLICE("/"));
+    if (status == -501)
+        return fail_with(error, "needs openat2(2), which this kernel does not "
+                                "have: Linux 5.6 or later");
+    if (status == 0)
+        close(file.fd);
+    return status != 0;
+}
+
+/* -------------------------------------------------------------- credentials
+ *
+ * The token that publishers send. It is read from its file at the start and at
+ * SIGHUP; a file that is refused leaves the one before.
+ */
+
+/* Whether a file has stayed as it was, and the same. */
+static bool is_unchanged(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* Reads a file that nobody writes or replaces meanwhile: half of a token is
+ * one too. NULL, or why not. */
+static const char *read_unchanged(const char *path, int fd, char *bytes,
+                                  size_t size, size_t *length,
+                                  struct stat *status)
+{
+    struct stat after, at_path;
+    ssize_t n = 0;
+
+    if (fstat(fd, status) < 0)
+        return strerror(errno);
+    if (!S_ISREG(status->st_mode))
+        return "it is not a regular file";
+    *length = 0;
+    while (*length < size &&
+           (n = read(fd, bytes + *length, size - *length)) > 0)
+        *length += (size_t)n;
+    if (n < 0 || fstat(fd, &after) < 0 || stat(path, &at_path) < 0)
+        return strerror(errno);
+    if (!is_unchanged(status, &after) || !is_unchanged(status, &at_path))
+        return "it changed while it was read";
+    return NULL;
+}
+
+/* Takes the line end off. NULL, or why this is no token. */
+static const char *refused_token(const char *bytes, size_t *length)
+{
+    _Static_assert(TOKEN_MAX == 512, "the text below says so");
+    if (*length && bytes[*length - 1] == '\n')
+        --*length;
+    if (*length && bytes[*length - 1] == '\r')
+        --*length;
+    if (*length == 0)
+        return "it is empty";
+    for (size_t i = 0; i < *length; i++) {
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            return "it has more than one line";
+        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
+            return "it has a blank or a control character";
+    }
+    return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
+}
+
+/* NULL, or why not. */
+static const char *take_token(struct http *http, const char *path, mode_t *mode)
+{
+    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
+    const char *refused;
+    size_t length = 0;
+    struct stat status;
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    if (fd < 0)
+        return strerror(errno);
+    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    close(fd);
+    if (!refused)
+        refused = refused_token(bytes, &length);
+    if (refused)
+        return refused;
+    memcpy(http->token, bytes, length);
+    http->token_length = length;
+    *mode = status.st_mode;
+    return NULL;
+}
+
+int http_load_token(struct http *http, const char *path, mode_t *mode,
+                    char error[ERROR_SIZE])
+{
+    const char *refused = take_token(http, path, mode);
+
+    return refused ? fail_with(error, "%s", refused) : 0;
+}
+
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty
+ * if it is none. */
+static struct slice bearer(struct slice authorization)
+{
+    if (!slice_begins(authorization, "Bearer "))
+        return (struct slice){ "", 0 };
+    return slice_trimmed(slice_from(authorization, 7));
+}
+
+bool http_token_matches(const struct http *http, const struct request *request)
+{
+    struct slice given = bearer(request->authorization);
+    size_t difference = given.length ^ http->token_length;
+
+    for (size_t i = 0; i < given.length; i++)
+        difference |= (unsigned char)given.data[i] ^
+                      (unsigned char)http->token[i % http->token_length];
+    return difference == 0;
+}
+
+/* ------------------------------------------------------- the start, the end */
+
+/* Has the limit on descriptors raised as far as it goes, but for no more than
+ * are used; returns how many connections that allows. */
+static int raise_descriptors(uint64_t wanted, uint64_t *allowed,
+                             char error[ERROR_SIZE])
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return fail_with(error, "cannot read the limit on descriptors: %s",
+                         strerror(errno));
+    limit.rlim_cur =
+        limit.rlim_max > wanted + RESERVE ? wanted + RESERVE : limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return fail_with(error, "cannot raise the limit on descriptors: %s",
+                         strerror(errno));
+    *allowed = limit.rlim_cur > RESERVE ? limit.rlim_cur - RESERVE : 0;
+    return 0;
+}
+
+static int make_table(struct http *http, char error[ERROR_SIZE])
+{
+    uint64_t wanted =
+        http->max_connections ? http->max_connections : CONNECTIONS_DEFAULT;
+    uint64_t allowed = 0;
+
+    if (raise_descriptors(wanted, &allowed, error) < 0)
+        return -1;
+    if (allowed == 0 || (http->max_connections && allowed < wanted))
+        return fail_with(error,
+                         "--max-connections: the limit on descriptors allows "
+                         "%" PRIu64 "; raise it with ulimit -Hn %" PRIu64,
+                         allowed, wanted + RESERVE);
+    http->max_connections = allowed < wanted ? allowed : wanted;
+    http->conn_limit = (uint32_t)(http->max_connections + RESERVE);
+    http->conns = calloc(http->conn_limit, sizeof(struct conn));
+    return http->conns ? 0
+                       : fail_with(error,
+                                   "no memory for %u connections: "
+                                   "--max-connections",
+                                   http->conn_limit);
+}
+
+/* Begins with no connection; the table is there. */
+static void begin_table(struct http *http)
+{
+    static const struct list empty = { NONE, NONE };
+
+    for (int i = 0; i < QUEUES; i++)
+        http->queues[i].list = empty;
+    for (int i = 0; i < WHEEL_SLOTS; i++)
+        http->wheel[i] = empty;
+    http->in_state[CONN_FREE] = http->conn_limit;
+    http_update_time(http);
+    http->wheel_tick = http->now >> TICK_SHIFT;
+    http->accepting = true;
+    http->root = -1;
+}
+
+int http_init(struct http *http, char error[ERROR_SIZE])
+{
+    if (make_table(http, error) < 0)
+        return -1;
+    begin_table(http);
+    http->epoll = epoll_create1(EPOLL_CLOEXEC);
+    return http->epoll < 0
+               ? fail_with(error, "cannot begin to wait for events: %s",
+                           strerror(errno))
+               : 0;
+}
+
+void http_release(struct http *http)
+{
+    for (uint32_t fd = 0; fd < http->conn_limit; fd++) {
+        struct conn *conn = conn_at(http, fd);
+
+        if (conn->state != CONN_FREE && conn->state != CONN_LISTENER)
+            conn_close(http, conn, "stopped");
+    }
+    reap(http);
+    http_close_listeners(http);
+    while (http->spare) {
+        struct exchange *exchange = http->spare;
+
+        http->spare = exchange->next_spare;
+        exchange_free(exchange);
+    }
+    free(http->conns);
 }

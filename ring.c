@@ -1429,10 +1429,10 @@ static int gather_run(const struct ring *ring, const struct run *run,
 
 /* Moves to the frame in which the bytes end; as ring_advance(). */
 static size_t advance_run(const struct ring *ring, const struct run *run,
-                          struct place *place, struct cursor *cursor,
+                          struct place *place, struct progress *progress,
                           size_t bytes)
 {
-    size_t total = run_length(ring, run), taken = cursor->sent + bytes;
+    size_t total = run_length(ring, run), taken = progress->sent + bytes;
     uint64_t low = run->first, high = run->last + 1;
 
     if (taken < total) {
@@ -1444,12 +1444,12 @@ static size_t advance_run(const struct ring *ring, const struct run *run,
             else
                 high = middle;
         }
-        cursor->sent = (uint32_t)(taken - run_before(ring, run, low));
+        progress->sent = (uint32_t)(taken - run_before(ring, run, low));
     } else {
         low = run->last + 1;
-        cursor->sent = 0;
+        progress->sent = 0;
     }
-    cursor->events += (uint32_t)(low - run->first);
+    progress->events += (uint32_t)(low - run->first);
     if (low > run->first)
         place_pass(ring, place, low - 1);
     return taken < total ? 0 : taken - total;
@@ -1481,36 +1481,36 @@ int ring_gather(const struct ring *ring, const struct reader *reader,
 
 /* As ring_advance(). */
 static size_t advance_frames(const struct ring *ring,
-                             const struct reader *reader, struct cursor *cursor,
-                             size_t bytes)
+                             const struct reader *reader,
+                             struct progress *progress, size_t bytes)
 {
     struct walk walk;
     uint64_t ordinal = walk_begin(&walk, ring, reader);
 
     while (bytes > 0 && ordinal && ordinal <= reader->until) {
         size_t left =
-            form_length(ring, at(ring, ordinal), reader->form) - cursor->sent;
+            form_length(ring, at(ring, ordinal), reader->form) - progress->sent;
 
         if (bytes < left) {
-            cursor->sent += (uint32_t)bytes;
+            progress->sent += (uint32_t)bytes;
             return 0;
         }
         bytes -= left;
         place_pass(ring, &reader->places[walk.at], ordinal);
-        cursor->sent = 0;
-        cursor->events++;
+        progress->sent = 0;
+        progress->events++;
         ordinal = walk_on(&walk);
     }
     return bytes;
 }
 
 size_t ring_advance(const struct ring *ring, const struct reader *reader,
-                    struct cursor *cursor, size_t bytes)
+                    struct progress *progress, size_t bytes)
 {
     struct run run = run_of(ring, reader);
 
-    return run.first ? advance_run(ring, &run, reader->places, cursor, bytes)
-                     : advance_frames(ring, reader, cursor, bytes);
+    return run.first ? advance_run(ring, &run, reader->places, progress, bytes)
+                     : advance_frames(ring, reader, progress, bytes);
 }
 
 /* -------------------------------------------------------- the history file */
@@ -1848,18 +1848,6 @@ bool ring_is_mapped(const void *address)
             return true;
     return false;
 }
-
-__attribute__((format(printf, 2, 3))) static void
-complain(char error[HISTORY_ERROR_SIZE], const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    vsnprintf(error, HISTORY_ERROR_SIZE, format, arguments);
-    va_end(arguments);
-}
-
-#define REFUSE(error, ...) (complain((error), __VA_ARGS__), -1)
 
 /* ------------------------------------------------ recovering what is there
  *
@@ -2221,27 +2209,27 @@ static int folder_open(char *path, const char **name)
 }
 
 static int place_open(struct file_place *place, const char *path,
-                      char error[HISTORY_ERROR_SIZE])
+                      char error[ERROR_SIZE])
 {
     struct stat status;
 
     if (!realpath(path, place->path)) {
         if (errno != ENOENT || strlen(path) >= sizeof(place->path))
-            return REFUSE(error, "cannot open '%s': %s", path, strerror(errno));
+            return fail_with(error, "cannot open '%s': %s", path, strerror(errno));
         if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
-            return REFUSE(error,
-                          "'%s' is a symbolic link to a file that does not "
-                          "exist: name that file, or remove the link",
-                          path);
+            return fail_with(error,
+                        "'%s' is a symbolic link to a file that does not "
+                        "exist: name that file, or remove the link",
+                        path);
         strcpy(place->path, path);
     }
     place->folder = folder_open(place->path, &place->name);
     if (place->folder < 0)
-        return REFUSE(error, "cannot open the folder of '%s': %s", path,
-                      strerror(errno));
+        return fail_with(error, "cannot open the folder of '%s': %s", path,
+                    strerror(errno));
     if (!*place->name) {
         close(place->folder);
-        return REFUSE(error, "'%s' names no file", path);
+        return fail_with(error, "'%s' names no file", path);
     }
     if (snprintf(place->new_name, sizeof(place->new_name), "%s.new",
                  place->name) >= (int)sizeof(place->new_name))
@@ -2249,73 +2237,73 @@ static int place_open(struct file_place *place, const char *path,
     return 0;
 }
 
-static int refuse_damaged(const char *path, char error[HISTORY_ERROR_SIZE])
+static int refuse_damaged(const char *path, char error[ERROR_SIZE])
 {
-    return REFUSE(error,
-                  "the header of '%s' is damaged: move the file away to "
-                  "begin a new history",
-                  path);
+    return fail_with(error,
+                "the header of '%s' is damaged: move the file away to "
+                "begin a new history",
+                path);
 }
 
-static int refuse_foreign(const char *path, char error[HISTORY_ERROR_SIZE])
+static int refuse_foreign(const char *path, char error[ERROR_SIZE])
 {
-    return REFUSE(error, "'%s' is no history file of ssed: name another one",
-                  path);
+    return fail_with(error, "'%s' is no history file of ssed: name another one",
+                path);
 }
 
 static int refuse_header(const struct history_file *file, const char *path,
-                         bool kept_ids, char error[HISTORY_ERROR_SIZE])
+                         bool kept_ids, char error[ERROR_SIZE])
 {
     const struct file_header *header = &file->header;
 
     if (header->magic != FILE_MAGIC)
         return refuse_foreign(path, error);
     if (header->version != FILE_VERSION)
-        return REFUSE(error,
-                      "'%s' is a history file of version %u, and this ssed "
-                      "knows version %d: use the one that wrote it, or name "
-                      "another file",
-                      path, header->version, FILE_VERSION);
+        return fail_with(error,
+                    "'%s' is a history file of version %u, and this ssed "
+                    "knows version %d: use the one that wrote it, or name "
+                    "another file",
+                    path, header->version, FILE_VERSION);
     if (header->check != header_check(header) || header->limit < 1 ||
         header->limit > HISTORY_EVENTS_MAX || header->size < 1 ||
         header->size > HISTORY_BYTES_MAX ||
         header->record_size != sizeof(struct record) || header->kept_ids > 1)
         return refuse_damaged(path, error);
     if (!file->read_only && header->kept_ids != kept_ids)
-        return REFUSE(error, "the ids in '%s' are %s: %s, or name another file",
-                      path, header->kept_ids ? "its publishers'" : "its own",
-                      header->kept_ids ? "use --ids keep"
-                                       : "leave out --ids keep");
+        return fail_with(error, "the ids in '%s' are %s: %s, or name another file",
+                    path, header->kept_ids ? "its publishers'" : "its own",
+                    header->kept_ids ? "use --ids keep"
+                                     : "leave out --ids keep");
     return 0;
 }
 
 /* Reads the header and maps the file. */
 static int file_load(struct history_file *file, const char *path, bool kept_ids,
-                     char error[HISTORY_ERROR_SIZE])
+                     char error[ERROR_SIZE])
 {
     struct stat status;
     ssize_t n;
 
     if (fstat(file->fd, &status) < 0)
-        return REFUSE(error, "cannot read '%s': %s", path, strerror(errno));
+        return fail_with(error, "cannot read '%s': %s", path, strerror(errno));
     if (!S_ISREG(status.st_mode))
         return refuse_foreign(path, error);
     n = pread(file->fd, &file->header, sizeof(file->header), 0);
     if (n < 0)
-        return REFUSE(error, "cannot read '%s': %s", path, strerror(errno));
+        return fail_with(error, "cannot read '%s': %s", path, strerror(errno));
     if (n < (ssize_t)sizeof(file->header))
         return refuse_foreign(path, error);
     if (refuse_header(file, path, kept_ids, error) < 0)
         return -1;
     if ((uint64_t)status.st_size != file_length(&file->header))
-        return REFUSE(error,
-                      "'%s' has %lld bytes, and its header says %llu: it is "
-                      "damaged; move it away to begin a new history",
-                      path, (long long)status.st_size,
-                      (unsigned long long)file_length(&file->header));
+        return fail_with(error,
+                    "'%s' has %lld bytes, and its header says %llu: it is "
+                    "damaged; move it away to begin a new history",
+                    path, (long long)status.st_size,
+                    (unsigned long long)file_length(&file->header));
     if (file_map(file, file->read_only ? PROT_READ : PROT_READ | PROT_WRITE) <
         0)
-        return REFUSE(error, "cannot map '%s': %s", path, strerror(errno));
+        return fail_with(error, "cannot map '%s': %s", path, strerror(errno));
     return read_state(file, file->map) ? 0 : refuse_damaged(path, error);
 }
 
@@ -2358,44 +2346,44 @@ static bool has_name(const struct stat *opened, int folder, const char *name)
 
 /* What others can write is not the server's own history. */
 static int refuse_others(const struct stat *status, const char *path,
-                         char error[HISTORY_ERROR_SIZE])
+                         char error[ERROR_SIZE])
 {
     if (status->st_uid != geteuid())
-        return REFUSE(error,
-                      "'%s' belongs to user %u, and this ssed runs as user "
-                      "%u: chown the file, or name another one",
-                      path, status->st_uid, geteuid());
+        return fail_with(error,
+                    "'%s' belongs to user %u, and this ssed runs as user "
+                    "%u: chown the file, or name another one",
+                    path, status->st_uid, geteuid());
     if (status->st_mode & (S_IWGRP | S_IWOTH))
-        return REFUSE(error,
-                      "'%s' has mode %03o, so others than its owner can write "
-                      "it: chmod 600 it, or name another file",
-                      path, status->st_mode & 07777);
+        return fail_with(error,
+                    "'%s' has mode %03o, so others than its owner can write "
+                    "it: chmod 600 it, or name another file",
+                    path, status->st_mode & 07777);
     if (status->st_nlink > 1)
-        return REFUSE(error,
-                      "'%s' has %llu names: remove the others, which can be "
-                      "found with find -inum %llu, or name another file",
-                      path, (unsigned long long)status->st_nlink,
-                      (unsigned long long)status->st_ino);
+        return fail_with(error,
+                    "'%s' has %llu names: remove the others, which can be "
+                    "found with find -inum %llu, or name another file",
+                    path, (unsigned long long)status->st_nlink,
+                    (unsigned long long)status->st_ino);
     return 0;
 }
 
 /* Locks the file that has this name now, if it is the server's alone. Returns
  * 1 when another one has come to have the name. */
 static int file_lock(struct history_file *file, const struct file_place *place,
-                     char error[HISTORY_ERROR_SIZE])
+                     char error[ERROR_SIZE])
 {
     struct stat status;
 
     if (fstat(file->fd, &status) < 0)
-        return REFUSE(error, "cannot read '%s': %s", place->path,
-                      strerror(errno));
+        return fail_with(error, "cannot read '%s': %s", place->path,
+                    strerror(errno));
     if (!S_ISREG(status.st_mode))
         return refuse_foreign(place->path, error);
     if (!lock(file->fd))
-        return REFUSE(error,
-                      "another ssed has '%s', its process is %u: end that "
-                      "one first, or name another file",
-                      place->path, pid_in(file));
+        return fail_with(error,
+                    "another ssed has '%s', its process is %u: end that "
+                    "one first, or name another file",
+                    place->path, pid_in(file));
     if (!has_name(&status, place->folder, place->name))
         return 1;
     return refuse_others(&status, place->path, error);
@@ -2404,7 +2392,7 @@ static int file_lock(struct history_file *file, const struct file_place *place,
 /* Opens a file that exists and locks it. Returns 1 if there is none. */
 static int file_open(struct history_file **result,
                      const struct file_place *place, bool kept_ids,
-                     char error[HISTORY_ERROR_SIZE])
+                     char error[ERROR_SIZE])
 {
     int outcome;
 
@@ -2414,11 +2402,11 @@ static int file_open(struct history_file **result,
         if (fd < 0 && errno == ENOENT)
             return 1;
         if (fd < 0)
-            return REFUSE(error, "cannot open '%s': %s", place->path,
-                          strerror(errno));
+            return fail_with(error, "cannot open '%s': %s", place->path,
+                        strerror(errno));
         *result = file_new(fd);
         if (!*result)
-            return REFUSE(error, "no memory");
+            return fail_with(error, "no memory");
         outcome = file_lock(*result, place, error);
         if (outcome == 0)
             outcome = file_load(*result, place->path, kept_ids, error);
@@ -2454,8 +2442,7 @@ static int unlink_stale(const struct file_place *place)
 }
 
 /* Makes an empty file beside the one that it is to become, and locks it. */
-static int open_new(const struct file_place *place,
-                    char error[HISTORY_ERROR_SIZE])
+static int open_new(const struct file_place *place, char error[ERROR_SIZE])
 {
     for (int i = 0; i < MAKE_TRIES; i++) {
         struct stat status;
@@ -2463,8 +2450,8 @@ static int open_new(const struct file_place *place,
                         O_RDWR | O_CREAT | O_EXCL | OPEN_FLAGS, 0600);
 
         if (fd < 0 && errno != EEXIST)
-            return REFUSE(error, "cannot make '%s.new': %s", place->path,
-                          strerror(errno));
+            return fail_with(error, "cannot make '%s.new': %s", place->path,
+                        strerror(errno));
         if (fd >= 0 && lock(fd) && fstat(fd, &status) == 0 &&
             has_name(&status, place->folder, place->new_name))
             return fd;
@@ -2472,12 +2459,12 @@ static int open_new(const struct file_place *place,
             close(fd); /* another server took it for a stale one */
         else if (unlink_stale(place) < 0)
             return errno == EWOULDBLOCK
-                       ? REFUSE(error, "another ssed is making '%s.new'",
-                                place->path)
-                       : REFUSE(error, "'%s.new' is in the way: %s",
-                                place->path, strerror(errno));
+                       ? fail_with(error, "another ssed is making '%s.new'",
+                              place->path)
+                       : fail_with(error, "'%s.new' is in the way: %s", place->path,
+                              strerror(errno));
     }
-    return REFUSE(error, "another ssed is making '%s.new'", place->path);
+    return fail_with(error, "another ssed is making '%s.new'", place->path);
 }
 
 /* Writes a new file's header and gives it all its blocks. Returns 0 or an
@@ -2508,13 +2495,13 @@ static int file_allocate(struct history_file *file,
 /* A file of the wanted size beside the one that it is to become. */
 static struct history_file *file_make(const struct history_wanted *wanted,
                                       const struct file_place *place,
-                                      char error[HISTORY_ERROR_SIZE])
+                                      char error[ERROR_SIZE])
 {
     struct history_file *file;
     int fd, why;
 
     if (!*place->new_name) {
-        complain(error, "the name of '%.100s...' is too long", place->path);
+        fail_with(error, "the name of '%.100s...' is too long", place->path);
         return NULL;
     }
     fd = open_new(place, error);
@@ -2522,18 +2509,18 @@ static struct history_file *file_make(const struct history_wanted *wanted,
         return NULL;
     file = file_new(fd);
     if (!file) {
-        complain(error, "no memory");
+        fail_with(error, "no memory");
         return NULL;
     }
     why = file_allocate(file, wanted);
     if (why == 0)
         return file;
     unlinkat(place->folder, place->new_name, 0);
-    complain(error,
-             "no room for '%s.new', which needs %llu bytes: %s (--history, "
-             "--history-bytes)",
-             place->path, (unsigned long long)file_length(&file->header),
-             strerror(why));
+    fail_with(error,
+         "no room for '%s.new', which needs %llu bytes: %s (--history, "
+         "--history-bytes)",
+         place->path, (unsigned long long)file_length(&file->header),
+         strerror(why));
     file_close(file);
     return NULL;
 }
@@ -2557,7 +2544,7 @@ static int rename_new(const struct file_place *place)
 /* Gives the file that was made its name, and has the folder keep it, or else
  * it would be gone with the machine. */
 static int file_name(struct history_file *file, const struct file_place *place,
-                     bool replace, char error[HISTORY_ERROR_SIZE])
+                     bool replace, char error[ERROR_SIZE])
 {
     int outcome = msync(file->map, file->length, MS_SYNC);
 
@@ -2570,21 +2557,20 @@ static int file_name(struct history_file *file, const struct file_place *place,
         outcome = fsync(place->folder);
     if (outcome == 0)
         return 0;
-    complain(error, "cannot make '%s': %s", place->path, strerror(errno));
+    fail_with(error, "cannot make '%s': %s", place->path, strerror(errno));
     unlinkat(place->folder, place->new_name, 0);
     return -1;
 }
 
 /* A ring whose memory is in the file, which becomes its own. */
 static int ring_of_file(struct ring *ring, struct history_file *file,
-                        struct slice splice_text,
-                        char error[HISTORY_ERROR_SIZE])
+                        struct slice splice_text, char error[ERROR_SIZE])
 {
     const struct file_header *header = &file->header;
 
     if (ring_begin(ring, file, file->map + memory_place(header->limit),
                    header->limit, (size_t)header->size, 0, splice_text) < 0)
-        return REFUSE(error, "no memory for the index: --history");
+        return fail_with(error, "no memory for the index: --history");
     ring->kept_ids = header->kept_ids;
     return 0;
 }
@@ -2659,8 +2645,7 @@ static void begin_like(struct ring *ring, const struct ring *old,
 
 /* Replaces the ring by one of the wanted size with the newest of its frames. */
 static int resize(struct ring *ring, const struct history_wanted *wanted,
-                  const struct file_place *place,
-                  char error[HISTORY_ERROR_SIZE])
+                  const struct file_place *place, char error[ERROR_SIZE])
 {
     uint64_t first = first_that_fits(ring, wanted);
     struct history_file *file = file_make(wanted, place, error);
@@ -2677,7 +2662,7 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
         unlinkat(place->folder, place->new_name, 0);
         ring_release(ring);
         *ring = old;
-        return REFUSE(error, "no memory to write '%s' anew", place->path);
+        return fail_with(error, "no memory to write '%s' anew", place->path);
     }
     ring->newest_id = old.newest_id;
     file_note_mark(ring, first < old.next ? 0 : ring->mark);
@@ -2692,7 +2677,7 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
 
 /* A fresh one. */
 static int make(struct ring *ring, const struct history_wanted *wanted,
-                const struct file_place *place, char error[HISTORY_ERROR_SIZE])
+                const struct file_place *place, char error[ERROR_SIZE])
 {
     struct history_file *file = file_make(wanted, place, error);
 
@@ -2748,19 +2733,19 @@ static int file_begin(struct ring *ring, const struct history_wanted *wanted,
 /* A ring of the file that is there; its size may be another. */
 static int load(struct ring *ring, struct history_file *file,
                 struct slice splice_text, struct recovery *recovery,
-                const char *path, char error[HISTORY_ERROR_SIZE])
+                const char *path, char error[ERROR_SIZE])
 {
     if (ring_of_file(ring, file, splice_text, error) < 0)
         return -1;
     if (recover(ring, recovery) < 0)
-        return REFUSE(error, "no memory for the topics in '%s'", path);
+        return fail_with(error, "no memory for the topics in '%s'", path);
     return 0;
 }
 
 /* As ring_open(), but for what is to be released after an error. */
 static int open_at(struct ring *ring, const struct history_wanted *wanted,
                    const struct file_place *place, struct recovery *recovery,
-                   char error[HISTORY_ERROR_SIZE])
+                   char error[ERROR_SIZE])
 {
     struct history_file *file;
     int outcome = file_open(&file, place, wanted->kept_ids, error);
@@ -2777,13 +2762,13 @@ static int open_at(struct ring *ring, const struct history_wanted *wanted,
     if (recovery->resized)
         outcome = resize(ring, wanted, place, error);
     if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
-        outcome = REFUSE(error, "cannot write '%s': %s", place->path,
-                         strerror(errno));
+        outcome =
+            fail_with(error, "cannot write '%s': %s", place->path, strerror(errno));
     return outcome;
 }
 
 int ring_open(struct ring *ring, const struct history_wanted *wanted,
-              struct recovery *recovery, char error[HISTORY_ERROR_SIZE])
+              struct recovery *recovery, char error[ERROR_SIZE])
 {
     struct file_place place;
     int outcome;
@@ -2802,7 +2787,7 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
 
 int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
-                 char error[HISTORY_ERROR_SIZE])
+                 char error[ERROR_SIZE])
 {
     int fd = open(wanted->path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     struct history_file *file;
@@ -2811,11 +2796,11 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
     *ring = (struct ring){ 0 };
     *recovery = (struct recovery){ 0 };
     if (fd < 0)
-        return REFUSE(error, "cannot open '%s': %s", wanted->path,
-                      strerror(errno));
+        return fail_with(error, "cannot open '%s': %s", wanted->path,
+                    strerror(errno));
     file = file_new(fd);
     if (!file)
-        return REFUSE(error, "no memory");
+        return fail_with(error, "no memory");
     file->read_only = true;
     if (file_load(file, wanted->path, false, error) < 0) {
         file_close(file);

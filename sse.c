@@ -16,26 +16,19 @@
  */
 #include "sse.h"
 
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <netdb.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/random.h>
-#include <sys/resource.h>
-#include <sys/sendfile.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,53 +39,35 @@
 #define VERSION "unknown"
 #endif
 
+/* Sizes that a build for tests may have otherwise, with -D. */
+#ifndef QUANTUM_SENDS
+#define QUANTUM_SENDS 64 /* sends of a turn's delivery */
+#endif
+#ifndef QUANTUM_BYTES
+#define QUANTUM_BYTES (2 << 20)
+#endif
+#ifndef EVENTS_MAX
+#define EVENTS_MAX 256 /* of one epoll_wait */
+#endif
+#ifndef CONTENT_FIRST
+#define CONTENT_FIRST 1024 /* bytes of an event under way */
+#endif
+
 enum {
-    LISTENERS_MAX = 16,
     HOSTS_MAX = 16,
     LISTEN_FDS_START = 3,
-    TOKEN_MAX = 512,
     CORS_MAX = 256,
     REQUESTED_MAX = 256, /* of an unusable id, what is shown in a gap */
-    IN_FIRST = 2048,     /* bytes of a request that are read at first */
-    OUT_SIZE = 8192,     /* answers of a turn's pipelined requests */
-    OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
-    CONTENT_FIRST = 1024,               /* bytes of an event under way */
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
-    IOV_ROOM = 1024,     /* iovecs to a writev: bounds the time to fill it */
-    PIECE_SMALL = 512,   /* bytes: copying it costs less than an iovec does */
-    PIECE_COST = 32,     /* bytes that gathering one counts as in a slice */
-    SEND_BUDGET = 65536, /* bytes to a subscriber before others have theirs */
-    SLICE_SENDS = 64,    /* sends between two looks at epoll */
-    SLICE_BYTES = 2 << 20,
-    TURN_WORK = 1000,     /* us of a turn for a queue of connections */
-    TURN_BUSY = 250,      /* and for one of those that are busy */
-    VISIT = 100,          /* us for one of them before others have theirs */
-    STEP_EVENTS = 16,     /* events or so between two looks at the clock */
-    EVENTS_MAX = 256,     /* of one epoll_wait */
-    ACCEPTS_MAX = 32,     /* of one listener in one turn */
-    ACCEPT_PAUSE = 100,   /* ms without accept when descriptors ran out */
-    SPARE_EXCHANGES = 64, /* kept for the next requests */
-    /* descriptors beside the subscribers': surplus clients, which still
-     * get their answer; and files, listeners, the log */
-    SURPLUS = 64,
-    RESERVE = SURPLUS + 64,
-    CONNECTIONS_DEFAULT = 1000000,
-    BODY_RATE = 1024,     /* bytes a second that a plain body must keep up */
-    LINGER = 2000,        /* ms for a peer to read the last answer */
-    SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
-    NOTSENT = 64 * 1024,
-    USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
-    UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
-    LOCK_PATIENCE = 5000,      /* ms for others to make theirs beside it */
-    INTERVAL_DEFAULT = 1000,   /* ms */
-    SYNC_DEFAULT = 1000,       /* ms */
-    TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
-    WHEEL_SLOTS = 512,
-    LOG_BURST = 200,        /* lines that the outside can cause at once */
-    LOG_REPORT = 1000,      /* ms between two lines about lines left out */
-    LOG_RATE = 100,         /* and in a second */
-    RETRY_LATER_MIN = 2000, /* ms, when there is no room for a subscriber */
+    PIECE_COST = 32,         /* bytes that gathering one counts as */
+    TURN_RETRY = 250,        /* us of a turn for publishers that waited */
+    INTERVAL_DEFAULT = 1000, /* ms */
+    SYNC_DEFAULT = 1000,     /* ms */
+    LOG_BURST = 200,         /* lines that the outside can cause at once */
+    LOG_REPORT = 1000,       /* ms between two lines about lines left out */
+    LOG_RATE = 100,          /* and in a second */
+    RETRY_LATER_MIN = 2000,  /* ms, when there is no room for a subscriber */
     RETRY_LATER_MAX = 10000,
 };
 
@@ -112,9 +87,6 @@ enum {
 enum {
     TIMESTAMP_SIZE = 25
 };
-
-/* What a connection that reads is asked of epoll. */
-#define INPUT ((uint32_t)(EPOLLIN | EPOLLRDHUP))
 
 enum level {
     LEVEL_ERROR,
@@ -175,165 +147,8 @@ struct options {
     unsigned stdin_form; /* enum stdin_form, UINT_MAX: not given */
     bool no_cors;
     bool access_log;
-    bool end;   /* the topic is finished at the end of standard input */
-    bool input; /* standard input is published */
-};
-
-/* What somebody publishes: a request, or standard input. */
-struct publication {
-    struct topic *topic; /* held; NULL: nothing is being published */
-    enum {
-        FROM_PLAIN,  /* the content is the data of one event */
-        FROM_EVENTS, /* it is an event stream */
-        FROM_LINES,  /* each line is an event */
-        FROM_DELETE, /* it is of no account */
-    } from;
-    enum {
-        DUE_NOTHING,
-        DUE_EVENT, /* `event` is to be appended */
-        DUE_END,   /* the topic is to be finished */
-    } due;
-    bool end;   /* the topic is to be finished at last */
-    bool ended; /* it has been */
-    bool skips; /* a line that is too long, until it ends */
-    uint64_t count, skipped, first, last;
-    struct event event;
-    struct slice piece; /* content that has arrived and was not looked at */
-    char *content;      /* owned: what belongs to the event under way */
-    size_t content_length;
-    size_t content_room;        /* bytes there are */
-    size_t content_max;         /* bytes there may be */
-    struct event_parser parser; /* name and id too, if there is no stream */
-};
-
-/* Bytes [start, end) of `room`, which grows as they arrive. */
-struct buffer {
-    char *bytes; /* owned */
-    size_t room;
-    size_t start;
-    size_t end;
-};
-
-/* Everything about a connection that is not needed while it subscribes or
- * idles; from a pool. What its buffers take is counted in
- * server.request_memory. */
-struct exchange {
-    struct buffer in;  /* has not been parsed */
-    struct buffer out; /* has not been sent; OUT_ROOM is left for an answer */
-    struct exchange *next_spare;
-    /* from here on all is zero for a new one */
-    struct request request;
-    struct body body;
-    struct publication publication;
-    struct file file; /* being sent; fd is owned, -1 if none */
-    uint64_t file_at; /* the next byte of it */
-    uint64_t file_left;
-    bool left;  /* not all of `in` has been looked at, or an event is due */
-    bool close; /* when the answer is sent */
-    /* --sync always: out[promise, end) says of events that they are kept,
-     * and they are not on the disk yet */
-    bool promises;
-    size_t promise;
-};
-
-/* What one subscriber alone gets and the socket did not take at once. */
-struct own {
-    uint32_t sent;
-    uint32_t length;
-    char bytes[];
-};
-
-enum conn_state {
-    CONN_FREE,     /* no connection has this number */
-    CONN_LISTENER, /* a listening socket */
-    CONN_REQUEST,  /* reading a request head, or idle between two */
-    CONN_BODY,     /* reading a body to publish */
-    CONN_INPUT,    /* standard input */
-    CONN_WAITING,  /* publishes, and waits for room in the ring */
-    CONN_RESPOND,  /* sending a file, or answers to a full socket */
-    CONN_STREAM,   /* subscribes */
-    CONN_LINGER,   /* has sent the last answer; reads until the peer ends */
-    CONN_CLOSED,   /* until the end of the batch */
-    CONN_STATES,
-};
-
-/*
- * A connection is in at most one queue. For work, answers and waiting there
- * are two each: connections that send more than a visit can take, and streams
- * that are published, have the second, so that one that asks now and then, and
- * waits for the answer, is never behind them.
- */
-enum queue_name {
-    QUEUE_NONE,
-    QUEUE_WORK, /* something has arrived, and is to be looked at */
-    QUEUE_WORK_BUSY,
-    QUEUE_ANSWERS, /* has answers to send */
-    QUEUE_ANSWERS_BUSY,
-    QUEUE_WAITING, /* CONN_WAITING */
-    QUEUE_WAITING_BUSY,
-    QUEUE_READY,   /* subscribers with more to get and room in the socket */
-    QUEUE_STARVED, /* waits for --request-memory */
-    QUEUE_CLOSED,  /* CONN_CLOSED */
-    QUEUES,
-};
-
-enum {
-    FLAG_UNIX = 1,
-    FLAG_ENDING = 2,  /* the last bytes of the stream are under way */
-    FLAG_AHEAD = 4,   /* came with an id newer than the newest */
-    FLAG_SURPLUS = 8, /* came when --max-connections were there */
-    FLAG_BUSY = 16,   /* what it sent last took more than a visit; or it is
-                       * new, and not known to be different */
-    /* a listener on a loopback address, and what came by it */
-    FLAG_LOOPBACK = 32,
-};
-
-struct conn {
-    uint8_t state; /* enum conn_state; conn_set_state() alone sets it */
-    uint8_t flags;
-    uint8_t queue;     /* enum queue_name */
-    uint8_t form;      /* enum form, of a subscriber's stream */
-    uint32_t interest; /* what epoll has been asked for */
-    uint32_t queue_previous, queue_next;
-    uint32_t timer_previous, timer_next;
-    uint32_t deadline; /* tick of the timer wheel */
-    uint32_t active;   /* when a stream's bytes last went: ms, low 32 bits */
-    struct in6_addr address;
-    uint16_t port;
-    uint8_t topics; /* of a subscriber */
-    union {
-        struct exchange *exchange; /* owned; NULL while idle */
-        struct {                   /* CONN_STREAM */
-            union {
-                struct place place;   /* of one topic */
-                struct place *places; /* owned; of several */
-            };
-            struct own *own; /* owned; goes before all else; or NULL */
-            struct cursor cursor;
-            union {
-                uint64_t replay_end; /* newest frame of the replay, 0: over */
-                uint64_t ahead;      /* FLAG_AHEAD: the id */
-            };
-            uint64_t bytes;
-            uint32_t replay_count;
-            uint32_t since; /* second of arrival, monotonic */
-        };
-    };
-};
-
-_Static_assert(sizeof(struct conn) <= 120, "an idle subscriber's memory");
-
-struct queue {
-    uint32_t first, last;
-    uint32_t count;
-};
-
-struct listener {
-    int fd;
-    const char *unix_path; /* to be unlinked, part of `address`; or NULL */
-    dev_t device;          /* what was made there */
-    ino_t inode;
-    char address[128];
+    bool end;         /* the topic is finished at the end of standard input */
+    bool reads_input; /* standard input is published */
 };
 
 enum phase {
@@ -344,57 +159,30 @@ enum phase {
 };
 
 struct server {
-    struct options options;
-    uint32_t frame_size;
-    enum phase phase;
-    uint64_t phase_end; /* when the phase ends by itself; ms */
+    struct http http;
     struct ring ring;
+    struct options options;
     struct topic *main_topic; /* held */
-    char *frame;       /* owned: where a frame is made, frame_size bytes */
-    uint64_t watchdog; /* ms between two signs of life; 0: none is wanted */
-    uint64_t next_watchdog;
-    uint64_t next_sync; /* ms */
-    bool sync_failed;   /* what is on the disk can no longer be relied on */
-    bool file_deleted;  /* it has been said */
-
-    int epoll;
+    char *frame;              /* owned: where a frame is made */
+    uint32_t frame_size;      /* bytes of it */
     int signals;
-    int root; /* --root's folder, -1: bundled pages */
-    unsigned listener_count;
-    struct listener listeners[LISTENERS_MAX];
-    bool accepting;
-    bool input_is_file; /* epoll cannot watch it: it is always ready */
-    bool input_is_socket;
-    int input_fd;          /* what is read: standard input, or the same pipe
-                            * by a description of our own */
-    uint64_t accept_again; /* ms, when !accepting */
-    struct conn *input;    /* standard input, NULL: it is not published */
 
-    struct conn *conns; /* owned, conn_limit of them */
-    uint32_t conn_limit;
-    uint32_t connections;
-    uint32_t in_state[CONN_STATES];
-    struct queue queues[QUEUES];
-    /* the oldest frame that somebody in QUEUE_READY may need, and the same
-     * for those queued since this round of the queue began; 0: none */
+    enum phase phase;
+    uint64_t phase_end;     /* ms, when the phase ends by itself; or NEVER */
+    uint64_t next_clock;    /* ms; or NEVER */
+    uint64_t next_sync;     /* ms, if something is to be synced; or NEVER */
+    uint64_t watchdog;      /* ms between two signs of life */
+    uint64_t next_watchdog; /* ms; or NEVER */
+
+    bool sync_failed;  /* what is on the disk can no longer be relied on */
+    bool file_deleted; /* it has been said */
+
+    /* the oldest frame that some subscriber in QUEUE_READY may need, and the
+     * same for those queued since this round of the queue began; 0: none */
     uint64_t ready_from, ready_from_next;
     uint32_t ready_round; /* how many of the round are left */
-    uint32_t wheel[WHEEL_SLOTS];
-    uint64_t wheel_tick; /* the last one that was looked at */
-    struct exchange *spare;
-    unsigned spare_count;
-    uint64_t request_memory; /* bytes that requests hold now */
-    uint64_t visit_end;      /* us, monotonic */
-    unsigned steps;          /* until the next look at the clock */
-
-    uint64_t now; /* ms, monotonic; of this turn */
-    time_t wall;  /* what `date` says */
-    char date[HTTP_DATE_SIZE];
-    uint64_t next_clock; /* ms */
-    unsigned slice_sends;
-    size_t slice_bytes;
-    char token[TOKEN_MAX];
-    size_t token_length;
+    unsigned quantum_sends;
+    size_t quantum_bytes;
 };
 
 /* ----------------------------------------------------------------- log */
@@ -409,19 +197,6 @@ static struct {
 
 static const char *const level_names[] = { "error", "warn", "info", "debug",
                                            NULL };
-
-static uint64_t clock_us(clockid_t clock)
-{
-    struct timespec now;
-
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
-static uint64_t clock_ms(clockid_t clock)
-{
-    return clock_us(clock) / 1000;
-}
 
 static void format_timestamp(char *text, uint64_t wall_ms)
 {
@@ -545,7 +320,7 @@ log_client(const struct server *server, enum level level, const char *event,
 {
     va_list arguments;
 
-    if (level > logger.level || !log_allowed(server->now))
+    if (level > logger.level || !log_allowed(server->http.now))
         return;
     va_start(arguments, format);
     log_line(level, event, format, arguments);
@@ -588,26 +363,6 @@ static const char *log_quote(char *buffer, size_t size, struct slice value)
     return buffer;
 }
 
-enum {
-    PEER_SIZE = INET6_ADDRSTRLEN + 9
-};
-
-static const char *format_peer(char *buffer, const struct conn *conn)
-{
-    char host[INET6_ADDRSTRLEN];
-
-    if (conn->flags & FLAG_UNIX)
-        return "unix";
-    if (IN6_IS_ADDR_V4MAPPED(&conn->address)) {
-        inet_ntop(AF_INET, &conn->address.s6_addr[12], host, sizeof(host));
-        snprintf(buffer, PEER_SIZE, "%s:%u", host, conn->port);
-    } else {
-        inet_ntop(AF_INET6, &conn->address, host, sizeof(host));
-        snprintf(buffer, PEER_SIZE, "[%s]:%u", host, conn->port);
-    }
-    return buffer;
-}
-
 __attribute__((noreturn, format(printf, 2, 3))) static void
 die(int status, const char *format, ...)
 {
@@ -626,531 +381,100 @@ enum {
     EXIT_USAGE = 2
 };
 
-/* -------------------------------------------------- queues and timers */
+/* --------------------------------------------------------- subscribers
+ *
+ * A connection in CONN_STREAM is a subscriber: what it reads, and what only it
+ * gets. Nothing is kept for it but its places and how much of the next frame it
+ * has been sent; what a full socket did not take of its own bytes is in
+ * subscriber->own.
+ */
 
-static struct conn *conn_at(struct server *server, uint32_t fd)
-{
-    return &server->conns[fd];
-}
-
-static uint32_t conn_fd(const struct server *server, const struct conn *conn)
-{
-    return (uint32_t)(conn - server->conns);
-}
-
-static void queue_push(struct server *server, enum queue_name name,
-                       struct conn *conn)
-{
-    struct queue *queue = &server->queues[name];
-    uint32_t fd = conn_fd(server, conn);
-
-    assert(conn->queue == QUEUE_NONE);
-    conn->queue = (uint8_t)name;
-    conn->queue_previous = queue->last;
-    conn->queue_next = NONE;
-    if (queue->last == NONE)
-        queue->first = fd;
-    else
-        conn_at(server, queue->last)->queue_next = fd;
-    queue->last = fd;
-    queue->count++;
-}
-
-static void queue_remove(struct server *server, struct conn *conn)
-{
-    struct queue *queue = &server->queues[conn->queue];
-
-    if (conn->queue == QUEUE_NONE)
-        return;
-    if (conn->queue_previous == NONE)
-        queue->first = conn->queue_next;
-    else
-        conn_at(server, conn->queue_previous)->queue_next = conn->queue_next;
-    if (conn->queue_next == NONE)
-        queue->last = conn->queue_previous;
-    else
-        conn_at(server, conn->queue_next)->queue_previous =
-            conn->queue_previous;
-    queue->count--;
-    conn->queue = QUEUE_NONE;
-}
-
-static struct conn *queue_pop(struct server *server, enum queue_name name)
-{
-    struct conn *conn = conn_at(server, server->queues[name].first);
-
-    queue_remove(server, conn);
-    return conn;
-}
-
-static void timer_link(struct server *server, struct conn *conn)
-{
-    uint32_t *slot = &server->wheel[conn->deadline % WHEEL_SLOTS];
-
-    conn->timer_previous = NONE;
-    conn->timer_next = *slot;
-    if (*slot != NONE)
-        conn_at(server, *slot)->timer_previous = conn_fd(server, conn);
-    *slot = conn_fd(server, conn);
-}
-
-static void timer_stop(struct server *server, struct conn *conn)
-{
-    if (conn->deadline == 0)
-        return;
-    if (conn->timer_previous == NONE)
-        server->wheel[conn->deadline % WHEEL_SLOTS] = conn->timer_next;
-    else
-        conn_at(server, conn->timer_previous)->timer_next = conn->timer_next;
-    if (conn->timer_next != NONE)
-        conn_at(server, conn->timer_next)->timer_previous =
-            conn->timer_previous;
-    conn->deadline = 0;
-}
-
-/* Calls conn_expired() in `delay` ms, a tick later at the most. */
-static void timer_start(struct server *server, struct conn *conn,
-                        uint64_t delay)
-{
-    timer_stop(server, conn);
-    conn->deadline = (uint32_t)((server->now + delay) >> TICK_SHIFT) + 1;
-    timer_link(server, conn);
-}
-
-/* When the next connection's timer may be due, in ms. */
-static uint64_t wheel_next(const struct server *server)
-{
-    for (uint64_t tick = server->wheel_tick + 1;
-         tick <= server->wheel_tick + WHEEL_SLOTS; tick++)
-        if (server->wheel[tick % WHEEL_SLOTS] != NONE)
-            return tick << TICK_SHIFT;
-    return UINT64_MAX;
-}
-
-/* --------------------------------------------------------- connections */
-
-static void conn_set_state(struct server *server, struct conn *conn,
-                           enum conn_state state)
-{
-    server->in_state[conn->state]--;
-    server->in_state[state]++;
-    conn->state = (uint8_t)state;
-}
-
-static void conn_set_interest(struct server *server, struct conn *conn,
-                              uint32_t interest)
-{
-    struct epoll_event event = {
-        .events = interest,
-        .data.u32 = conn_fd(server, conn),
-    };
-
-    if (conn->interest == interest)
-        return;
-    conn->interest = interest;
-    /* it cannot fail: the descriptor was added, and no memory is needed */
-    epoll_ctl(server->epoll, EPOLL_CTL_MOD, (int)event.data.u32, &event);
-}
-
-/* Counts memory as the requests'. False if --request-memory does not allow
- * it. */
-static bool memory_take(struct server *server, size_t bytes)
-{
-    uint64_t maximum = server->options.request_memory;
-
-    if (bytes > maximum || server->request_memory > maximum - bytes)
-        return false;
-    server->request_memory += bytes;
-    return true;
-}
-
-static void memory_return(struct server *server, size_t bytes)
-{
-    server->request_memory -= bytes;
-}
-
-/* Reallocates bytes of a request from `room` to `wanted` bytes. False if that
- * is not to be had: nothing has changed. */
-static bool grow(struct server *server, char **bytes, size_t *room,
-                 size_t wanted)
-{
-    char *moved;
-
-    if (wanted <= *room)
-        return true;
-    if (!memory_take(server, wanted - *room))
-        return false;
-    moved = realloc(*bytes, wanted);
-    if (!moved) {
-        memory_return(server, wanted - *room);
-        return false;
-    }
-    *bytes = moved;
-    *room = wanted;
-    return true;
-}
-
-static void let_go(struct server *server, char **bytes, size_t *room)
-{
-    free(*bytes);
-    memory_return(server, *room);
-    *bytes = NULL;
-    *room = 0;
-}
-
-static size_t buffer_length(const struct buffer *buffer)
-{
-    return buffer->end - buffer->start;
-}
-
-static void exchange_free(struct exchange *exchange)
-{
-    free(exchange->in.bytes);
-    free(exchange->out.bytes);
-    free(exchange);
-}
-
-/* What an exchange has allocated, but for content. */
-static size_t exchange_size(const struct exchange *exchange)
-{
-    return sizeof(*exchange) + exchange->in.room + exchange->out.room;
-}
-
-static struct exchange *exchange_make(void)
-{
-    struct exchange *exchange = calloc(1, sizeof(*exchange));
-
-    if (!exchange)
-        return NULL;
-    exchange->in.bytes = malloc(IN_FIRST);
-    exchange->out.bytes = malloc(OUT_ROOM);
-    if (!exchange->in.bytes || !exchange->out.bytes) {
-        exchange_free(exchange);
-        return NULL;
-    }
-    exchange->in.room = IN_FIRST;
-    exchange->out.room = OUT_ROOM;
-    return exchange;
-}
-
-/* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
- * used up, else ENOMEM. */
-static struct exchange *exchange_take(struct server *server)
-{
-    struct exchange *exchange = server->spare;
-
-    if (exchange) {
-        server->spare = exchange->next_spare;
-        server->spare_count--;
-    } else {
-        exchange = exchange_make();
-    }
-    errno = exchange ? EAGAIN : ENOMEM;
-    if (exchange && !memory_take(server, exchange_size(exchange))) {
-        exchange_free(exchange);
-        return NULL;
-    }
-    if (!exchange)
-        return NULL;
-    exchange->in.start = exchange->in.end = 0;
-    exchange->out.start = exchange->out.end = 0;
-    memset(&exchange->request, 0,
-           sizeof(*exchange) - offsetof(struct exchange, request));
-    exchange->file.fd = -1;
-    return exchange;
-}
-
-/* Nothing is published any more by this one. */
-static void publication_end(struct server *server, struct exchange *exchange)
-{
-    struct publication *publication = &exchange->publication;
-
-    let_go(server, &publication->content, &publication->content_room);
-    if (publication->topic)
-        topic_drop(&server->ring, publication->topic);
-    publication->topic = NULL;
-}
-
-static void exchange_drop_file(struct exchange *exchange)
-{
-    if (exchange->file.fd >= 0)
-        close(exchange->file.fd);
-    exchange->file.fd = -1;
-    exchange->file_left = 0;
-}
-
-static void exchange_release(struct server *server, struct exchange *exchange)
-{
-    publication_end(server, exchange);
-    exchange_drop_file(exchange);
-    memory_return(server, exchange_size(exchange));
-    if (server->spare_count >= SPARE_EXCHANGES) {
-        exchange_free(exchange);
-        return;
-    }
-    exchange->next_spare = server->spare;
-    server->spare = exchange;
-    server->spare_count++;
-}
-
-static void conn_release_exchange(struct server *server, struct conn *conn)
-{
-    if (conn->exchange)
-        exchange_release(server, conn->exchange);
-    conn->exchange = NULL;
-}
-
-static void stream_leave(struct server *server, struct conn *conn,
-                         const char *reason);
-
-/* The only end of a connection. `reason` is for the log. */
-static void conn_close(struct server *server, struct conn *conn,
-                       const char *reason)
-{
-    if (conn->state == CONN_CLOSED)
-        return;
-    if (conn->state == CONN_STREAM)
-        stream_leave(server, conn, reason);
-    else
-        conn_release_exchange(server, conn);
-    timer_stop(server, conn);
-    queue_remove(server, conn);
-    conn_set_state(server, conn, CONN_CLOSED);
-    queue_push(server, QUEUE_CLOSED, conn);
-}
-
-/* Closes with a reset, so that the kernel lets go of what was not sent. */
-static void conn_cut(struct server *server, struct conn *conn,
-                     const char *reason)
-{
-    struct linger none = { .l_onoff = 1, .l_linger = 0 };
-
-    setsockopt((int)conn_fd(server, conn), SOL_SOCKET, SO_LINGER, &none,
-               sizeof(none));
-    conn_close(server, conn, reason);
-}
-
-static void reap(struct server *server)
-{
-    while (server->queues[QUEUE_CLOSED].count) {
-        struct conn *conn = queue_pop(server, QUEUE_CLOSED);
-
-        conn_set_state(server, conn, CONN_FREE);
-        server->connections--;
-        close((int)conn_fd(server, conn));
-    }
-}
-
-/* After the last answer: closing at once, with bytes of the peer unread,
- * would reset the connection and could take the answer with it. */
-static void conn_linger(struct server *server, struct conn *conn)
-{
-    conn_release_exchange(server, conn);
-    shutdown((int)conn_fd(server, conn), SHUT_WR);
-    conn_set_state(server, conn, CONN_LINGER);
-    conn_set_interest(server, conn, INPUT);
-    timer_start(server, conn, LINGER);
-}
-
-/* Reads and throws away. False if the peer has ended. */
-static bool conn_discard(struct server *server, struct conn *conn)
-{
-    char bytes[16384];
-    ssize_t n = read((int)conn_fd(server, conn), bytes, sizeof(bytes));
-
-    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
-}
-
-static void conn_wait_for_input(struct server *server, struct conn *conn)
-{
-    conn_release_exchange(server, conn);
-    conn_set_interest(server, conn, INPUT);
-}
-
-/* Waits for the next request of a connection, whose last has been answered
- * and of which nothing more has arrived. */
-static void conn_idle(struct server *server, struct conn *conn)
-{
-    conn_wait_for_input(server, conn);
-    timer_start(server, conn, server->options.idle_timeout);
-}
-
-static bool peer_is_loopback(const struct conn *conn)
-{
-    const uint8_t *bytes = conn->address.s6_addr;
-
-    return IN6_IS_ADDR_LOOPBACK(&conn->address) ||
-           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
-}
-
-static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
-{
-    const struct sockaddr_in *v4 = (const void *)peer;
-    const struct sockaddr_in6 *v6 = (const void *)peer;
-
-    if (peer->ss_family == AF_INET6) {
-        conn->address = v6->sin6_addr;
-        conn->port = ntohs(v6->sin6_port);
-    } else if (peer->ss_family == AF_INET) {
-        conn->address.s6_addr[10] = conn->address.s6_addr[11] = 0xFF;
-        memcpy(&conn->address.s6_addr[12], &v4->sin_addr, 4);
-        conn->port = ntohs(v4->sin_port);
-    } else {
-        conn->flags |= FLAG_UNIX;
-    }
-}
-
-static void accept_pause(struct server *server, bool pause)
-{
-    server->accepting = !pause;
-    server->accept_again = server->now + ACCEPT_PAUSE;
-    for (unsigned i = 0; i < server->listener_count; i++)
-        conn_set_interest(server,
-                          conn_at(server, (uint32_t)server->listeners[i].fd),
-                          pause ? 0 : EPOLLIN);
-}
-
-/* Begins a connection on a descriptor that was just accepted. There is no
- * place for one beyond the limit on descriptors as it was at the start:
- * somebody has raised it since. */
-static struct conn *conn_open(struct server *server, int fd,
-                              const struct sockaddr_storage *peer)
-{
-    struct epoll_event event = { .events = INPUT, .data.u32 = (uint32_t)fd };
-    bool fits = (uint32_t)fd < server->conn_limit;
-    struct conn *conn;
-
-    if (!fits || epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
-        int error = fits ? errno : EMFILE;
-
-        close(fd);
-        errno = error;
-        return NULL;
-    }
-    conn = conn_at(server, (uint32_t)fd);
-    *conn = (struct conn){ .flags = FLAG_BUSY, .interest = INPUT };
-    set_peer(conn, peer);
-    conn_set_state(server, conn, CONN_REQUEST);
-    if (server->connections++ >= server->options.max_connections)
-        conn->flags |= FLAG_SURPLUS;
-    timer_start(server, conn, server->options.head_timeout);
-    return conn;
-}
-
-static bool is_full(const struct server *server)
-{
-    return server->connections >= server->options.max_connections + SURPLUS;
-}
-
-/* Stops accepting for a while: new connections wait in the kernel. */
-static void accept_failed(struct server *server, const char *reason)
-{
-    if (server->now >= server->accept_again + 1000)
-        log_event(LEVEL_WARN, "accept_paused", "reason=%s connections=%u",
-                  reason, server->connections);
-    accept_pause(server, true);
-}
-
-static void conn_set_busy(struct conn *conn, bool busy)
-{
-    if (busy)
-        conn->flags |= FLAG_BUSY;
-    else
-        conn->flags &= (uint8_t)~FLAG_BUSY;
-}
-
-/* Has a connection looked at when others have had their visit. */
-static void work_push(struct server *server, struct conn *conn)
-{
-    queue_remove(server, conn);
-    queue_push(server, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
-               conn);
-}
-
-/* A client sends its request at once, so it is looked for in this turn: that
- * saves it a slice of the delivery that is under way. */
-static void accept_all(struct server *server, int listener)
-{
-    for (int i = 0; i < ACCEPTS_MAX; i++) {
-        struct sockaddr_storage peer = { 0 };
-        struct conn *conn;
-        socklen_t length = sizeof(peer);
-        int fd;
-
-        if (is_full(server)) {
-            accept_failed(server, "max-connections");
-            return;
-        }
-        fd = accept4(listener, (struct sockaddr *)&peer, &length,
-                     SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0 && errno == EAGAIN)
-            return;
-        if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
-            continue;
-        conn = fd < 0 ? NULL : conn_open(server, fd, &peer);
-        if (!conn) {
-            accept_failed(server, error_name(errno));
-            return;
-        }
-        conn->flags |= conn_at(server, (uint32_t)listener)->flags;
-        work_push(server, conn);
-    }
-}
-
-/* ----------------------------------------------------------- delivery */
+/* What one subscriber alone gets and the socket did not take at once. */
+struct own {
+    uint32_t sent;
+    uint32_t length;
+    char bytes[];
+};
 
 /* A subscriber's places: one for each topic. */
-static struct place *conn_places(struct conn *conn)
+static struct place *subscriber_places(struct subscriber *subscriber)
 {
-    return conn->topics == 1 ? &conn->place : conn->places;
+    return subscriber->topic_count == 1 ? &subscriber->place
+                                        : subscriber->places;
 }
 
 /* Whether it reads the main stream: alone then. */
-static bool conn_is_main(const struct server *server, struct conn *conn)
+static bool reads_main(const struct server *server,
+                       struct subscriber *subscriber)
 {
-    return conn_places(conn)->topic == server->main_topic;
+    return subscriber_places(subscriber)->topic == server->main_topic;
+}
+
+static bool is_replaying(const struct subscriber *subscriber)
+{
+    return !subscriber->is_ahead && subscriber->replay_end;
 }
 
 /* What a subscriber reads. */
-static struct reader conn_reader(struct conn *conn)
+static struct reader subscriber_reader(struct subscriber *subscriber)
 {
-    bool replays = conn->replay_end && !(conn->flags & FLAG_AHEAD);
+    bool replays = is_replaying(subscriber);
 
     return (struct reader){
-        .places = conn_places(conn),
-        .count = conn->topics,
-        .form = conn->form | (replays ? FORM_SPLICED : 0U),
-        .until = replays ? conn->replay_end : UINT64_MAX,
+        .places = subscriber_places(subscriber),
+        .count = subscriber->topic_count,
+        .form = subscriber->form | (replays ? FORM_SPLICED : 0U),
+        .until = replays ? subscriber->replay_end : UINT64_MAX,
     };
 }
 
-static uint64_t conn_next(const struct server *server, struct conn *conn)
+static void own_free(struct server *server, struct subscriber *subscriber)
 {
-    struct reader reader = conn_reader(conn);
+    struct own *own = subscriber->own;
 
-    return reader_next(&server->ring, &reader);
+    if (own)
+        memory_return(&server->http, sizeof(*own) + own->length);
+    free(own);
+    subscriber->own = NULL;
 }
 
-static bool conn_overrun(struct conn *conn)
+/* Keeps what the socket did not take of the bytes that are this one's own:
+ * the rest of subscriber->own, or others. False without memory. */
+static bool own_keep(struct server *server, struct subscriber *subscriber,
+                     struct slice rest)
 {
-    struct reader reader = conn_reader(conn);
+    struct own *own = subscriber->own;
+    size_t size = sizeof(*own) + rest.length;
 
-    return reader_overrun(&reader);
-}
-
-static void own_free(struct server *server, struct conn *conn)
-{
-    if (conn->own)
-        memory_return(server, sizeof(*conn->own) + conn->own->length);
-    free(conn->own);
-    conn->own = NULL;
+    if (!own && rest.length == 0)
+        return true; /* the rule */
+    if (own && rest.length &&
+        rest.data + rest.length == own->bytes + own->length) {
+        own->sent = own->length - (uint32_t)rest.length;
+        return true;
+    }
+    own_free(server, subscriber);
+    if (rest.length == 0)
+        return true;
+    if (!memory_take(&server->http, size))
+        return false;
+    own = malloc(size);
+    if (!own) {
+        memory_return(&server->http, size);
+        return false;
+    }
+    *own = (struct own){ .length = (uint32_t)rest.length };
+    memcpy(own->bytes, rest.data, rest.length);
+    subscriber->own = own;
+    return true;
 }
 
 /* Leaves a topic. The subscriber that takes the index there is told. */
 static void leave(struct server *server, const struct place *left)
 {
     struct topic *topic = left->topic;
-    struct place *place = conn_places(conn_at(server, topic_leave(left)));
+    struct conn *moved = conn_at(&server->http, topic_leave(left));
+    struct place *place = subscriber_places(&moved->subscriber);
 
     while (place->topic != topic)
         place++;
@@ -1158,44 +482,44 @@ static void leave(struct server *server, const struct place *left)
     topic_drop(&server->ring, topic);
 }
 
-static void stream_leave(struct server *server, struct conn *conn,
-                         const char *reason)
+/* It ends: lets go of all that it has. */
+static void unsubscribe(struct server *server, struct conn *conn,
+                        const char *reason)
 {
+    struct subscriber *subscriber = &conn->subscriber;
+    struct place *places = subscriber_places(subscriber);
     char peer[PEER_SIZE];
-    struct place *places = conn_places(conn);
 
-    for (unsigned i = 0; i < conn->topics; i++)
+    for (unsigned i = 0; i < subscriber->topic_count; i++)
         leave(server, &places[i]);
-    own_free(server, conn);
-    if (conn->topics > 1)
+    own_free(server, subscriber);
+    if (subscriber->topic_count > 1)
         free(places);
     log_client(server, LEVEL_INFO, "unsubscribed",
-               "peer=%s reason=%s events=%u bytes=%llu seconds=%u",
-               format_peer(peer, conn), reason, conn->cursor.events,
-               (unsigned long long)conn->bytes,
-               (uint32_t)(server->now / 1000) - conn->since);
+               "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
+               conn_peer(peer, conn), reason, subscriber->progress.events,
+               subscriber->bytes,
+               (uint32_t)(server->http.now / 1000) - subscriber->since);
 }
 
-/* Has the subscriber offered again as soon as the others had their turn. */
-static void ready_push(struct server *server, struct conn *conn)
+/* Where a subscriber stands that has been sent everything. */
+static uint64_t position_of(const struct server *server,
+                            const struct subscriber *subscriber)
 {
-    uint64_t needs = conn_next(server, conn);
+    uint64_t newest = server->ring.newest_id;
 
-    if (conn->queue == QUEUE_READY)
-        return;
-    queue_push(server, QUEUE_READY, conn);
-    if (needs && (!server->ready_from || needs < server->ready_from))
-        server->ready_from = needs;
-    if (needs && (!server->ready_from_next || needs < server->ready_from_next))
-        server->ready_from_next = needs;
+    return subscriber->is_ahead && subscriber->ahead > newest
+               ? subscriber->ahead
+               : newest;
 }
 
-static void put_catch_up_end(struct text *text, const struct conn *conn)
+static void put_catch_up_end(struct text *text,
+                             const struct subscriber *subscriber)
 {
-    text_put_block(text, conn->form, &(struct block){ 0 },
+    text_put_block(text, subscriber->form, &(struct block){ 0 },
                    "{\"type\":\"catch_up_end\","
                    "\"message\":\"消息同步完成\",\"syncCount\":%u}",
-                   conn->replay_count);
+                   subscriber->replay_count);
 }
 
 static uint64_t random_below(uint64_t limit)
@@ -1214,16 +538,6 @@ static void put_last_chunk(struct text *text, unsigned form)
         text_put(text, "0\r\n\r\n");
 }
 
-/* Where a subscriber stands that has been sent everything. */
-static uint64_t position_of(const struct server *server,
-                            const struct conn *conn)
-{
-    uint64_t newest = server->ring.newest_id;
-    bool ahead = (conn->flags & FLAG_AHEAD) && conn->ahead > newest;
-
-    return ahead ? conn->ahead : newest;
-}
-
 /* The end of a stream: where it stands, if it has begun; when to come back;
  * and the last chunk. */
 static void put_farewell(struct text *text, unsigned form,
@@ -1234,66 +548,64 @@ static void put_farewell(struct text *text, unsigned form,
     put_last_chunk(text, form);
 }
 
-/* What comes next in a stream whose bytes so far have all been sent. */
-static struct slice stream_next_own(struct server *server, struct conn *conn,
-                                    struct text *text)
+/* ------------------------------------------------------------- delivery
+ *
+ * Sends to subscribers what there is for them, from a subscriber's places to
+ * the end. A turn has two quanta for it: for the passes over topics with new
+ * frames, and for those that had room in their sockets for more. Within one,
+ * stream_send() is all that sends: live delivery, replays and catching up are
+ * the same.
+ */
+
+/* Has the subscriber offered more as soon as the others had their turn. */
+static void ready_push(struct server *server, struct conn *conn)
+{
+    struct reader reader = subscriber_reader(&conn->subscriber);
+    uint64_t needs = reader_next(&server->ring, &reader);
+
+    if (conn->queue == QUEUE_READY)
+        return;
+    queue_push(&server->http, QUEUE_READY, conn);
+    if (needs && (!server->ready_from || needs < server->ready_from))
+        server->ready_from = needs;
+    if (needs && (!server->ready_from_next || needs < server->ready_from_next))
+        server->ready_from_next = needs;
+}
+
+/* What comes next in a stream whose bytes so far have all been sent. One that
+ * is ahead has had what finished its topics here, and maybe more, elsewhere:
+ * its stream goes on. */
+static struct slice next_own(struct server *server,
+                             struct subscriber *subscriber,
+                             const struct reader *reader, struct text *text)
 {
     bool drains = server->phase == PHASE_DRAIN;
-    struct reader reader = conn_reader(conn);
+    uint64_t position;
 
     text->length = 0;
-    if (conn->replay_end && !(conn->flags & FLAG_AHEAD)) {
-        if (conn->place.last >= conn->replay_end) {
-            put_catch_up_end(text, conn);
-            conn->replay_end = 0;
+    if (is_replaying(subscriber)) {
+        if (subscriber->place.last >= subscriber->replay_end) {
+            put_catch_up_end(text, subscriber);
+            subscriber->replay_end = 0;
         }
-    } else if ((drains || reader_ended(&reader)) &&
-               !(conn->flags & FLAG_ENDING) &&
-               !reader_next(&server->ring, &reader)) {
-        uint64_t position = position_of(server, conn);
-
-        if (drains)
-            put_farewell(text, conn->form, &position,
-                         1000 + random_below(server->options.drain_spread + 1));
-        else
-            put_last_chunk(text, conn->form);
-        conn->flags |= FLAG_ENDING;
+        return text_slice(text);
     }
+    if ((!drains && (subscriber->is_ahead || !reader_ended(reader))) ||
+        subscriber->ends || reader_next(&server->ring, reader))
+        return text_slice(text);
+    position = position_of(server, subscriber);
+    if (drains)
+        put_farewell(text, subscriber->form, &position,
+                     1000 + random_below(server->options.drain_spread + 1));
+    else
+        put_last_chunk(text, subscriber->form);
+    subscriber->ends = true;
     return text_slice(text);
 }
 
-/* Keeps what the socket did not take of the bytes that are this one's own:
- * the rest of conn->own, or others. */
-static bool stream_keep(struct server *server, struct conn *conn,
-                        struct slice rest)
-{
-    struct own *own = conn->own;
-
-    if (!own && rest.length == 0)
-        return true; /* the rule */
-    if (own && rest.length &&
-        rest.data + rest.length == own->bytes + own->length) {
-        own->sent = own->length - (uint32_t)rest.length;
-        return true;
-    }
-    own_free(server, conn);
-    if (rest.length == 0)
-        return true;
-    if (!memory_take(server, sizeof(*own) + rest.length))
-        return false;
-    own = malloc(sizeof(*own) + rest.length);
-    if (!own) {
-        memory_return(server, sizeof(*own) + rest.length);
-        return false;
-    }
-    *own = (struct own){ .length = (uint32_t)rest.length };
-    memcpy(own->bytes, rest.data, rest.length);
-    conn->own = own;
-    return true;
-}
-
 /* Gathers a stream's next bytes; returns how many iovecs, and their bytes. */
-static int stream_gather(const struct server *server, const struct conn *conn,
+static int stream_gather(const struct server *server,
+                         const struct subscriber *subscriber,
                          const struct reader *reader, struct slice own,
                          struct iovec *iov, size_t *bytes)
 {
@@ -1302,8 +614,8 @@ static int stream_gather(const struct server *server, const struct conn *conn,
     if (own.length)
         iov[count++] =
             (struct iovec){ (void *)(uintptr_t)own.data, own.length };
-    if (!(conn->flags & FLAG_ENDING))
-        count += ring_gather(&server->ring, reader, conn->cursor.sent,
+    if (!subscriber->ends)
+        count += ring_gather(&server->ring, reader, subscriber->progress.sent,
                              iov + count, IOV_ROOM - count, SEND_BUDGET);
     *bytes = 0;
     for (int i = 0; i < count; i++)
@@ -1311,92 +623,66 @@ static int stream_gather(const struct server *server, const struct conn *conn,
     return count;
 }
 
-static void stream_advance(struct server *server, struct conn *conn,
+static void stream_advance(struct server *server, struct subscriber *subscriber,
                            const struct reader *reader, struct slice *own,
                            size_t sent, size_t pieces)
 {
     size_t first = sent < own->length ? sent : own->length;
 
     *own = slice_from(*own, first);
-    ring_advance(&server->ring, reader, &conn->cursor, sent - first);
-    conn->bytes += sent;
-    conn->active = (uint32_t)server->now;
-    server->slice_sends++;
-    server->slice_bytes += sent + pieces * PIECE_COST;
-}
-
-enum io {
-    IO_DONE,
-    IO_FULL,
-    IO_BUDGET,
-    IO_ERROR,
-    IO_OVERRUN
-};
-
-/* As writev(2). One piece, which is the rule, costs the kernel less by
- * send(2); many small ones, as spliced frames are, when they are joined. */
-static ssize_t send_iovecs(int fd, const struct iovec *iov, int count,
-                           size_t bytes)
-{
-    static char joined[IOV_ROOM * PIECE_SMALL];
-    char *end = joined;
-
-    if (count == 1)
-        return send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
-    if (bytes >= (size_t)count * PIECE_SMALL)
-        return writev(fd, iov, count);
-    for (int i = 0; i < count; i++) {
-        memcpy(end, iov[i].iov_base, iov[i].iov_len);
-        end += iov[i].iov_len;
-    }
-    return send(fd, joined, bytes, MSG_NOSIGNAL);
+    ring_advance(&server->ring, reader, &subscriber->progress, sent - first);
+    subscriber->bytes += sent;
+    subscriber->active = (uint32_t)server->http.now;
+    server->quantum_sends++;
+    server->quantum_bytes += sent + pieces * PIECE_COST;
 }
 
 /* Passes over what a subscriber that was ahead has had elsewhere. */
-static void stream_skip(struct server *server, struct conn *conn)
+static void stream_skip(struct server *server, struct subscriber *subscriber)
 {
-    struct reader reader = conn_reader(conn);
+    struct reader reader = subscriber_reader(subscriber);
 
-    reader_skip(&server->ring, &reader, conn->ahead);
-    if (server->ring.newest_id < conn->ahead || !server->ring.newest_id)
+    reader_skip(&server->ring, &reader, subscriber->ahead);
+    if (server->ring.newest_id < subscriber->ahead || !server->ring.newest_id)
         return;
-    conn->flags &= (uint8_t)~FLAG_AHEAD;
-    conn->replay_end = 0;
+    subscriber->is_ahead = false;
+    subscriber->replay_end = 0;
 }
 
-/* Sends from the cursor to the end, `own` first; *own is then what is left
+/* Sends from the places to the end, `own` first; *own is then what is left
  * of it. Says why it stopped. */
 static enum io stream_write(struct server *server, struct conn *conn,
                             struct slice *own, struct text *text)
 {
+    struct subscriber *subscriber = &conn->subscriber;
     struct iovec iov[IOV_ROOM];
     size_t total = 0, bytes = SEND_BUDGET;
+    struct reader reader;
     int count = 0;
 
-    if (conn->flags & FLAG_AHEAD)
-        stream_skip(server, conn);
-    if (conn_overrun(conn))
+    if (subscriber->is_ahead)
+        stream_skip(server, subscriber);
+    reader = subscriber_reader(subscriber);
+    if (reader_overrun(&reader))
         return IO_OVERRUN;
     for (;;) {
-        struct reader reader;
         ssize_t sent;
 
         if (own->length == 0)
-            *own = stream_next_own(server, conn, text);
+            *own = next_own(server, subscriber, &reader, text);
         if (own->length == 0 && bytes < SEND_BUDGET && count < IOV_ROOM)
             return IO_DONE; /* there was room for more than there is */
-        reader = conn_reader(conn);
-        count = stream_gather(server, conn, &reader, *own, iov, &bytes);
+        reader = subscriber_reader(subscriber);
+        count = stream_gather(server, subscriber, &reader, *own, iov, &bytes);
         if (count == 0)
             return IO_DONE;
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
-        sent = send_iovecs((int)conn_fd(server, conn), iov, count, bytes);
-        if (sent < 0 && errno == EINTR)
-            continue;
+        sent = stream_send_iovecs(&server->http, conn, iov, count, bytes);
         if (sent < 0)
             return errno == EAGAIN ? IO_FULL : IO_ERROR;
-        stream_advance(server, conn, &reader, own, (size_t)sent, (size_t)count);
+        stream_advance(server, subscriber, &reader, own, (size_t)sent,
+                       (size_t)count);
         total += (size_t)sent;
         if ((size_t)sent < bytes)
             return IO_FULL;
@@ -1405,97 +691,154 @@ static enum io stream_write(struct server *server, struct conn *conn,
 
 /*
  * Sends a subscriber what there is for it: `own`, which goes to it alone and
- * is empty for most, then the frames from its cursor on. What does not fit
+ * is empty for most, then the frames from its places on. What does not fit
  * goes when its socket has room again.
  */
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own)
 {
+    struct subscriber *subscriber = &conn->subscriber;
+    struct http *http = &server->http;
     char bytes[512];
     struct text text = { bytes, sizeof(bytes), 0 };
     enum io outcome;
 
-    assert(!conn->own || own.length == 0);
-    if (conn->own)
-        own = (struct slice){ conn->own->bytes + conn->own->sent,
-                              conn->own->length - conn->own->sent };
+    assert(!subscriber->own || own.length == 0);
+    if (subscriber->own)
+        own = (struct slice){ subscriber->own->bytes + subscriber->own->sent,
+                              subscriber->own->length - subscriber->own->sent };
     outcome = stream_write(server, conn, &own, &text);
     if (outcome == IO_OVERRUN) {
-        conn_cut(server, conn, "overrun");
+        conn_cut(http, conn, "overrun");
     } else if (outcome == IO_ERROR) {
-        conn_close(server, conn, error_name(errno));
-    } else if (!stream_keep(server, conn, own)) {
-        conn_close(server, conn, error_name(ENOMEM));
-    } else if (outcome == IO_DONE && (conn->flags & FLAG_ENDING)) {
-        conn_close(server, conn,
+        conn_close(http, conn, error_name(errno));
+    } else if (!own_keep(server, subscriber, own)) {
+        conn_close(http, conn, error_name(ENOMEM));
+    } else if (outcome == IO_DONE && subscriber->ends) {
+        conn_close(http, conn,
                    server->phase == PHASE_DRAIN ? "drained" : "finished");
     } else {
-        conn_set_interest(server, conn,
-                          INPUT | (outcome == IO_FULL ? EPOLLOUT : 0));
+        conn_await_room(http, conn, outcome == IO_FULL);
         if (outcome == IO_BUDGET)
             ready_push(server, conn);
     }
 }
 
-static bool slice_used_up(const struct server *server)
+static void begin_quantum(struct server *server)
 {
-    return server->slice_sends >= SLICE_SENDS ||
-           server->slice_bytes >= SLICE_BYTES;
+    server->quantum_sends = 0;
+    server->quantum_bytes = 0;
+}
+
+static bool quantum_is_over(const struct server *server)
+{
+    return server->quantum_sends >= QUANTUM_SENDS ||
+           server->quantum_bytes >= QUANTUM_BYTES;
 }
 
 /* In a pass: one with a full socket waits for room in it, or is overrun. */
 static void pass_visit(struct server *server, struct conn *conn)
 {
-    if (!(conn->interest & EPOLLOUT) || conn_overrun(conn))
+    struct reader reader = subscriber_reader(&conn->subscriber);
+
+    if (!conn_awaits_room(conn) || reader_overrun(&reader))
         stream_send(server, conn, SLICE(""));
 }
 
-/*
- * Visits the subscribers of the topics with new frames until the quantum is
- * used up. While a pass is under way, frames pile up, and each subscriber gets
- * all of them at once when its turn comes.
- */
+/* While a pass is under way, frames pile up, and each subscriber gets all of
+ * them at once when its turn comes. */
 static void deliver_topics(struct server *server)
 {
     uint32_t fd;
 
-    while (!slice_used_up(server) && (fd = pass_next(&server->ring)) != NONE)
-        pass_visit(server, conn_at(server, fd));
+    begin_quantum(server);
+    while (!quantum_is_over(server) && (fd = pass_next(&server->ring)) != NONE)
+        pass_visit(server, conn_at(&server->http, fd));
     pass_yield(&server->ring);
 }
 
-/* Offers more to those that had room for more, each once in a round. */
+/*
+ * Offers more to those that had room for more, each once in a round, so that
+ * after a round what they need is known anew: server->ready_from holds up
+ * publishers, and must not do so for what has been sent since.
+ */
 static void deliver_ready(struct server *server)
 {
-    while (server->queues[QUEUE_READY].count && !slice_used_up(server)) {
+    const struct queue *ready = &server->http.queues[QUEUE_READY];
+
+    begin_quantum(server);
+    while (ready->count && !quantum_is_over(server)) {
         if (server->ready_round == 0) {
-            server->ready_round = server->queues[QUEUE_READY].count;
+            server->ready_round = ready->count;
             server->ready_from = server->ready_from_next;
             server->ready_from_next = 0;
         }
         server->ready_round--;
-        stream_send(server, queue_pop(server, QUEUE_READY), SLICE(""));
+        stream_send(server, queue_pop(&server->http, QUEUE_READY), SLICE(""));
     }
-    if (server->queues[QUEUE_READY].count == 0) {
+    if (ready->count == 0) {
         server->ready_round = 0;
         server->ready_from = 0;
         server->ready_from_next = 0;
     }
 }
 
-/* --------------------------------------------------------- publishing */
+/* Everything that the turn's publishes lead to. Live delivery and replays
+ * have a quantum each, so that however much is replayed, what is new goes
+ * out. */
+static void deliver(struct server *server)
+{
+    deliver_topics(server);
+    deliver_ready(server);
+}
+
+static void send_heartbeat(struct server *server, struct conn *conn)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    char bytes[256], timestamp[TIMESTAMP_SIZE];
+    struct text text = { bytes, sizeof(bytes), 0 };
+    uint64_t position = position_of(server, subscriber);
+    struct block block = { .id = &position };
+
+    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
+    if (reads_main(server, subscriber))
+        text_put_block(&text, subscriber->form, &block,
+                       "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}",
+                       timestamp);
+    else
+        text_put_block(&text, subscriber->form, &block, NULL);
+    stream_send(server, conn, text_slice(&text));
+}
+
+/* The heartbeat's time has come. One that has been sent everything gets the
+ * newest id with it. */
+static void handle_expired(struct server *server, struct conn *conn)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct reader reader = subscriber_reader(subscriber);
+    uint64_t period = server->options.heartbeat;
+    uint32_t silence = (uint32_t)server->http.now - subscriber->active;
+
+    timer_start(&server->http, conn,
+                silence < period ? period - silence : period);
+    if (silence >= period && !subscriber->own && !is_replaying(subscriber) &&
+        !reader_next(&server->ring, &reader))
+        send_heartbeat(server, conn);
+}
+
+/* ------------------------------------------------------------- publishing
+ *
+ * An event becomes a frame and is appended; or it must wait, for the ring is
+ * about to overrun a subscriber that ssed has not come round to.
+ */
 
 enum outcome {
     PUBLISHED,
     MUST_WAIT,
+    STALE, /* the id is not greater than the newest */
     IDS_USED_UP,
     NOT_KEPT /* --sync always, and the disk has failed */
 };
-
-static void conn_cut_at(struct server *server, uint32_t fd, const char *reason)
-{
-    conn_cut(server, conn_at(server, fd), reason);
-}
 
 /*
  * With ids from outside a history begins where its first event is, and so
@@ -1510,13 +853,13 @@ static void begin_kept_history(struct server *server, uint64_t id)
     if (id <= newest)
         return;
     ring_begin_after(&server->ring, id - 1);
-    for (uint32_t fd = 0; fd < server->conn_limit; fd++) {
-        const struct conn *conn = conn_at(server, fd);
-        bool ahead = conn->flags & FLAG_AHEAD;
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
+        struct conn *conn = conn_at(&server->http, fd);
+        bool ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
 
         if (conn->state == CONN_STREAM && (ahead || newest) &&
-            (ahead ? conn->ahead : newest) < id - 1)
-            conn_cut_at(server, fd, "gap");
+            (ahead ? conn->subscriber.ahead : newest) < id - 1)
+            conn_cut(&server->http, conn, "gap");
     }
 }
 
@@ -1530,14 +873,15 @@ static enum outcome publish_frame(struct server *server, struct topic *topic,
                                   uint64_t id, const struct text *frame,
                                   size_t splice, bool end)
 {
+    struct ring *ring = &server->ring;
+
     if (has_failed_disk(server))
         return NOT_KEPT;
-    if (ring_would_overrun(&server->ring, frame->length, server->ready_from))
+    if (ring_would_overrun(ring, frame->length, server->ready_from))
         return MUST_WAIT;
-    if (server->ring.unbegun)
+    if (ring->unbegun)
         begin_kept_history(server, id);
-    ring_append(&server->ring, topic, id, text_slice(frame), (uint32_t)splice,
-                end);
+    ring_append(ring, topic, id, text_slice(frame), (uint32_t)splice, end);
     return PUBLISHED;
 }
 
@@ -1558,27 +902,11 @@ static size_t put_message(struct text *text, uint64_t id, struct slice message)
     return splice;
 }
 
-/* Appends an event to its topic's history; *id is then its id. */
-static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event, uint64_t *id)
-{
-    struct text text = { server->frame, server->frame_size, 0 };
-    size_t splice = 0;
-
-    *id = event->id ? event->id : server->ring.newest_id + 1;
-    if (*id > ID_MAX)
-        return IDS_USED_UP;
-    if (topic == server->main_topic)
-        splice = put_message(&text, *id, event->data);
-    else
-        text_put_event(&text, *id, event);
-    return publish_frame(server, topic, *id, &text, splice, false);
-}
-
 /* Finishes a topic; *id is then that of its end. With kept ids another server
  * of the group has the end, so it is stored whatever is known of the topic. */
-static enum outcome publish_end(struct server *server, struct topic *topic,
-                                uint64_t given, uint64_t *id)
+static enum outcome publish_topic_end(struct server *server,
+                                      struct topic *topic, uint64_t given,
+                                      uint64_t *id)
 {
     struct text text = { server->frame, server->frame_size, 0 };
     uint64_t last = topic_newest_id(&server->ring, topic);
@@ -1599,6 +927,26 @@ static enum outcome publish_end(struct server *server, struct topic *topic,
     return publish_frame(server, topic, *id, &text, 0, true);
 }
 
+/* Appends an event to its topic's history, or finishes the topic; *id is then
+ * its id. */
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event, uint64_t *id)
+{
+    struct text text = { server->frame, server->frame_size, 0 };
+    size_t splice = 0;
+
+    if (event->finishes)
+        return publish_topic_end(server, topic, event->id, id);
+    *id = event->id ? event->id : server->ring.newest_id + 1;
+    if (*id > ID_MAX)
+        return IDS_USED_UP;
+    if (topic == server->main_topic)
+        splice = put_message(&text, *id, event->data);
+    else
+        text_put_event(&text, *id, event);
+    return publish_frame(server, topic, *id, &text, splice, false);
+}
+
 /* The clock of the main stream. A message that would overrun somebody is
  * left for the next turn; what was missed is not made up for. */
 static void publish_clock(struct server *server)
@@ -1610,8 +958,7 @@ static void publish_clock(struct server *server)
     struct tm tm;
     uint64_t id;
 
-    if (!server->options.interval || server->now < server->next_clock ||
-        server->phase >= PHASE_DRAIN)
+    if (server->http.now < server->next_clock)
         return;
     localtime_r(&seconds, &tm);
     length += strftime(message + length, sizeof(message) - length,
@@ -1620,8 +967,8 @@ static void publish_clock(struct server *server)
     if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
         return;
     server->next_clock += server->options.interval;
-    if (server->next_clock <= server->now)
-        server->next_clock = server->now + server->options.interval;
+    if (server->next_clock <= server->http.now)
+        server->next_clock = server->http.now + server->options.interval;
 }
 
 /* ------------------------------------------------------- the history file */
@@ -1655,10 +1002,10 @@ static void sync_when_due(struct server *server)
 {
     bool pause = server->sync_failed && server->options.sync < SYNC_DEFAULT;
 
-    if (!server->ring.unsynced || server->now < server->next_sync)
+    if (!server->ring.unsynced || server->http.now < server->next_sync)
         return;
     server->next_sync =
-        server->now + (pause ? SYNC_DEFAULT : server->options.sync);
+        server->http.now + (pause ? SYNC_DEFAULT : server->options.sync);
     look_for_file(server);
     sync_history(server);
 }
@@ -1674,7 +1021,7 @@ static void end_history(struct server *server)
               server->options.history_file);
 }
 
-/* ------------------------------------------------------------- answers */
+/* --------------------------------------------------------- subscribing */
 
 static void log_access(const struct server *server, const struct conn *conn,
                        int status, uint64_t length)
@@ -1694,163 +1041,10 @@ static void log_access(const struct server *server, const struct conn *conn,
     else
         log_quote(path, sizeof(path), request->path);
     log_client(server, LEVEL_INFO, "request",
-               "peer=%s method=%s path=%s status=%d bytes=%llu",
-               format_peer(peer, conn), methods[request->method], path, status,
-               (unsigned long long)length);
+               "peer=%s method=%s path=%s status=%d bytes=%" PRIu64,
+               conn_peer(peer, conn), methods[request->method], path, status,
+               length);
 }
-
-/* Has a connection's answers sent; from whatever queue. Files take longer than
- * all else, and go after it. */
-static void answers_push(struct server *server, struct conn *conn)
-{
-    bool last = (conn->flags & FLAG_BUSY) || conn->exchange->file_left;
-
-    queue_remove(server, conn);
-    queue_push(server, last ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS, conn);
-}
-
-/*
- * Puts an answer after those that wait to be sent, and makes the exchange
- * ready for the next request. response->length is that of the content; what
- * of the content is not in `content` is sent by the caller.
- */
-static void respond(struct server *server, struct conn *conn,
-                    struct response *response, struct slice content)
-{
-    static const struct response too_long = { .status = 500, .close = true };
-    struct exchange *exchange = conn->exchange;
-    char *out = exchange->out.bytes + exchange->out.end;
-    size_t room = exchange->out.room - exchange->out.end, length;
-
-    /* a body that nobody will read cannot be told from the next request */
-    response->close = response->close || exchange->request.close ||
-                      exchange->body.state != BODY_DONE;
-    response->date = server->date;
-    length = http_head(out, room, response);
-    if (!length || room - length < content.length) {
-        *response = too_long;
-        response->date = server->date;
-        content.length = 0;
-        length = http_head(out, room, response);
-    }
-    if (exchange->request.method != METHOD_HEAD) {
-        memcpy(out + length, content.data, content.length);
-        length += content.length;
-    }
-    exchange->out.end += length;
-    exchange->close = response->close;
-    log_access(server, conn, response->status, response->length);
-    publication_end(server, exchange);
-    exchange->request = (struct request){ 0 };
-    conn_set_state(server, conn, CONN_REQUEST);
-    timer_start(server, conn, server->options.head_timeout);
-    answers_push(server, conn);
-}
-
-/* An answer with a line of text. */
-static void respond_text(struct server *server, struct conn *conn,
-                         struct response response, const char *text)
-{
-    char line[256];
-    int length = snprintf(line, sizeof(line), "%s\n", text);
-
-    response.type = "text/plain; charset=utf-8";
-    response.length = (uint64_t)length;
-    if (response.status == 503 && !response.retry_after)
-        response.retry_after = 2;
-    respond(server, conn, &response, (struct slice){ line, (size_t)length });
-}
-
-static void respond_error(struct server *server, struct conn *conn, int status,
-                          const char *text)
-{
-    respond_text(server, conn, (struct response){ .status = status }, text);
-}
-
-/* A connection that came too late gets this and ends: the places beyond
- * --max-connections are few. */
-static void respond_surplus(struct server *server, struct conn *conn)
-{
-    respond_text(server, conn,
-                 (struct response){ .status = 503, .close = true },
-                 "too many connections: --max-connections");
-}
-
-static void respond_method(struct server *server, struct conn *conn,
-                           const char *allow)
-{
-    char text[128];
-
-    if (conn->exchange->request.method == METHOD_OPTIONS) {
-        respond(server, conn,
-                &(struct response){
-                    .status = 204, .no_length = true, .allow = allow },
-                SLICE(""));
-        return;
-    }
-    snprintf(text, sizeof(text), "this resource takes %s", allow);
-    respond_text(server, conn,
-                 (struct response){ .status = 405, .allow = allow }, text);
-}
-
-static void respond_health(struct server *server, struct conn *conn)
-{
-    enum method method = conn->exchange->request.method;
-
-    if (method != METHOD_GET && method != METHOD_HEAD)
-        respond_method(server, conn, "GET, HEAD, OPTIONS");
-    else if (server->phase == PHASE_SERVE)
-        respond_text(server, conn, (struct response){ .status = 200 }, "ok");
-    else
-        respond_error(server, conn, 503, "draining: about to end");
-}
-
-static void respond_file(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct response response = { 0 };
-    bool head = exchange->request.method == METHOD_HEAD;
-    uint64_t first, length;
-
-    http_file_response(&exchange->file, &exchange->request, &response, &first);
-    length = response.length;
-    respond(server, conn, &response, SLICE(""));
-    exchange->file_at = first;
-    exchange->file_left =
-        head || response.status == 304 || response.status == 416 ? 0 : length;
-    if (exchange->file_left == 0) {
-        exchange_drop_file(exchange);
-        return;
-    }
-    conn_set_state(server, conn, CONN_RESPOND);
-    answers_push(server, conn);
-}
-
-static void respond_page(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    enum method method = exchange->request.method;
-    struct slice path = exchange->request.path;
-    int status;
-
-    if (method != METHOD_GET && method != METHOD_HEAD) {
-        respond_method(server, conn, "GET, HEAD, OPTIONS");
-        return;
-    }
-    status = -http_file_open(&exchange->file, server->root, path);
-    if (status == 0)
-        respond_file(server, conn);
-    else if (status == 301)
-        respond_text(server, conn,
-                     (struct response){ .status = 301, .location = path },
-                     "this is a folder: its path ends in a slash");
-    else if (status == 404)
-        respond_error(server, conn, 404, "there is no such page");
-    else
-        respond_error(server, conn, status, "no descriptor is free for it");
-}
-
-/* --------------------------------------------------------- subscribing */
 
 static const char *stream_cors(const struct server *server)
 {
@@ -1997,37 +1191,32 @@ static bool stream_reserve(const struct reader *reader, struct place **places)
 static bool stream_begin(struct server *server, struct conn *conn,
                          const struct reader *reader, const struct start *start)
 {
+    struct subscriber *subscriber = &conn->subscriber;
+    struct http *http = &server->http;
     struct place *places = NULL;
 
     if (!stream_reserve(reader, &places))
         return false;
-    queue_remove(server, conn);
-    exchange_release(server, conn->exchange);
-    conn_set_state(server, conn, CONN_STREAM);
-    conn->topics = (uint8_t)reader->count;
-    conn->form = (uint8_t)reader->form;
+    conn_begin_stream(http, conn);
+    subscriber->form = (uint8_t)reader->form;
+    subscriber->topic_count = (uint8_t)reader->count;
     if (places)
-        conn->places = places;
+        subscriber->places = places;
     else
-        conn->place = reader->places[0];
-    conn->own = NULL;
-    conn->cursor = (struct cursor){ 0 };
-    conn->replay_end = 0;
-    conn->replay_count = (uint32_t)start->replay;
-    conn->bytes = 0;
-    conn->since = (uint32_t)(server->now / 1000);
-    conn->active = (uint32_t)server->now;
+        subscriber->place = reader->places[0];
     for (unsigned i = 0; i < reader->count; i++)
-        topic_join(&server->ring, &conn_places(conn)[i], conn_fd(server, conn));
-    if (start->ahead) {
-        conn->flags |= FLAG_AHEAD;
-        conn->ahead = start->position;
-    } else if (start->replay && conn_is_main(server, conn)) {
-        conn->replay_end = server->main_topic->newest;
-    }
-    timer_stop(server, conn);
+        topic_join(&server->ring, &subscriber_places(subscriber)[i],
+                   conn_fd(http, conn));
+    subscriber->since = (uint32_t)(http->now / 1000);
+    subscriber->active = (uint32_t)http->now;
+    subscriber->replay_count = (uint32_t)start->replay;
+    subscriber->is_ahead = start->ahead;
+    if (start->ahead)
+        subscriber->ahead = start->position;
+    else if (start->replay && reads_main(server, subscriber))
+        subscriber->replay_end = server->main_topic->newest;
     if (server->options.heartbeat)
-        timer_start(server, conn, server->options.heartbeat);
+        timer_start(http, conn, server->options.heartbeat);
     return true;
 }
 
@@ -2038,13 +1227,12 @@ static struct response stream_response(const struct server *server,
         .status = 200,
         .stream = true,
         .chunked = conn->exchange->request.minor > 0,
-        .date = server->date,
         .cors = stream_cors(server),
     };
 }
 
 /* No error status: at any but 200 an EventSource gives up for good. */
-static void respond_later(struct server *server, struct conn *conn)
+static void refuse_subscriber(struct server *server, struct conn *conn)
 {
     struct response response = stream_response(server, conn);
     char bytes[256];
@@ -2054,7 +1242,7 @@ static void respond_later(struct server *server, struct conn *conn)
                  RETRY_LATER_MIN +
                      random_below(RETRY_LATER_MAX - RETRY_LATER_MIN + 1));
     response.close = true;
-    respond(server, conn, &response, text_slice(&text));
+    respond(&server->http, conn, &response, text_slice(&text));
 }
 
 static void log_subscribed(const struct server *server, const struct conn *conn,
@@ -2066,7 +1254,7 @@ static void log_subscribed(const struct server *server, const struct conn *conn,
 
     log_client(server, LEVEL_INFO, "subscribed",
                "peer=%s topic=%s topics=%u last_event_id=%s replay=%llu gap=%s",
-               format_peer(peer, conn),
+               conn_peer(peer, conn),
                is_main ? "-"
                        : log_quote(topic, sizeof(topic),
                                    reader->places[0].topic->name),
@@ -2075,95 +1263,63 @@ static void log_subscribed(const struct server *server, const struct conn *conn,
                (unsigned long long)start->replay, start->gap ? "yes" : "no");
 }
 
-/* All that goes before the first frame. */
-static void put_stream_begin(struct text *text, const struct server *server,
-                             const struct conn *conn,
-                             const struct reader *reader,
+/* All that goes before the first frame. False if it is not to be: the
+ * connection ends. */
+static bool put_stream_begin(struct text *text, struct server *server,
+                             struct conn *conn, const struct reader *reader,
                              const struct start *start)
 {
-    const struct exchange *exchange = conn->exchange;
     struct response response = stream_response(server, conn);
     unsigned form = reader->form;
-    bool is_main = reader->places[0].topic == server->main_topic;
 
-    /* answers to earlier requests that have not been sent go before it */
-    text_put_bytes(text, exchange->out.bytes + exchange->out.start,
-                   buffer_length(&exchange->out));
-    text->length += http_head(text->bytes + text->length,
-                              text->room - text->length, &response);
-    if (!is_main) {
+    text->length =
+        stream_head(&server->http, conn, &response, text->bytes, text->room);
+    if (!text->length)
+        return false;
+    if (reader->places[0].topic != server->main_topic) {
         put_position(text, server, form, start);
         if (start->gap)
             put_topics_gap(text, server, form, reader, start);
-        return;
+        return true;
     }
     put_connected(text, server, form, start);
     if (start->gap)
         put_gap(text, server, form, reader, start);
     if (start->replay)
         put_catch_up_start(text, form, start->replay);
-}
-
-/* What the answers promise has to be on the disk before they go: the first of
- * them syncs for all of a turn. If it fails, they are taken back, and the
- * connection ends: false. */
-static bool keep_promises(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-
-    if (!exchange->promises)
-        return true;
-    exchange->promises = false;
-    sync_history(server);
-    if (!server->sync_failed)
-        return true;
-    exchange->out.end = exchange->promise;
-    exchange_drop_file(exchange);
-    respond_text(server, conn,
-                 (struct response){ .status = 503, .close = true },
-                 NOT_KEPT_TEXT);
-    return false;
+    return true;
 }
 
 /* Answers a request to subscribe. True if the connection is now a
  * subscriber's and has the hold on the topics. */
 static bool subscribe_to(struct server *server, struct conn *conn,
-                         const struct reader *reader)
+                         const struct reader *reader, uint64_t count)
 {
     const struct request *request = &conn->exchange->request;
-    char bytes[OUT_SIZE + OWN_MAX];
+    char bytes[OUT_SIZE + OWN_MAX], requested[REQUESTED_MAX];
     struct text text = { bytes, sizeof(bytes), 0 };
     struct response head = stream_response(server, conn);
-    char requested[REQUESTED_MAX];
     struct start start;
-    uint64_t count;
 
-    if (!find_count(request, &count)) {
-        respond_error(server, conn, 400, "last= is not a number of events");
-        return false;
-    }
     reader_start(&server->ring, reader, find_requested(request, requested),
                  count, &start);
-    if (reader_finished(&server->ring, reader)) {
-        respond(server, conn,
-                &(struct response){ .status = 204,
-                                    .no_length = true,
-                                    .no_cache = true,
-                                    .cors = stream_cors(server) },
-                SLICE(""));
+    if (!start.ahead && reader_finished(&server->ring, reader)) {
+        head.status = 204;
+        head.stream = false;
+        head.no_cache = true;
+        respond(&server->http, conn, &head, SLICE(""));
     } else if (request->method == METHOD_HEAD) {
-        respond(server, conn, &head, SLICE(""));
+        respond(&server->http, conn, &head, SLICE(""));
     } else if (conn->flags & FLAG_SURPLUS) {
-        respond_later(server, conn);
-    } else if (keep_promises(server, conn)) {
-        put_stream_begin(&text, server, conn, reader, &start);
+        refuse_subscriber(server, conn);
+    } else if (put_stream_begin(&text, server, conn, reader, &start)) {
         log_access(server, conn, 200, 0);
         log_subscribed(server, conn, reader, &start);
         if (stream_begin(server, conn, reader, &start)) {
             stream_send(server, conn, text_slice(&text));
             return true;
         }
-        respond_later(server, conn);
+        refuse_subscriber(server, conn);
     }
     return false;
 }
@@ -2220,6 +1376,7 @@ static void subscribe(struct server *server, struct conn *conn,
     };
     bool no_memory = false, subscribed = false;
     const char *refused = NULL;
+    uint64_t count;
 
     if (path_topic)
         no_memory = !reader_add(server, &reader, *path_topic);
@@ -2227,28 +1384,551 @@ static void subscribe(struct server *server, struct conn *conn,
         refused = reader_add_query(server, &reader, request->query, &no_memory);
     if (!refused && !no_memory && reader.count == 0)
         no_memory = !reader_add(server, &reader, SLICE(""));
+    if (!refused && !no_memory && !find_count(request, &count))
+        refused = "last= is not a number of events";
     if (refused)
-        respond_error(server, conn, 400, refused);
+        respond_error(&server->http, conn, 400, refused);
     else if (no_memory)
-        respond_later(server, conn);
+        refuse_subscriber(server, conn);
     else
-        subscribed = subscribe_to(server, conn, &reader);
+        subscribed = subscribe_to(server, conn, &reader, count);
     for (unsigned i = 0; !subscribed && i < reader.count; i++)
         topic_drop(&server->ring, places[i].topic);
 }
 
-/* ------------------------------------------------ requests to publish */
+/* ------------------------------------------------------------ publications
+ *
+ * What is published by one publisher: a request, or standard input. It goes in
+ * steps: content is taken in until an event is complete (STEP_TAKE), the event
+ * is appended (STEP_APPEND), and again; at the end the topic is finished, if
+ * that is asked for (STEP_FINISH), and the publisher is answered
+ * (STEP_ANSWER). A step that must wait is taken again later. handle_body()
+ * and retry_publishers() take steps.
+ */
 
-static bool token_matches(const struct server *server, struct slice given)
+static bool is_input(const struct conn *conn)
 {
-    size_t difference = given.length ^ server->token_length;
-
-    /* as long for every token of that length, right or wrong */
-    for (size_t i = 0; i < given.length; i++)
-        difference |= (unsigned char)given.data[i] ^
-                      (unsigned char)server->token[i % server->token_length];
-    return difference == 0;
+    return conn->flags & FLAG_INPUT;
 }
+
+/* Whether content is an event stream or lines: what is wrong with one event is
+ * then nothing to the others. */
+static bool is_streamed(const struct publication *publication)
+{
+    return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
+}
+
+static void publication_release(struct server *server,
+                                struct publication *publication)
+{
+    memory_free(&server->http, &publication->content,
+                &publication->content_room);
+    if (publication->topic)
+        topic_drop(&server->ring, publication->topic);
+    publication->topic = NULL;
+}
+
+/* An answer in JSON to a publisher. */
+static void respond_json(struct server *server, struct conn *conn, int status,
+                         const struct text *json)
+{
+    struct response response = {
+        .status = status,
+        .type = "application/json",
+        .length = json->length,
+        .retry_after = status == 503 ? 2 : 0,
+        .cors = server->options.cors,
+    };
+
+    if (server->options.sync == SYNC_ALWAYS && status < 300)
+        respond_promise(&server->http, conn, &response, text_slice(json));
+    else
+        respond(&server->http, conn, &response, text_slice(json));
+}
+
+/* The answer to a publish that is in the history. */
+static void respond_published(struct server *server, struct conn *conn,
+                              uint64_t id)
+{
+    const struct publication *publication = &conn->exchange->publication;
+    char bytes[80];
+    struct text json = { bytes, sizeof(bytes), 0 };
+
+    text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n", id,
+             publication->topic->subscriber_count);
+    respond_json(server, conn, publication->from == FROM_DELETE ? 200 : 201,
+                 &json);
+}
+
+static void put_id(struct text *json, const char *name, uint64_t id)
+{
+    if (id)
+        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
+    else
+        text_put(json, ",\"%s\":null", name);
+}
+
+/* The answer to a streamed publish: what of it is in the history; and why no
+ * more, if `error` is not NULL. */
+static void respond_streamed(struct server *server, struct conn *conn,
+                             int status, const char *error)
+{
+    const struct publication *publication = &conn->exchange->publication;
+    char bytes[400];
+    struct text json = { bytes, sizeof(bytes), 0 };
+
+    text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
+             publication->count, publication->skipped);
+    put_id(&json, "first", publication->first);
+    put_id(&json, "last", publication->last);
+    if (error)
+        text_put(&json, ",\"error\":\"%s\"", error);
+    text_put(&json, "}\n");
+    respond_json(server, conn, status, &json);
+}
+
+/* A publication ends before its body does: the rest is not read. */
+static void publication_fail(struct server *server, struct conn *conn,
+                             int status, const char *why)
+{
+    if (is_input(conn))
+        conn_close(&server->http, conn, why);
+    else if (conn->exchange->publication.from == FROM_EVENTS)
+        respond_streamed(server, conn, status, why);
+    else
+        respond_error(&server->http, conn, status, why);
+}
+
+/* An event is not published. On standard input the next ones are: nobody could
+ * be told. */
+static void refuse_event(struct server *server, struct conn *conn, int status,
+                         const char *why)
+{
+    if (!is_input(conn)) {
+        publication_fail(server, conn, status, why);
+        return;
+    }
+    conn->exchange->publication.skipped++;
+    log_client(server, LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
+}
+
+#define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
+#define DRAINING_TEXT "draining: about to end"
+
+static void refuse_too_long(struct server *server, struct conn *conn)
+{
+    char why[64];
+
+    snprintf(why, sizeof(why),
+             is_input(conn) ? "more than %" PRIu64 " bytes: --max-event"
+                            : "the event has more than %" PRIu64 " bytes",
+             server->options.max_event);
+    refuse_event(server, conn, 413, why);
+}
+
+/* What a plain body holds as data: one line end at its end is no part. */
+static struct slice content_data(const struct publication *publication)
+{
+    struct slice data = { publication->content, publication->content_length };
+
+    if (data.length && data.data[data.length - 1] == '\n')
+        data.length--;
+    if (data.length && data.data[data.length - 1] == '\r')
+        data.length--;
+    return data;
+}
+
+/* Makes room for content, twice what there was if that is not too much. If
+ * there is no memory, the publisher has been answered: false. */
+static bool make_room(struct server *server, struct conn *conn, size_t wanted)
+{
+    struct publication *publication = &conn->exchange->publication;
+    size_t room = publication->content_room * 2;
+
+    if (wanted <= publication->content_room)
+        return true;
+    if (room < CONTENT_FIRST)
+        room = CONTENT_FIRST;
+    if (room < wanted)
+        room = wanted;
+    if (room > publication->content_max)
+        room = publication->content_max;
+    if (memory_grow(&server->http, &publication->content,
+                    &publication->content_room, room))
+        return true;
+    conn->exchange->request.close = true;
+    publication_fail(server, conn, 503, NO_MEMORY_TEXT);
+    return false;
+}
+
+static void append_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+
+    if (piece->length > publication->content_max - publication->content_length)
+        refuse_too_long(server, conn);
+    else if (make_room(server, conn,
+                       publication->content_length + piece->length)) {
+        memcpy(publication->content + publication->content_length, piece->data,
+               piece->length);
+        publication->content_length += piece->length;
+        piece->length = 0;
+    }
+}
+
+/* A plain body is complete. */
+static void take_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct http *http = &server->http;
+
+    publication->event.data = content_data(publication);
+    if (publication->content_length == 0)
+        respond_error(http, conn, 400, "the request has no body");
+    else if (publication->event.data.length > server->options.max_event)
+        refuse_too_long(server, conn);
+    else if (!utf8_valid(publication->event.data))
+        respond_error(http, conn, 400, "the body is not valid UTF-8");
+    else
+        publication->step = STEP_APPEND;
+}
+
+/* A line is complete: its bytes stay where they are until the next begins. */
+static void line_ends(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice line = { publication->content, publication->content_length };
+    bool too_long = publication->skips;
+
+    if (line.length && line.data[line.length - 1] == '\r')
+        line.length--;
+    publication->skips = false;
+    publication->content_length = 0;
+    publication->event = (struct event){ .data = line };
+    if (too_long || line.length > server->options.max_event)
+        refuse_too_long(server, conn);
+    else if (line.length)
+        publication->step = STEP_APPEND;
+}
+
+/* Takes in what has arrived, up to the end of the line. */
+static void take_line(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+    const char *lf = memchr(piece->data, '\n', piece->length);
+    size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
+
+    if (length > publication->content_room - publication->content_length) {
+        publication->skips = true;
+    } else if (!publication->skips) {
+        memcpy(publication->content + publication->content_length, piece->data,
+               length);
+        publication->content_length += length;
+    }
+    *piece = slice_from(*piece, length + (lf != NULL));
+    if (lf)
+        line_ends(server, conn);
+}
+
+/* Takes the id of the event that the parser has. False if it is none. */
+static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
+{
+    struct slice text = { parser->id, parser->id_length };
+
+    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
+}
+
+/* Why no event may have this name; NULL if one may. */
+static const char *refused_name(struct slice name)
+{
+    if (name.length > EVENT_NAME_MAX)
+        return "an event name has at most 255 bytes";
+    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
+        return "event names that begin with ssed. are the server's own";
+    for (size_t i = 0; i < name.length; i++)
+        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
+            return "an event name has no control characters";
+    return NULL;
+}
+
+/*
+ * Another ssed, which is the source, tells that something was lost before its
+ * position: readers that are behind it are told too, connected ones by coming
+ * again. Without ids of the source, that is all readers so far. Returns why it
+ * is refused, or NULL.
+ */
+static const char *take_gap(struct server *server,
+                            struct publication *publication)
+{
+    struct topic *topic = publication->topic;
+    uint64_t position = server->ring.newest_id + 1;
+
+    if (server->options.ids == IDS_KEEP &&
+        !take_parsed_id(&publication->parser, &position))
+        return "a gap without the id of its position: " ID_KEPT_RANGE;
+    if (server->ring.unbegun)
+        begin_kept_history(server, position + 1);
+    topic_raise_mark(&server->ring, topic, position);
+    for (uint32_t i = topic->subscriber_count; i-- > 0;)
+        conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
+                 "gap");
+    return NULL;
+}
+
+/* The event that the parser has is to be appended. Standard input may be
+ * another ssed's stream, with what that has to say itself. Returns why the
+ * event is refused, or NULL. */
+static const char *take_parsed(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    bool is_main = publication->topic == server->main_topic;
+    const char *refused = NULL;
+
+    *event = (struct event){
+        .name = { parser->name, parser->name_length },
+        .retry = { parser->retry, parser->retry_length },
+        .data = { parser->data, parser->length },
+    };
+    if (is_input(conn) && slice_is(event->name, "ssed.gap"))
+        return take_gap(server, publication);
+    if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
+        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
+    event->finishes =
+        is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
+    if (!is_main && !event->finishes)
+        refused = refused_name(event->name);
+    if (!refused)
+        publication->step = STEP_APPEND;
+    return refused;
+}
+
+/* Makes room for all that a piece can add to the data of an event. */
+static bool make_parser_room(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    size_t wanted = conn->exchange->piece.length + 1;
+
+    if (!parser->complete)
+        wanted += parser->length;
+    if (wanted > publication->content_max)
+        wanted = publication->content_max;
+    if (!make_room(server, conn, wanted))
+        return false;
+    parser->data = publication->content;
+    parser->room = publication->content_room;
+    return true;
+}
+
+/* Takes in what has arrived, up to the end of an event. */
+static void parse_piece(struct server *server, struct conn *conn)
+{
+    struct event_parser *parser = &conn->exchange->publication.parser;
+    struct slice *piece = &conn->exchange->piece;
+    const char *refused = NULL;
+
+    if (!make_parser_room(server, conn))
+        return;
+    *piece = slice_from(*piece, event_parser_read(parser, *piece));
+    if (parser->too_long && (parser->complete || !is_input(conn)))
+        refuse_too_long(server, conn);
+    else if (parser->complete)
+        refused = take_parsed(server, conn);
+    if (refused)
+        refuse_event(server, conn, 400, refused);
+}
+
+/* All content has been taken in. */
+static void content_ends(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+
+    if (publication->from == FROM_PLAIN)
+        take_content(server, conn);
+    else if (publication->content_length && publication->from == FROM_LINES)
+        line_ends(server, conn); /* the last one has no line end */
+    else if (publication->skips)
+        line_ends(server, conn);
+    else
+        publication->step = STEP_FINISH;
+}
+
+static void step_take(struct server *server, struct conn *conn)
+{
+    struct slice *piece = &conn->exchange->piece;
+
+    if (piece->length == 0) {
+        content_ends(server, conn);
+        return;
+    }
+    switch (conn->exchange->publication.from) {
+    case FROM_PLAIN:
+        append_content(server, conn);
+        break;
+    case FROM_EVENTS:
+        parse_piece(server, conn);
+        break;
+    case FROM_LINES:
+        take_line(server, conn);
+        break;
+    case FROM_DELETE:
+        piece->length = 0;
+        break;
+    }
+}
+
+/* An id that is not greater than the newest was there before: a feeder may
+ * start again from an earlier place. */
+static void skip_event(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    char text[96];
+
+    publication->skipped++;
+    publication->step = STEP_TAKE;
+    if (is_streamed(publication))
+        return;
+    snprintf(text, sizeof(text),
+             "the newest id is %" PRIu64 ": ids only increase",
+             server->ring.newest_id);
+    respond_error(&server->http, conn, 409, text);
+}
+
+/* Whether others wait whose turn it is before this one. */
+static bool others_wait(const struct server *server, const struct conn *conn)
+{
+    const struct queue *queues = server->http.queues;
+
+    if (conn->state == CONN_WAITING)
+        return false; /* it is the first of them */
+    return queues[QUEUE_WAITING].count ||
+           ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
+}
+
+/* Appends an event, or the end of the topic, and sets *id. If that is not to
+ * be, the publisher waits, or the publication has gone on without it or has
+ * failed: false. */
+static bool append(struct server *server, struct conn *conn,
+                   const struct event *event, uint64_t *id)
+{
+    enum outcome outcome = MUST_WAIT;
+    bool stale = event->id && event->id <= server->ring.newest_id;
+
+    if (stale && !has_failed_disk(server))
+        outcome = STALE;
+    else if (!others_wait(server, conn))
+        outcome =
+            publish_event(server, conn->exchange->publication.topic, event, id);
+    if (outcome == MUST_WAIT) {
+        conn_wait(&server->http, conn);
+        return false;
+    }
+    conn_go_on(&server->http, conn);
+    if (outcome == STALE)
+        skip_event(server, conn);
+    else if (outcome != PUBLISHED)
+        publication_fail(server, conn, 503,
+                         outcome == IDS_USED_UP ? "all ids are used up"
+                                                : NOT_KEPT_TEXT);
+    return outcome == PUBLISHED;
+}
+
+static void step_append(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    uint64_t id;
+
+    if (!append(server, conn, &publication->event, &id))
+        return;
+    publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
+    if (publication->event.finishes)
+        return;
+    publication->count++;
+    publication->last = id;
+    if (!publication->first)
+        publication->first = id;
+}
+
+static void step_finish(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event end = {
+        .id = publication->from == FROM_DELETE ? publication->event.id : 0,
+        .finishes = true,
+    };
+    uint64_t id;
+
+    if (!publication->finishes || append(server, conn, &end, &id))
+        publication->step = STEP_ANSWER;
+}
+
+static void step_answer(struct server *server, struct conn *conn)
+{
+    const struct publication *publication = &conn->exchange->publication;
+    bool empty = publication->count + publication->skipped == 0;
+
+    if (is_input(conn))
+        conn_close(&server->http, conn, "end of input");
+    else if (publication->from == FROM_PLAIN)
+        respond_published(server, conn, publication->last);
+    else if (publication->from == FROM_DELETE)
+        respond_published(server, conn,
+                          topic_newest_id(&server->ring, publication->topic));
+    else if (empty && !publication->finishes)
+        respond_streamed(server, conn, 400, "the body has no event");
+    else
+        respond_streamed(server, conn, 201, NULL);
+}
+
+static void publication_step(struct server *server, struct conn *conn)
+{
+    switch (conn->exchange->publication.step) {
+    case STEP_TAKE:
+        step_take(server, conn);
+        break;
+    case STEP_APPEND:
+        step_append(server, conn);
+        break;
+    case STEP_FINISH:
+        step_finish(server, conn);
+        break;
+    case STEP_ANSWER:
+        step_answer(server, conn);
+        break;
+    }
+}
+
+/* As struct handlers has it. */
+static void handle_body(struct server *server, struct conn *conn)
+{
+    do
+        publication_step(server, conn);
+    while (conn->state == CONN_BODY &&
+           conn->exchange->publication.step != STEP_TAKE);
+}
+
+static void handle_silent(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+
+    if (is_input(conn)) /* its room is its own, so that it cannot fail */
+        return;
+    if (parser->complete || parser->length == 0)
+        memory_free(&server->http, &publication->content,
+                    &publication->content_room);
+    parser->room = publication->content_room;
+}
+
+/* ----------------------------------------------------- requests to publish
+ *
+ * Who may publish, and what is asked for in the request's query. publish()
+ * begins a publication.
+ */
 
 /* Whether the request is from a page of the origin that --cors names. */
 static bool is_named_origin(const struct server *server,
@@ -2276,7 +1956,7 @@ static const char *refused_local(const struct server *server,
                                  const struct conn *conn,
                                  const struct request *request)
 {
-    if (!(conn->flags & FLAG_UNIX) && !peer_is_loopback(conn))
+    if (!conn_is_local(conn))
         return "publishing is allowed from this machine only: "
                "--token-file allows others";
     if (request->minor == 0)
@@ -2312,6 +1992,15 @@ static const char *refused_publisher(const struct server *server,
     return NULL;
 }
 
+/* A connection that came too late gets this and ends: the places beyond
+ * --max-connections are few. */
+static void respond_surplus(struct server *server, struct conn *conn)
+{
+    respond_text(&server->http, conn,
+                 (struct response){ .status = 503, .close = true },
+                 "too many connections: --max-connections");
+}
+
 /* Whether the request may publish; if not, it has been answered. */
 static bool may_publish(struct server *server, struct conn *conn)
 {
@@ -2319,16 +2008,15 @@ static bool may_publish(struct server *server, struct conn *conn)
     const char *refused = refused_origin(server, request);
 
     if (!refused && server->options.publish == PUBLISH_TOKEN &&
-        !token_matches(server, http_bearer(request->authorization))) {
-        respond_text(server, conn,
-                     (struct response){ .status = 401, .authenticate = true },
-                     "publishing takes Authorization: Bearer and the token");
+        !http_token_matches(&server->http, request)) {
+        respond_error(&server->http, conn, 401,
+                      "publishing takes Authorization: Bearer and the token");
         return false;
     }
     if (!refused)
         refused = refused_publisher(server, conn, request);
     if (refused)
-        respond_error(server, conn, 403, refused);
+        respond_error(&server->http, conn, 403, refused);
     return !refused;
 }
 
@@ -2373,19 +2061,6 @@ static const char *refused_query(const struct server *server,
     return NULL;
 }
 
-/* Why no event may have this name; NULL if one may. */
-static const char *refused_name(struct slice name)
-{
-    if (name.length > EVENT_NAME_MAX)
-        return "an event name has at most 255 bytes";
-    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
-        return "event names that begin with ssed. are the server's own";
-    for (size_t i = 0; i < name.length; i++)
-        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
-            return "an event name has no control characters";
-    return NULL;
-}
-
 /* Takes the query's parameters of a plain body or a DELETE. Returns why they
  * are refused, or NULL. */
 static const char *take_query(const struct server *server,
@@ -2405,505 +2080,11 @@ static const char *take_query(const struct server *server,
         return "the event name is not valid UTF-8";
     if (end.length && !slice_is(end, "1"))
         return "end= takes 1: the topic is finished with this";
-    publication->end = publication->end || end.length;
+    publication->finishes = publication->finishes || end.length;
     if (server->options.ids == IDS_KEEP && publication->from != FROM_EVENTS &&
         (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
         return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
     return refused_name(event->name);
-}
-
-static void respond_publisher(struct server *server, struct conn *conn,
-                              int status, const char *text);
-
-static void respond_too_large(struct server *server, struct conn *conn)
-{
-    char text[96];
-
-    snprintf(text, sizeof(text), "the event has more than %llu bytes",
-             (unsigned long long)server->options.max_event);
-    respond_publisher(server, conn, 413, text);
-}
-
-/* An answer in JSON to a publisher. */
-static void respond_json(struct server *server, struct conn *conn, int status,
-                         const struct text *json)
-{
-    struct exchange *exchange = conn->exchange;
-
-    if (server->options.sync == SYNC_ALWAYS && status < 300 &&
-        !exchange->promises) {
-        exchange->promises = true;
-        exchange->promise = exchange->out.end;
-    }
-    respond(server, conn,
-            &(struct response){
-                .status = status,
-                .type = "application/json",
-                .length = json->length,
-                .retry_after = status == 503 ? 2 : 0,
-                .cors = server->options.cors,
-            },
-            text_slice(json));
-}
-
-/* The answer to a publish that is in the history. */
-static void respond_published(struct server *server, struct conn *conn,
-                              uint64_t id)
-{
-    const struct publication *publication = &conn->exchange->publication;
-    char bytes[80];
-    struct text json = { bytes, sizeof(bytes), 0 };
-
-    text_put(&json, "{\"id\":\"%llu\",\"subscribers\":%u}\n",
-             (unsigned long long)id, publication->topic->subscriber_count);
-    respond_json(server, conn, publication->from == FROM_DELETE ? 200 : 201,
-                 &json);
-}
-
-static void put_id(struct text *json, const char *name, uint64_t id)
-{
-    if (id)
-        text_put(json, ",\"%s\":\"%llu\"", name, (unsigned long long)id);
-    else
-        text_put(json, ",\"%s\":null", name);
-}
-
-/* The answer to a streamed publish: what of it is in the history; and why no
- * more, if `error` is not NULL. */
-static void respond_streamed(struct server *server, struct conn *conn,
-                             int status, const char *error)
-{
-    const struct publication *publication = &conn->exchange->publication;
-    char bytes[400];
-    struct text json = { bytes, sizeof(bytes), 0 };
-
-    text_put(&json, "{\"count\":%llu,\"skipped\":%llu",
-             (unsigned long long)publication->count,
-             (unsigned long long)publication->skipped);
-    put_id(&json, "first", publication->first);
-    put_id(&json, "last", publication->last);
-    if (error)
-        text_put(&json, ",\"error\":\"%s\"", error);
-    text_put(&json, "}\n");
-    respond_json(server, conn, status, &json);
-}
-
-/* Why a publication ends before its body does. */
-static void respond_publisher(struct server *server, struct conn *conn,
-                              int status, const char *text)
-{
-    if (conn->exchange->publication.from == FROM_EVENTS)
-        respond_streamed(server, conn, status, text);
-    else
-        respond_error(server, conn, status, text);
-}
-
-static void respond_no_memory(struct server *server, struct conn *conn)
-{
-    conn->exchange->request.close = true;
-    respond_publisher(server, conn, 503,
-                      "no memory for requests now: --request-memory");
-}
-
-static void respond_draining(struct server *server, struct conn *conn)
-{
-    respond_publisher(server, conn, 503, "draining: about to end");
-}
-
-static bool is_input(const struct server *server, const struct conn *conn)
-{
-    return conn == server->input;
-}
-
-/* Has epoll watch a publisher or not. Of standard input it would go on to
- * tell the end, which is nothing to act on while it waits. */
-static void conn_watch(struct server *server, struct conn *conn, bool watch)
-{
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = STDIN_FILENO };
-
-    if (!is_input(server, conn)) {
-        conn_set_interest(server, conn, watch ? INPUT : 0);
-        return;
-    }
-    if (server->input_is_file || watch == (conn->interest != 0))
-        return;
-    conn->interest = watch ? EPOLLIN : 0;
-    epoll_ctl(server->epoll, watch ? EPOLL_CTL_ADD : EPOLL_CTL_DEL,
-              STDIN_FILENO, &event);
-}
-
-/* Standard input is published no more; the server goes on. */
-static void input_end(struct server *server, const char *reason)
-{
-    struct conn *conn = server->input;
-    const struct publication *publication = &conn->exchange->publication;
-
-    log_event(LEVEL_INFO, "input_ended",
-              "reason=\"%s\" events=%llu skipped=%llu", reason,
-              (unsigned long long)publication->count,
-              (unsigned long long)publication->skipped);
-    conn_watch(server, conn, false);
-    queue_remove(server, conn);
-    conn_release_exchange(server, conn);
-    conn_set_state(server, conn, CONN_FREE);
-    if (server->input_fd != STDIN_FILENO)
-        close(server->input_fd);
-    server->input = NULL;
-}
-
-/* Waits until the subscribers have been offered what its event would evict.
- * Nothing is read from it meanwhile: TCP slows the publisher down. */
-static void conn_wait(struct server *server, struct conn *conn)
-{
-    if (conn->state == CONN_WAITING)
-        return;
-    conn_set_state(server, conn, CONN_WAITING);
-    conn_watch(server, conn, false);
-    timer_stop(server, conn);
-    queue_remove(server, conn);
-    queue_push(server,
-               conn->flags & FLAG_BUSY ? QUEUE_WAITING_BUSY : QUEUE_WAITING,
-               conn);
-}
-
-/* It has room now: reads on. */
-static void conn_unwait(struct server *server, struct conn *conn)
-{
-    if (conn->state != CONN_WAITING)
-        return;
-    conn_watch(server, conn, true);
-    conn_set_state(server, conn,
-                   is_input(server, conn) ? CONN_INPUT : CONN_BODY);
-    conn->exchange->left = true;
-    work_push(server, conn);
-}
-
-static bool is_kept_before(const struct server *server, uint64_t id)
-{
-    return id && id <= server->ring.newest_id;
-}
-
-/* An event or an end whose id is not greater than the newest was there
- * before: a feeder may start again from an earlier place. */
-static void skip_due(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    char text[96];
-
-    publication->due = DUE_NOTHING;
-    publication->skipped++;
-    if (publication->from != FROM_PLAIN && publication->from != FROM_DELETE)
-        return;
-    snprintf(text, sizeof(text), "the newest id is %llu: ids only increase",
-             (unsigned long long)server->ring.newest_id);
-    respond_error(server, conn, 409, text);
-}
-
-static enum outcome append_due(struct server *server,
-                               struct publication *publication, uint64_t *id)
-{
-    if (publication->due == DUE_EVENT)
-        return publish_event(server, publication->topic, &publication->event,
-                             id);
-    return publish_end(server, publication->topic, publication->event.id, id);
-}
-
-/* What was due is in the history. */
-static void due_done(struct publication *publication, uint64_t id)
-{
-    if (publication->due == DUE_EVENT) {
-        publication->count++;
-        publication->last = id;
-        if (!publication->first)
-            publication->first = id;
-    } else {
-        publication->ended = true;
-    }
-    publication->due = DUE_NOTHING;
-}
-
-static const char *outcome_text(enum outcome outcome)
-{
-    return outcome == IDS_USED_UP ? "all ids are used up" : NOT_KEPT_TEXT;
-}
-
-/* Whether others wait whose turn it is before this one. */
-static bool others_wait(const struct server *server, const struct conn *conn)
-{
-    if (conn->state == CONN_WAITING)
-        return false; /* it is the first of them */
-    return server->queues[QUEUE_WAITING].count ||
-           ((conn->flags & FLAG_BUSY) &&
-            server->queues[QUEUE_WAITING_BUSY].count);
-}
-
-/* Appends what is due; or waits, or gives up. */
-static void publish_due(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    enum outcome outcome = MUST_WAIT;
-    uint64_t id = 0;
-
-    if (!has_failed_disk(server) &&
-        is_kept_before(server, publication->event.id)) {
-        conn_unwait(server, conn);
-        skip_due(server, conn);
-        return;
-    }
-    if (!others_wait(server, conn))
-        outcome = append_due(server, publication, &id);
-    if (outcome == MUST_WAIT) {
-        conn_wait(server, conn);
-        return;
-    }
-    conn_unwait(server, conn);
-    if (outcome == PUBLISHED)
-        due_done(publication, id);
-    else if (is_input(server, conn))
-        input_end(server, outcome_text(outcome));
-    else
-        respond_publisher(server, conn, 503, outcome_text(outcome));
-}
-
-/* Takes the id of the event that the parser has. False if it is none. */
-static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
-{
-    struct slice text = { parser->id, parser->id_length };
-
-    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
-}
-
-/* The event that the parser has becomes due. Returns why it is refused, or
- * NULL. */
-static const char *take_parsed(const struct server *server,
-                               struct publication *publication)
-{
-    const struct event_parser *parser = &publication->parser;
-    struct event *event = &publication->event;
-    bool is_main = publication->topic == server->main_topic;
-    const char *refused = NULL;
-
-    *event = (struct event){
-        .name = { parser->name, parser->name_length },
-        .retry = { parser->retry, parser->retry_length },
-        .data = { parser->data, parser->length },
-    };
-    if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
-        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
-    if (!is_main)
-        refused = refused_name(event->name);
-    if (!refused)
-        publication->due = DUE_EVENT;
-    return refused;
-}
-
-/* What a plain body holds as data: one line end at its end is no part. */
-static struct slice content_data(const struct publication *publication)
-{
-    struct slice data = { publication->content, publication->content_length };
-
-    if (data.length && data.data[data.length - 1] == '\n')
-        data.length--;
-    if (data.length && data.data[data.length - 1] == '\r')
-        data.length--;
-    return data;
-}
-
-/* A plain body is complete. */
-static void take_content(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-
-    publication->event.data = content_data(publication);
-    if (publication->content_length == 0)
-        respond_error(server, conn, 400, "the request has no body");
-    else if (publication->event.data.length > server->options.max_event)
-        respond_too_large(server, conn);
-    else if (!utf8_valid(publication->event.data))
-        respond_error(server, conn, 400, "the body is not valid UTF-8");
-    else
-        publication->due = DUE_EVENT;
-}
-
-/* The body is complete, and nothing is due. */
-static void body_ends(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    bool streamed = publication->from == FROM_EVENTS;
-    bool empty = publication->count + publication->skipped == 0;
-
-    if (publication->from == FROM_PLAIN && empty)
-        take_content(server, conn);
-    else if (publication->end && !publication->ended)
-        publication->due = DUE_END;
-    else if (streamed && empty && !publication->end)
-        respond_streamed(server, conn, 400, "the body has no event");
-    else if (streamed)
-        respond_streamed(server, conn, 201, NULL);
-    else if (publication->from == FROM_PLAIN)
-        respond_published(server, conn, publication->last);
-    else
-        respond_published(server, conn,
-                          topic_newest_id(&server->ring, publication->topic));
-}
-
-/* Makes room for content, twice what there was if that is not too much. If
- * there is no memory, the publisher has been answered: false. */
-static bool make_room(struct server *server, struct conn *conn, size_t wanted)
-{
-    struct publication *publication = &conn->exchange->publication;
-    size_t room = publication->content_room * 2;
-
-    if (wanted <= publication->content_room)
-        return true;
-    if (room < CONTENT_FIRST)
-        room = CONTENT_FIRST;
-    if (room < wanted)
-        room = wanted;
-    if (room > publication->content_max)
-        room = publication->content_max;
-    if (grow(server, &publication->content, &publication->content_room, room))
-        return true;
-    respond_no_memory(server, conn);
-    return false;
-}
-
-static void append_content(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice piece = publication->piece;
-
-    if (piece.length > publication->content_max - publication->content_length) {
-        respond_too_large(server, conn);
-        return;
-    }
-    if (!make_room(server, conn, publication->content_length + piece.length))
-        return;
-    memcpy(publication->content + publication->content_length, piece.data,
-           piece.length);
-    publication->content_length += piece.length;
-    publication->piece.length = 0;
-}
-
-/* Makes room for all that a piece can add to the data of an event. */
-static bool make_parser_room(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event_parser *parser = &publication->parser;
-    size_t wanted = publication->piece.length + 1;
-
-    if (!parser->complete)
-        wanted += parser->length;
-    if (wanted > publication->content_max)
-        wanted = publication->content_max;
-    if (!make_room(server, conn, wanted))
-        return false;
-    parser->data = publication->content;
-    parser->room = publication->content_room;
-    return true;
-}
-
-static void parse_piece(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event_parser *parser = &publication->parser;
-    const char *refused = NULL;
-
-    if (!make_parser_room(server, conn))
-        return;
-    publication->piece = slice_from(
-        publication->piece, event_parser_read(parser, publication->piece));
-    if (parser->too_long)
-        respond_too_large(server, conn);
-    else if (parser->complete)
-        refused = take_parsed(server, publication);
-    if (refused)
-        respond_publisher(server, conn, 400, refused);
-}
-
-/* Looks at content that has arrived. */
-static void take_piece(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-
-    if (publication->from == FROM_EVENTS)
-        parse_piece(server, conn);
-    else if (publication->from == FROM_PLAIN)
-        append_content(server, conn);
-    else
-        publication->piece.length = 0;
-}
-
-/* Finds the next piece of the body in what has arrived. False if that is
- * used up. */
-static bool next_piece(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct slice data = { exchange->in.bytes + exchange->in.start,
-                          buffer_length(&exchange->in) };
-    ssize_t taken =
-        http_body_read(&exchange->body, data, &exchange->publication.piece);
-
-    if (taken < 0)
-        respond_publisher(server, conn, 400, "a chunk is malformed");
-    else
-        exchange->in.start += (size_t)taken;
-    return taken != 0 || exchange->body.state == BODY_DONE;
-}
-
-/* Takes in a part of what has arrived of a body, as far as it can be
- * published. False if all that has arrived is used up. */
-static bool body_step(struct server *server, struct conn *conn)
-{
-    const struct exchange *exchange = conn->exchange;
-    const struct publication *publication = &exchange->publication;
-
-    if (publication->due != DUE_NOTHING)
-        publish_due(server, conn);
-    else if (publication->piece.length)
-        take_piece(server, conn);
-    else if (exchange->body.state == BODY_DONE)
-        body_ends(server, conn);
-    else
-        return next_piece(server, conn);
-    return true;
-}
-
-/* Asks for the body of a client that waits to be asked. */
-static void respond_continue(struct server *server, struct conn *conn)
-{
-    static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    struct buffer *out = &conn->exchange->out;
-
-    memcpy(out->bytes + out->end, line, sizeof(line) - 1);
-    out->end += sizeof(line) - 1;
-    answers_push(server, conn);
-}
-
-/* Reads the body. A stream may be silent for as long as it likes; all else
- * has to get on. */
-static void begin_body(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct publication *publication = &exchange->publication;
-    size_t room = (size_t)server->options.max_event + 2;
-
-    if (publication->from == FROM_PLAIN &&
-        exchange->request.content_length >= 0)
-        room = (size_t)exchange->request.content_length;
-    publication->content_max = room;
-    conn_set_state(server, conn, CONN_BODY);
-    if (publication->from == FROM_EVENTS) {
-        publication->content_max = (size_t)server->options.max_event;
-        event_parser_init(&publication->parser, NULL, 0);
-        conn_set_busy(conn, true);
-        timer_stop(server, conn);
-    } else {
-        timer_start(server, conn,
-                    server->options.head_timeout + room * 1000 / BODY_RATE);
-    }
-    if (exchange->request.expect_continue && buffer_length(&exchange->in) == 0)
-        respond_continue(server, conn);
 }
 
 /* Begins a publication into the topic, which is held for it. */
@@ -2917,7 +2098,7 @@ static void begin_publication(struct server *server, struct conn *conn,
     publication->topic = topic_hold(&server->ring, topic);
     if (request->method == METHOD_DELETE) {
         publication->from = FROM_DELETE;
-        publication->end = true;
+        publication->finishes = true;
     } else if (http_media_type_is(request->content_type, "text/event-stream")) {
         publication->from = FROM_EVENTS;
     }
@@ -2935,7 +2116,7 @@ static const char *refused_publication(const struct server *server,
     if (!refused)
         refused = take_query(server, publication, request->query);
     if (!refused && !http_has_body(request) &&
-        (publication->from == FROM_PLAIN || !publication->end))
+        (publication->from == FROM_PLAIN || !publication->finishes))
         refused = "the request has no body";
     if (refused)
         return refused;
@@ -2944,6 +2125,23 @@ static const char *refused_publication(const struct server *server,
         !publication->topic->newest && !publication->topic->subscriber_count)
         refused = "nothing is known of this topic";
     return refused;
+}
+
+/* The body may be as long as an event may be, and a line end. */
+static void begin_content(struct server *server, struct conn *conn)
+{
+    const struct request *request = &conn->exchange->request;
+    struct publication *publication = &conn->exchange->publication;
+    bool streams = publication->from == FROM_EVENTS;
+
+    publication->content_max = (size_t)server->options.max_event;
+    if (streams)
+        event_parser_init(&publication->parser, NULL, 0);
+    else if (publication->from == FROM_PLAIN && request->content_length >= 0)
+        publication->content_max = (size_t)request->content_length;
+    else
+        publication->content_max += 2;
+    conn_begin_body(&server->http, conn, streams, publication->content_max);
 }
 
 static void publish(struct server *server, struct conn *conn,
@@ -2957,7 +2155,7 @@ static void publish(struct server *server, struct conn *conn,
     if (!may_publish(server, conn))
         return;
     if (server->phase >= PHASE_DRAIN) {
-        respond_error(server, conn, 503, "draining: about to end");
+        respond_error(&server->http, conn, 503, DRAINING_TEXT);
         return;
     }
     if (conn->flags & FLAG_SURPLUS) {
@@ -2966,272 +2164,24 @@ static void publish(struct server *server, struct conn *conn,
     }
     begin_publication(server, conn, topic);
     if (!publication->topic) {
-        respond_error(server, conn, 503, "no memory for the topic");
+        respond_error(&server->http, conn, 503, "no memory for the topic");
         return;
     }
     refused = refused_publication(server, conn, &status);
     if (refused)
-        respond_error(server, conn, status, refused);
+        respond_error(&server->http, conn, status, refused);
     else if (publication->from == FROM_PLAIN && !request->chunked &&
              (uint64_t)request->content_length > server->options.max_event + 2)
-        respond_too_large(server, conn);
+        refuse_too_long(server, conn);
     else
-        begin_body(server, conn);
+        begin_content(server, conn);
 }
 
-/* ------------------------------------------------------ standard input */
-
-static void skip_input(struct server *server, const char *why)
-{
-    server->input->exchange->publication.skipped++;
-    log_client(server, LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
-}
-
-static void skip_too_long(struct server *server)
-{
-    char why[64];
-
-    snprintf(why, sizeof(why), "more than %llu bytes: --max-event",
-             (unsigned long long)server->options.max_event);
-    skip_input(server, why);
-}
-
-/* A line is complete: its bytes stay where they are until the next begins. */
-static void input_line_ends(struct server *server,
-                            struct publication *publication)
-{
-    struct slice line = { publication->content, publication->content_length };
-
-    if (line.length && line.data[line.length - 1] == '\r')
-        line.length--;
-    if (line.length > server->options.max_event)
-        publication->skips = true;
-    publication->content_length = 0;
-    publication->event = (struct event){ .data = line };
-    if (publication->skips)
-        skip_too_long(server);
-    else if (line.length)
-        publication->due = DUE_EVENT;
-    publication->skips = false;
-}
-
-/* Takes what has arrived, up to the end of the line. */
-static void input_take_line(struct server *server)
-{
-    struct exchange *exchange = server->input->exchange;
-    struct publication *publication = &exchange->publication;
-    const char *from = exchange->in.bytes + exchange->in.start;
-    size_t length = buffer_length(&exchange->in);
-    const char *lf = memchr(from, '\n', length);
-
-    if (lf)
-        length = (size_t)(lf - from);
-    if (length > publication->content_room - publication->content_length)
-        publication->skips = true;
-    else
-        memcpy(publication->content + publication->content_length, from,
-               length);
-    if (!publication->skips)
-        publication->content_length += length;
-    exchange->in.start += length + (lf != NULL);
-    if (lf)
-        input_line_ends(server, publication);
-}
-
-/*
- * Another ssed, which is the source, tells that something was lost before its
- * position: readers that are behind it are told too, connected ones by
- * coming again. Without ids of the source, that is everybody so far.
+/* ------------------------------------------------------------------ routes
+ *
+ * What a request is for. handle_request() is called by http.c; the functions
+ * above and below it answer.
  */
-static void input_gap(struct server *server)
-{
-    struct publication *publication = &server->input->exchange->publication;
-    struct topic *topic = publication->topic;
-    uint64_t position = server->ring.newest_id + 1;
-
-    if (server->options.ids == IDS_KEEP &&
-        !take_parsed_id(&publication->parser, &position)) {
-        skip_input(server,
-                   "a gap without the id of its position: " ID_KEPT_RANGE);
-        return;
-    }
-    if (server->ring.unbegun)
-        begin_kept_history(server, position + 1);
-    topic_raise_mark(&server->ring, topic, position);
-    for (uint32_t i = topic->subscriber_count; i-- > 0;)
-        conn_cut(server, conn_at(server, topic->subscribers[i]), "gap");
-}
-
-/* Takes what has arrived, up to the end of an event. */
-static void input_take_event(struct server *server)
-{
-    struct exchange *exchange = server->input->exchange;
-    struct publication *publication = &exchange->publication;
-    struct event_parser *parser = &publication->parser;
-    struct slice data = { exchange->in.bytes + exchange->in.start,
-                          buffer_length(&exchange->in) };
-    struct slice name;
-    const char *refused = NULL;
-
-    exchange->in.start += event_parser_read(parser, data);
-    if (!parser->complete)
-        return;
-    name = (struct slice){ parser->name, parser->name_length };
-    if (parser->too_long) {
-        skip_too_long(server);
-    } else if (slice_is(name, "ssed.gap")) {
-        input_gap(server);
-    } else if (slice_is(name, "ssed.end") &&
-               publication->topic != server->main_topic) {
-        parser->name_length = 0;
-        refused = take_parsed(server, publication);
-        publication->due = refused ? DUE_NOTHING : DUE_END;
-    } else {
-        refused = take_parsed(server, publication);
-    }
-    if (refused)
-        skip_input(server, refused);
-}
-
-/* All that has arrived has been taken, and nothing more will come. */
-static void input_finish(struct server *server)
-{
-    struct publication *publication = &server->input->exchange->publication;
-
-    if (publication->content_length || publication->skips)
-        input_line_ends(server, publication); /* the last has no line end */
-    else if (publication->end && !publication->ended)
-        publication->due = DUE_END;
-    else
-        input_end(server, "end of input");
-}
-
-/* Takes in a part of what has arrived on standard input, as far as it can be
- * published. False if that is used up. */
-static bool input_step(struct server *server)
-{
-    const struct exchange *exchange = server->input->exchange;
-    const struct publication *publication = &exchange->publication;
-
-    if (publication->due != DUE_NOTHING)
-        publish_due(server, server->input);
-    else if (buffer_length(&exchange->in) > 0)
-        publication->from == FROM_LINES ? input_take_line(server)
-                                        : input_take_event(server);
-    else if (exchange->body.state == BODY_DONE)
-        input_finish(server);
-    else
-        return false;
-    return true;
-}
-
-/* As read(2), but it never waits: another process that reads the same may
- * have taken what epoll has told of. */
-static ssize_t input_receive(const struct server *server, char *bytes,
-                             size_t size)
-{
-    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
-
-    if (server->input_is_socket)
-        return recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
-    /* where it could not be opened anew, the next best */
-    if (server->input_fd == STDIN_FILENO && !server->input_is_file &&
-        poll(&data, 1, 0) == 0) {
-        errno = EAGAIN;
-        return -1;
-    }
-    return read(server->input_fd, bytes, size);
-}
-
-/* Reads from standard input. False if nothing has come. */
-static bool input_fill(struct server *server)
-{
-    struct exchange *exchange = server->input->exchange;
-    struct buffer *in = &exchange->in;
-    ssize_t n = input_receive(server, in->bytes, in->room);
-
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return false;
-    if (n < 0)
-        log_event(LEVEL_ERROR, "input_failed", "error=%s", error_name(errno));
-    if (n <= 0)
-        exchange->body.state = BODY_DONE;
-    in->start = 0;
-    in->end = n > 0 ? (size_t)n : 0;
-    return true;
-}
-
-/* ------------------------------------------------------ the connection */
-
-/* `topic` is the one in the path; NULL for the main stream. */
-static void route_events(struct server *server, struct conn *conn,
-                         const struct slice *topic)
-{
-    const char *allow =
-        topic ? "DELETE, GET, HEAD, OPTIONS, POST" : "GET, HEAD, OPTIONS, POST";
-
-    switch (conn->exchange->request.method) {
-    case METHOD_GET:
-    case METHOD_HEAD:
-        subscribe(server, conn, topic);
-        break;
-    case METHOD_POST:
-        publish(server, conn, topic ? *topic : SLICE(""));
-        break;
-    case METHOD_OPTIONS:
-        respond(server, conn,
-                &(struct response){
-                    .status = 204,
-                    .no_length = true,
-                    .preflight = !server->options.no_cors,
-                    .allow = allow,
-                    .cors = stream_cors(server),
-                },
-                SLICE(""));
-        break;
-    case METHOD_DELETE:
-        if (topic)
-            publish(server, conn, *topic);
-        else
-            respond_method(server, conn, allow);
-        break;
-    case METHOD_OTHER:
-        respond_method(server, conn, allow);
-        break;
-    }
-}
-
-static void route_topic(struct server *server, struct conn *conn,
-                        struct slice topic)
-{
-    const char *refused = topic_name_refused(topic);
-
-    if (refused)
-        respond_error(server, conn, 400, refused);
-    else
-        route_events(server, conn, &topic);
-}
-
-static void route(struct server *server, struct conn *conn)
-{
-    const struct request *request = &conn->exchange->request;
-
-    if (slice_is(request->path, "/events"))
-        route_events(server, conn, NULL);
-    else if (request->path.length > 7 &&
-             memcmp(request->path.data, "/events/", 8) == 0)
-        route_topic(
-            server, conn,
-            (struct slice){ request->path.data + 8, request->path.length - 8 });
-    else if (slice_is(request->path, "/healthz"))
-        respond_health(server, conn);
-    else if (conn->flags & FLAG_SURPLUS)
-        respond_surplus(server, conn);
-    else if (slice_is(request->path, "*"))
-        respond_method(server, conn, "DELETE, GET, HEAD, OPTIONS, POST");
-    else
-        respond_page(server, conn);
-}
 
 /*
  * With --cors none no page of another origin reads here. One whose own name
@@ -3252,504 +2202,150 @@ static bool is_misdirected(const struct server *server, const struct conn *conn)
     return true;
 }
 
-/* Moves what has not been parsed to the front, to make room behind it. */
-static void compact(struct buffer *buffer)
+static void respond_health(struct server *server, struct conn *conn)
 {
-    if (buffer->start == 0)
-        return;
-    buffer->end -= buffer->start;
-    memmove(buffer->bytes, buffer->bytes + buffer->start, buffer->end);
-    buffer->start = 0;
+    enum method method = conn->exchange->request.method;
+
+    if (method != METHOD_GET && method != METHOD_HEAD)
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    else if (server->phase == PHASE_SERVE)
+        respond_text(&server->http, conn, (struct response){ .status = 200 },
+                     "ok");
+    else
+        respond_error(&server->http, conn, 503, "draining: about to end");
 }
 
-/* Whether there is room for one more answer. There is if none waits. */
-static bool has_answer_room(struct server *server, struct exchange *exchange)
+/* `topic` is the one in the path; NULL for the main stream. */
+static void route_events(struct server *server, struct conn *conn,
+                         const struct slice *topic)
 {
-    struct buffer *out = &exchange->out;
-    size_t wanted = out->room * 2 < OUT_SIZE ? out->room * 2 : OUT_SIZE;
+    const char *allow =
+        topic ? "DELETE, GET, HEAD, OPTIONS, POST" : "GET, HEAD, OPTIONS, POST";
 
-    return out->room - out->end >= OUT_ROOM ||
-           (grow(server, &out->bytes, &out->room, wanted) &&
-            out->room - out->end >= OUT_ROOM);
-}
-
-/* Takes in a request that has arrived whole, if there is room for its answer.
- * False if there is none. */
-static bool request_step(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct buffer *in = &exchange->in;
-    ssize_t taken;
-
-    if (exchange->close || !has_answer_room(server, exchange))
-        return false;
-    taken = http_parse(in->bytes + in->start, buffer_length(in),
-                       &exchange->request);
-    exchange->body.state = BODY_DONE;
-    if (taken < 0) {
-        exchange->request.close = true;
-        respond_error(server, conn, (int)-taken, exchange->request.error);
-    } else if (taken > 0) {
-        in->start += (size_t)taken;
-        http_body_init(&exchange->body, &exchange->request);
-        if (is_misdirected(server, conn))
-            respond_error(server, conn, 421,
-                          "this Host is not known here: --host names another");
+    switch (conn->exchange->request.method) {
+    case METHOD_GET:
+    case METHOD_HEAD:
+        subscribe(server, conn, topic);
+        break;
+    case METHOD_POST:
+        publish(server, conn, topic ? *topic : SLICE(""));
+        break;
+    case METHOD_OPTIONS:
+        respond(&server->http, conn,
+                &(struct response){
+                    .status = 204,
+                    .preflight = !server->options.no_cors,
+                    .allow = allow,
+                    .cors = stream_cors(server),
+                },
+                SLICE(""));
+        break;
+    case METHOD_DELETE:
+        if (topic)
+            publish(server, conn, *topic);
         else
-            route(server, conn);
-        server->steps += STEP_EVENTS;
-    }
-    return taken != 0;
-}
-
-/* Takes in a part of what has arrived. False if there is nothing more to take
- * in, now or ever. */
-static bool conn_step(struct server *server, struct conn *conn)
-{
-    switch ((enum conn_state)conn->state) {
-    case CONN_REQUEST:
-        return request_step(server, conn);
-    case CONN_BODY:
-        return body_step(server, conn);
-    case CONN_INPUT:
-        return input_step(server);
-    default:
-        return false;
+            respond_method(&server->http, conn, allow);
+        break;
+    case METHOD_OTHER:
+        respond_method(&server->http, conn, allow);
+        break;
     }
 }
 
-/* Begins an exchange on a connection that has had none. */
-static bool conn_begin_exchange(struct server *server, struct conn *conn)
+static void route_topic(struct server *server, struct conn *conn,
+                        struct slice topic)
 {
-    timer_start(server, conn, server->options.head_timeout);
-    conn->exchange = exchange_take(server);
+    const char *refused = topic_name_refused(topic);
+
+    if (refused)
+        respond_error(&server->http, conn, 400, refused);
+    else
+        route_events(server, conn, &topic);
+}
+
+/* As struct handlers has it. */
+static void handle_request(struct server *server, struct conn *conn)
+{
+    const struct request *request = &conn->exchange->request;
+
+    if (is_misdirected(server, conn))
+        respond_error(&server->http, conn, 421,
+                      "this Host is not known here: --host names another");
+    else if (slice_is(request->path, "/events"))
+        route_events(server, conn, NULL);
+    else if (request->path.length > 7 &&
+             memcmp(request->path.data, "/events/", 8) == 0)
+        route_topic(
+            server, conn,
+            (struct slice){ request->path.data + 8, request->path.length - 8 });
+    else if (slice_is(request->path, "/healthz"))
+        respond_health(server, conn);
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
+    else if (slice_is(request->path, "*"))
+        respond_method(&server->http, conn, "DELETE, GET, HEAD, OPTIONS, POST");
+    else
+        respond_page(&server->http, conn);
+}
+
+static void log_input_ended(const struct conn *conn, const char *reason)
+{
+    const struct publication *publication = &conn->exchange->publication;
+
+    if (conn->exchange->error)
+        log_event(LEVEL_ERROR, "input_failed", "error=%s",
+                  error_name(conn->exchange->error));
+    log_event(LEVEL_INFO, "input_ended",
+              "reason=\"%s\" events=%" PRIu64 " skipped=%" PRIu64, reason,
+              publication->count, publication->skipped);
+}
+
+/* What a request holds can go: the topic and the content of a publish. */
+static void handle_answered(struct server *server, struct conn *conn,
+                            int status, uint64_t length)
+{
+    log_access(server, conn, status, length);
+    publication_release(server, &conn->exchange->publication);
+}
+
+static const char *handle_promises(struct server *server)
+{
+    sync_history(server);
+    return server->sync_failed ? NOT_KEPT_TEXT : NULL;
+}
+
+static void handle_closing(struct server *server, struct conn *conn,
+                           const char *reason)
+{
+    if (conn->state == CONN_STREAM) {
+        unsubscribe(server, conn, reason);
+        return;
+    }
+    if (is_input(conn))
+        log_input_ended(conn, reason);
     if (conn->exchange)
-        return true;
-    if (errno == EAGAIN) {
-        queue_push(server, QUEUE_STARVED, conn);
-        conn_set_interest(server, conn, 0);
-    } else {
-        conn_close(server, conn, "no memory");
-    }
-    return false;
+        publication_release(server, &conn->exchange->publication);
 }
 
-/* Whether a connection publishes a stream, the end of which nobody awaits. */
-static bool is_streaming(const struct conn *conn)
+static void handle_accept_paused(struct server *server, int error)
 {
-    return conn->state == CONN_BODY &&
-           conn->exchange->publication.from == FROM_EVENTS;
+    log_event(LEVEL_WARN, "accept_paused", "reason=%s connections=%u",
+              error ? error_name(error) : "max-connections",
+              server->http.connections);
 }
 
-/* Reads what there is room for: more of it next time if that was filled, and
- * the connection is busy then. False if nothing has come, or the connection has
- * ended. */
-static bool conn_fill(struct server *server, struct conn *conn)
-{
-    bool first = !conn->exchange;
-    struct buffer *in;
-    ssize_t n;
-
-    if (first && !conn_begin_exchange(server, conn))
-        return false;
-    in = &conn->exchange->in;
-    compact(in);
-    if (in->end == in->room) {
-        respond_no_memory(server, conn);
-        return false;
-    }
-    n = read((int)conn_fd(server, conn), in->bytes + in->end,
-             in->room - in->end);
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
-        conn_close(server, conn, "closed");
-    else if (n < 0 && first)
-        conn_wait_for_input(server, conn);
-    if (n <= 0)
-        return false;
-    in->end += (size_t)n;
-    conn_set_busy(conn, in->end == in->room || is_streaming(conn));
-    if (in->end == in->room && in->room < HEAD_MAX)
-        grow(server, &in->bytes, &in->room, in->room * 2);
-    return true;
-}
-
-/* Whether others are to have their turn. The clock is looked at now and then:
- * after each request, and after some events of a stream. */
-static bool visit_is_over(struct server *server)
-{
-    if (++server->steps < STEP_EVENTS)
-        return false;
-    server->steps = 0;
-    return clock_us(CLOCK_MONOTONIC) >= server->visit_end;
-}
-
-/* A body of which all that came has been published keeps no memory while it
- * is silent. */
-static void shrink(struct server *server, struct exchange *exchange)
-{
-    struct publication *publication = &exchange->publication;
-    struct event_parser *parser = &publication->parser;
-    struct buffer *in = &exchange->in;
-    char *smaller;
-
-    if (publication->from != FROM_EVENTS || buffer_length(in) > 0)
-        return;
-    if (parser->complete || parser->length == 0)
-        let_go(server, &publication->content, &publication->content_room);
-    parser->room = publication->content_room;
-    if (in->room == IN_FIRST || !(smaller = realloc(in->bytes, IN_FIRST)))
-        return;
-    memory_return(server, in->room - IN_FIRST);
-    in->bytes = smaller;
-    in->room = IN_FIRST;
-}
-
-/* After a visit: what has been answered is sent; what has not been looked at
- * is, once others have had theirs. A busy body is read until nothing has
- * come. */
-static void conn_settle(struct server *server, struct conn *conn, bool came)
-{
-    struct exchange *exchange = conn->exchange;
-    bool body = conn->state == CONN_BODY;
-
-    if (buffer_length(&exchange->out) > 0)
-        answers_push(server, conn);
-    else if (exchange->left || (body && came && (conn->flags & FLAG_BUSY)))
-        work_push(server, conn);
-    else if (body)
-        shrink(server, exchange);
-    if (conn->queue == QUEUE_NONE && !is_input(server, conn))
-        conn_set_interest(server, conn, INPUT);
-}
-
-/* Whether a connection takes in requests or what is published. */
-static bool takes_in(const struct conn *conn)
-{
-    return conn->state == CONN_REQUEST || conn->state == CONN_BODY ||
-           conn->state == CONN_INPUT;
-}
-
-/* Reads what comes next. False if nothing has come, or it has ended. */
-static bool visit_fill(struct server *server, struct conn *conn)
-{
-    if (is_input(server, conn))
-        return input_fill(server);
-    return conn_fill(server, conn);
-}
-
-/* Whether there is nothing left to be looked at. */
-static bool is_used_up(const struct conn *conn)
-{
-    return conn->state == CONN_REQUEST && conn->exchange &&
-           buffer_length(&conn->exchange->in) == 0;
-}
-
-/*
- * Looks at what a connection has sent, until that is used up, has to wait, or
- * VISIT is over. The connection is busy when that is not enough or when it
- * fills the buffer, and no longer so when a read brings less.
- */
-static void conn_visit(struct server *server, struct conn *conn)
-{
-    bool fills = !conn->exchange || !conn->exchange->left;
-    bool came = !fills || visit_fill(server, conn);
-    bool left = came;
-
-    server->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
-    while (left && !visit_is_over(server))
-        left = conn_step(server, conn);
-    if (!takes_in(conn) || !conn->exchange)
-        return;
-    conn->exchange->left = left && !is_used_up(conn);
-    if (conn->exchange->left)
-        conn_set_busy(conn, true);
-    conn_settle(server, conn, came);
-}
-
-/* Sends a piece of what waits to be sent; as send(2). */
-static ssize_t send_piece(int fd, struct exchange *exchange)
-{
-    int more = exchange->file_left ? MSG_MORE : 0;
-    size_t length = buffer_length(&exchange->out);
-    off_t at = (off_t)exchange->file_at;
-
-    if (length)
-        return send(fd, exchange->out.bytes + exchange->out.start, length,
-                    MSG_NOSIGNAL | more);
-    length = exchange->file_left < SEND_BUDGET ? (size_t)exchange->file_left
-                                               : SEND_BUDGET;
-    if (exchange->file.data)
-        return send(fd, exchange->file.data + at, length, MSG_NOSIGNAL);
-    return sendfile(fd, exchange->file.fd, &at, length);
-}
-
-static void sent_piece(struct exchange *exchange, size_t sent)
-{
-    struct buffer *out = &exchange->out;
-
-    if (buffer_length(out) > 0) {
-        out->start += sent;
-        if (out->start == out->end)
-            out->start = out->end = 0;
-        return;
-    }
-    exchange->file_at += sent;
-    exchange->file_left -= sent;
-}
-
-/* All answers have been sent. */
-static void answers_sent(struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-
-    exchange_drop_file(exchange);
-    conn_set_interest(server, conn, INPUT);
-    if (exchange->close) {
-        conn_linger(server, conn);
-        return;
-    }
-    if (conn->state == CONN_RESPOND)
-        conn_set_state(server, conn, CONN_REQUEST);
-    exchange->left = buffer_length(&exchange->in) > 0;
-    if (!exchange->left) {
-        conn_idle(server, conn);
-        return;
-    }
-    conn_set_busy(conn, true);
-    work_push(server, conn);
-}
-
-/* Sends until all is sent, the socket is full, or it is others' turn. */
-static enum io write_answers(const struct server *server, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    size_t total = 0;
-
-    while (buffer_length(&exchange->out) > 0 || exchange->file_left) {
-        ssize_t sent;
-
-        if (total >= SEND_BUDGET)
-            return IO_BUDGET;
-        sent = send_piece((int)conn_fd(server, conn), exchange);
-        if (sent < 0 && errno == EINTR)
-            continue;
-        if (sent < 0 && errno == EAGAIN)
-            return IO_FULL;
-        if (sent <= 0) /* 0: the file has become shorter */
-            return IO_ERROR;
-        sent_piece(exchange, (size_t)sent);
-        total += (size_t)sent;
-    }
-    return IO_DONE;
-}
-
-/* The answers to a body that is still coming have been sent, or not all of
- * them. */
-static void body_answered(struct server *server, struct conn *conn,
-                          enum io outcome)
-{
-    conn_set_interest(server, conn,
-                      INPUT | (outcome == IO_FULL ? EPOLLOUT : 0));
-    if (outcome == IO_BUDGET)
-        answers_push(server, conn);
-    else if (conn->exchange->left)
-        work_push(server, conn);
-}
-
-/* Sends the answers that wait. The requests after them are looked at when
- * others have had their visit. */
-static void send_answers(struct server *server, struct conn *conn)
-{
-    enum io outcome;
-
-    keep_promises(server, conn);
-    queue_remove(server, conn); /* where keep_promises() has put it */
-    outcome = write_answers(server, conn);
-    if (outcome == IO_ERROR) {
-        conn_cut(server, conn, "cannot send");
-    } else if (conn->state == CONN_BODY) {
-        body_answered(server, conn, outcome);
-    } else if (outcome == IO_DONE) {
-        answers_sent(server, conn);
-    } else {
-        conn_set_state(server, conn, CONN_RESPOND);
-        conn_set_interest(server, conn, outcome == IO_FULL ? EPOLLOUT : 0);
-        timer_start(server, conn, server->options.idle_timeout);
-        if (outcome == IO_BUDGET)
-            answers_push(server, conn);
-    }
-}
-
-/* What epoll says of a subscriber: its FIN ends the stream at once, what it
- * sends is thrown away. */
-static void stream_event(struct server *server, struct conn *conn,
-                         uint32_t events)
-{
-    if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
-        ((events & EPOLLIN) && !conn_discard(server, conn)))
-        conn_close(server, conn, "closed");
-    else if (events & EPOLLOUT)
-        ready_push(server, conn);
-}
-
-/* What epoll says of a connection that is asked something. One that is in a
- * queue has its turn anyway: epoll need not say so again. One that waits for
- * memory is told of here only when it is at an end. */
-static void request_event(struct server *server, struct conn *conn,
-                          uint32_t events)
-{
-    if (conn->queue == QUEUE_STARVED)
-        conn_close(server, conn, "closed");
-    else if (conn->queue == QUEUE_NONE && (events & EPOLLOUT))
-        answers_push(server, conn);
-    else if (conn->queue == QUEUE_NONE)
-        work_push(server, conn);
-    else if (!is_input(server, conn))
-        conn_set_interest(server, conn, 0);
-}
-
-static void conn_event(struct server *server, struct conn *conn,
-                       uint32_t events)
-{
-    switch ((enum conn_state)conn->state) {
-    case CONN_LISTENER:
-        accept_all(server, (int)conn_fd(server, conn));
-        break;
-    case CONN_REQUEST:
-    case CONN_BODY:
-    case CONN_INPUT:
-        request_event(server, conn, events);
-        break;
-    case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
-        conn_close(server, conn, "closed");
-        break;
-    case CONN_RESPOND:
-        if (conn->queue == QUEUE_NONE)
-            answers_push(server, conn);
-        break;
-    case CONN_STREAM:
-        stream_event(server, conn, events);
-        break;
-    case CONN_LINGER:
-        if (!conn_discard(server, conn))
-            conn_close(server, conn, "closed");
-        break;
-    case CONN_FREE:
-    case CONN_CLOSED:
-    case CONN_STATES:
-        break;
-    }
-}
-
-/* --------------------------------------------------------------- timers */
-
-static void send_heartbeat(struct server *server, struct conn *conn)
-{
-    char bytes[256], timestamp[TIMESTAMP_SIZE];
-    struct text text = { bytes, sizeof(bytes), 0 };
-    uint64_t position = position_of(server, conn);
-    struct block block = { .id = &position };
-
-    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    if (conn_is_main(server, conn))
-        text_put_block(&text, conn->form, &block,
-                       "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}",
-                       timestamp);
-    else
-        text_put_block(&text, conn->form, &block, NULL);
-    stream_send(server, conn, text_slice(&text));
-}
-
-/* Whether it has been sent everything, so that a heartbeat may bear the
- * newest id. */
-static bool stream_caught_up(const struct server *server, struct conn *conn)
-{
-    bool replays = conn->replay_end && !(conn->flags & FLAG_AHEAD);
-
-    return !conn->own && !replays && !conn_next(server, conn);
-}
-
-static void stream_expired(struct server *server, struct conn *conn)
-{
-    uint64_t period = server->options.heartbeat;
-    uint32_t silence = (uint32_t)server->now - conn->active;
-
-    timer_start(server, conn, silence < period ? period - silence : period);
-    if (silence >= period && stream_caught_up(server, conn))
-        send_heartbeat(server, conn);
-}
-
-static void request_expired(struct server *server, struct conn *conn)
-{
-    const struct exchange *exchange = conn->exchange;
-
-    if (conn->state == CONN_BODY)
-        respond_publisher(server, conn, 408, "the body did not get on");
-    else if (exchange && exchange->in.end > 0)
-        respond_text(server, conn,
-                     (struct response){ .status = 408, .close = true },
-                     "the request's head did not arrive in time");
-    else
-        conn_close(server, conn, "idle");
-}
-
-static void conn_expired(struct server *server, struct conn *conn)
-{
-    switch ((enum conn_state)conn->state) {
-    case CONN_REQUEST:
-    case CONN_BODY:
-        request_expired(server, conn);
-        break;
-    case CONN_RESPOND:
-        conn_cut(server, conn, "cannot send");
-        break;
-    case CONN_STREAM:
-        stream_expired(server, conn);
-        break;
-    case CONN_LINGER:
-        conn_close(server, conn, "closed");
-        break;
-    case CONN_FREE:
-    case CONN_LISTENER:
-    case CONN_INPUT:
-    case CONN_WAITING:
-    case CONN_CLOSED:
-    case CONN_STATES:
-        assert(false); /* has no timer */
-    }
-}
-
-/* The connections of a slot, of which some may have a later turn. False if
- * the time is used up before the slot is. */
-static bool expire_slot(struct server *server, uint64_t tick, uint64_t end)
-{
-    uint32_t fd = server->wheel[tick % WHEEL_SLOTS];
-
-    while (fd != NONE) {
-        struct conn *conn = conn_at(server, fd);
-
-        fd = conn->timer_next;
-        if ((int32_t)(conn->deadline - (uint32_t)tick) > 0)
-            continue;
-        timer_stop(server, conn);
-        conn_expired(server, conn);
-        if (clock_us(CLOCK_MONOTONIC) >= end)
-            return false;
-    }
-    return true;
-}
-
-static void expire_timers(struct server *server)
-{
-    uint64_t tick = server->now >> TICK_SHIFT;
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
-
-    if (tick - server->wheel_tick > WHEEL_SLOTS)
-        server->wheel_tick = tick - WHEEL_SLOTS;
-    while (server->wheel_tick < tick &&
-           expire_slot(server, server->wheel_tick + 1, end))
-        server->wheel_tick++;
-}
+static const struct handlers handlers = {
+    .request = handle_request,
+    .body = handle_body,
+    .silent = handle_silent,
+    .body_failed = publication_fail,
+    .answered = handle_answered,
+    .keep_promises = handle_promises,
+    .writable = ready_push,
+    .expired = handle_expired,
+    .closing = handle_closing,
+    .accept_paused = handle_accept_paused,
+};
 
 /* --------------------------------------------------- the service manager */
 
@@ -3793,99 +2389,53 @@ static void init_watchdog(struct server *server)
         microseconds == 0)
         return;
     server->watchdog = microseconds / 2000 ? microseconds / 2000 : 1;
-    server->next_watchdog = server->now;
+    server->next_watchdog = server->http.now;
 }
 
 static void feed_watchdog(struct server *server)
 {
-    if (!server->watchdog || server->now < server->next_watchdog)
+    if (server->http.now < server->next_watchdog)
         return;
-    server->next_watchdog = server->now + server->watchdog;
+    server->next_watchdog = server->http.now + server->watchdog;
     notify("WATCHDOG=1\nSTATUS=%u subscribers, newest id %llu\n",
-           server->in_state[CONN_STREAM],
+           server->http.in_state[CONN_STREAM],
            (unsigned long long)server->ring.newest_id);
 }
 
 /* ---------------------------------------------------------------- phases */
 
-/*
- * By now the path may be another server's, which has taken it over. The
- * listener is still open: as long as it is, a server that starts finds it in
- * use, and its inode's number goes to no other file.
- */
-static void unlink_own_socket(const struct listener *listener)
-{
-    struct stat status;
-
-    if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
-        status.st_dev == listener->device && status.st_ino == listener->inode)
-        unlink(listener->unix_path);
-}
-
-static void close_listeners(struct server *server)
-{
-    for (unsigned i = 0; i < server->listener_count; i++) {
-        const struct listener *listener = &server->listeners[i];
-
-        unlink_own_socket(listener);
-        close(listener->fd);
-        conn_set_state(server, conn_at(server, (uint32_t)listener->fd),
-                       CONN_FREE);
-    }
-    server->listener_count = 0;
-}
-
 /* A publisher is told; a subscriber is sent what there is and a farewell. */
 static void drain_conn(struct server *server, struct conn *conn)
 {
-    switch ((enum conn_state)conn->state) {
-    case CONN_BODY:
-        respond_draining(server, conn);
-        break;
-    case CONN_INPUT:
-        input_end(server, "draining");
-        break;
-    case CONN_WAITING:
-        if (is_input(server, conn))
-            input_end(server, "draining");
-        else
-            respond_draining(server, conn);
-        break;
-    case CONN_STREAM:
+    if (conn->state == CONN_STREAM)
         ready_push(server, conn);
-        break;
-    case CONN_FREE:
-    case CONN_LISTENER:
-    case CONN_REQUEST:
-    case CONN_RESPOND:
-    case CONN_LINGER:
-    case CONN_CLOSED:
-    case CONN_STATES:
-        break;
-    }
+    else if (conn->state == CONN_BODY || conn->state == CONN_WAITING)
+        publication_fail(server, conn, 503,
+                         is_input(conn) ? "draining" : DRAINING_TEXT);
 }
 
 static void begin_drain(struct server *server)
 {
-    log_event(LEVEL_INFO, "draining", "subscribers=%u seconds=%llu",
-              server->in_state[CONN_STREAM],
-              (unsigned long long)server->options.drain / 1000);
-    notify("STOPPING=1\nSTATUS=draining %u subscribers\n",
-           server->in_state[CONN_STREAM]);
+    uint32_t subscribers = server->http.in_state[CONN_STREAM];
+
+    log_event(LEVEL_INFO, "draining", "subscribers=%u seconds=%" PRIu64,
+              subscribers, server->options.drain / 1000);
+    notify("STOPPING=1\nSTATUS=draining %u subscribers\n", subscribers);
     server->phase = PHASE_DRAIN;
-    server->phase_end = server->now + server->options.drain;
-    close_listeners(server);
-    for (uint32_t fd = 0; fd < server->conn_limit; fd++)
-        drain_conn(server, conn_at(server, fd));
+    server->phase_end = server->http.now + server->options.drain;
+    server->next_clock = NEVER;
+    http_close_listeners(&server->http);
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++)
+        drain_conn(server, conn_at(&server->http, fd));
 }
 
-static void begin_end(struct server *server)
+static void begin_ending(struct server *server)
 {
     if (server->phase == PHASE_SERVE && server->options.drain_delay) {
         log_event(LEVEL_INFO, "announcing", "seconds=%llu",
                   (unsigned long long)server->options.drain_delay / 1000);
         server->phase = PHASE_ANNOUNCE;
-        server->phase_end = server->now + server->options.drain_delay;
+        server->phase_end = server->http.now + server->options.drain_delay;
     } else if (server->phase == PHASE_SERVE) {
         begin_drain(server);
     } else {
@@ -3896,71 +2446,14 @@ static void begin_end(struct server *server)
 /* Goes on to the next phase when this one is over. */
 static void check_phase(struct server *server)
 {
-    if (server->phase == PHASE_ANNOUNCE && server->now >= server->phase_end)
+    bool over = server->http.now >= server->phase_end;
+
+    if (server->phase == PHASE_ANNOUNCE && over)
         begin_drain(server);
-    if (server->phase != PHASE_DRAIN)
-        return;
-    if (server->now >= server->phase_end ||
-        server->in_state[CONN_STREAM] + server->in_state[CONN_RESPOND] +
-                server->in_state[CONN_LINGER] +
-                server->queues[QUEUE_WORK].count +
-                server->queues[QUEUE_ANSWERS].count +
-                server->queues[QUEUE_ANSWERS_BUSY].count ==
-            0)
+    else if (server->phase == PHASE_DRAIN &&
+             (over || (server->http.in_state[CONN_STREAM] == 0 &&
+                       http_is_idle(&server->http))))
         server->phase = PHASE_STOP;
-}
-
-/* Whether a file has stayed as it was, and the same. */
-static bool is_unchanged(const struct stat *a, const struct stat *b)
-{
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
-           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
-           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
-           a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
-           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
-}
-
-/* Reads a file that nobody writes or replaces meanwhile: half of a token is
- * one too. NULL, or why not. */
-static const char *read_unchanged(const char *path, int fd, char *bytes,
-                                  size_t size, size_t *length,
-                                  struct stat *status)
-{
-    struct stat after, at_path;
-    ssize_t n = 0;
-
-    if (fstat(fd, status) < 0)
-        return strerror(errno);
-    if (!S_ISREG(status->st_mode))
-        return "it is not a regular file";
-    *length = 0;
-    while (*length < size &&
-           (n = read(fd, bytes + *length, size - *length)) > 0)
-        *length += (size_t)n;
-    if (n < 0 || fstat(fd, &after) < 0 || stat(path, &at_path) < 0)
-        return strerror(errno);
-    if (!is_unchanged(status, &after) || !is_unchanged(status, &at_path))
-        return "it changed while it was read";
-    return NULL;
-}
-
-/* Takes the line end off. NULL, or why this is no token. */
-static const char *refused_token(const char *bytes, size_t *length)
-{
-    _Static_assert(TOKEN_MAX == 512, "the text below says so");
-    if (*length && bytes[*length - 1] == '\n')
-        --*length;
-    if (*length && bytes[*length - 1] == '\r')
-        --*length;
-    if (*length == 0)
-        return "it is empty";
-    for (size_t i = 0; i < *length; i++) {
-        if (bytes[i] == '\n' || bytes[i] == '\r')
-            return "it has more than one line";
-        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
-            return "it has a blank or a control character";
-    }
-    return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
 }
 
 static void warn_of_mode(const char *path, mode_t mode)
@@ -3975,45 +2468,22 @@ static void warn_of_mode(const char *path, mode_t mode)
               quoted, (unsigned)mode & 0777);
 }
 
-/* Takes the token from its file; NULL, or why not: the one before stays. */
-static const char *take_token(struct server *server)
-{
-    const char *path = server->options.token_file, *refused;
-    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
-    size_t length = 0;
-    struct stat status;
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-
-    if (fd < 0)
-        return strerror(errno);
-    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
-    close(fd);
-    if (!refused)
-        refused = refused_token(bytes, &length);
-    if (refused)
-        return refused;
-    memcpy(server->token, bytes, length);
-    server->token_length = length;
-    warn_of_mode(path, status.st_mode);
-    return NULL;
-}
-
 static void reload_token(struct server *server)
 {
-    const char *file = server->options.token_file, *refused;
-    char path[512];
+    const char *file = server->options.token_file;
+    char path[512], error[ERROR_SIZE];
+    mode_t mode;
 
     if (!file)
         return;
     log_quote(path, sizeof(path), slice_of(file));
-    refused = take_token(server);
-    if (refused)
+    if (http_load_token(&server->http, file, &mode, error) < 0) {
         log_event(LEVEL_ERROR, "token_not_reloaded",
-                  "file=%s reason=\"%s\" kept=\"the one before\"", path,
-                  refused);
-    else
-        log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
+                  "file=%s reason=\"%s\" kept=\"the one before\"", path, error);
+        return;
+    }
+    warn_of_mode(file, mode);
+    log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
 }
 
 static void read_signals(struct server *server)
@@ -4025,7 +2495,7 @@ static void read_signals(struct server *server)
         if (info.ssi_signo == SIGHUP)
             reload_token(server);
         else
-            begin_end(server);
+            begin_ending(server);
     }
 }
 
@@ -4033,87 +2503,46 @@ static void read_signals(struct server *server)
 
 static void update_time(struct server *server)
 {
-    time_t wall = time(NULL);
-
-    server->now = clock_ms(CLOCK_MONOTONIC);
+    http_update_time(&server->http);
     server->ring.time = (int64_t)clock_ms(CLOCK_REALTIME);
-    if (wall == server->wall)
-        return;
-    server->wall = wall;
-    http_date(server->date, wall);
-}
-
-/* Whether there is standard input to be read that epoll does not tell of. */
-static bool input_is_ready(const struct server *server)
-{
-    return server->input && server->input_is_file &&
-           server->input->state == CONN_INPUT;
-}
-
-static bool work_is_left(const struct server *server)
-{
-    uint32_t count = 0;
-
-    for (int i = QUEUE_WORK; i <= QUEUE_READY; i++)
-        count += server->queues[i].count;
-    return count || server->ring.pass_first || input_is_ready(server);
 }
 
 /* How long epoll may wait: until the nearest of what the clock brings. */
 static int loop_timeout(const struct server *server)
 {
-    uint64_t until = wheel_next(server);
+    const uint64_t dues[] = {
+        http_next(&server->http),
+        server->next_clock,
+        server->phase_end,
+        server->next_watchdog,
+        server->ring.unsynced ? server->next_sync : NEVER,
+        logger.suppressed ? logger.reported + LOG_REPORT : NEVER,
+        server->ring.pass_first ? 0 : NEVER,
+    };
+    uint64_t until = NEVER;
 
-    if (work_is_left(server))
-        return 0;
-    if (server->options.interval && server->phase < PHASE_DRAIN &&
-        server->next_clock < until)
-        until = server->next_clock;
-    if (server->phase != PHASE_SERVE && server->phase_end < until)
-        until = server->phase_end;
-    if (!server->accepting && server->accept_again < until)
-        until = server->accept_again;
-    if (server->watchdog && server->next_watchdog < until)
-        until = server->next_watchdog;
-    if (server->options.sync < SYNC_NEVER && server->ring.unsynced &&
-        server->next_sync < until)
-        until = server->next_sync;
-    if (logger.suppressed && logger.reported + LOG_REPORT < until)
-        until = logger.reported + LOG_REPORT;
-    if (until == UINT64_MAX)
+    for (size_t i = 0; i < sizeof(dues) / sizeof(dues[0]); i++)
+        if (dues[i] < until)
+            until = dues[i];
+    if (until == NEVER)
         return -1;
-    if (until <= server->now)
+    if (until <= server->http.now)
         return 0;
-    return until - server->now > INT_MAX ? INT_MAX : (int)(until - server->now);
-}
-
-static void begin_slice(struct server *server)
-{
-    server->slice_sends = 0;
-    server->slice_bytes = 0;
-}
-
-/* Everything that the turn's publishes lead to. Live delivery and replays
- * have a slice each, so that however much is replayed, what is new goes out. */
-static void deliver(struct server *server)
-{
-    begin_slice(server);
-    deliver_topics(server);
-    begin_slice(server);
-    deliver_ready(server);
+    until -= server->http.now;
+    return until < INT_MAX ? (int)until : INT_MAX;
 }
 
 /* Those that can publish now have their visit again. False if the first must
  * go on waiting, and so must all behind it. */
 static bool retry_queue(struct server *server, enum queue_name name)
 {
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_BUSY;
-    const struct queue *queue = &server->queues[name];
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_RETRY;
+    const struct queue *queue = &server->http.queues[name];
 
     while (queue->count && clock_us(CLOCK_MONOTONIC) < end) {
-        struct conn *conn = conn_at(server, queue->first);
+        struct conn *conn = conn_at(&server->http, queue->list.first);
 
-        publish_due(server, conn);
+        publication_step(server, conn);
         if (conn->state == CONN_WAITING)
             return false;
     }
@@ -4126,66 +2555,35 @@ static void retry_publishers(struct server *server)
         retry_queue(server, QUEUE_WAITING_BUSY);
 }
 
-/* As many of those that wait for memory as there is some for: at the end of a
- * turn, for any part of it may have returned some. */
-static void feed_starved(struct server *server)
-{
-    uint64_t left = server->options.request_memory - server->request_memory;
-    uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
-
-    for (; server->queues[QUEUE_STARVED].count && left >= each; left -= each) {
-        struct conn *conn = queue_pop(server, QUEUE_STARVED);
-
-        conn_set_interest(server, conn, INPUT);
-        work_push(server, conn);
-    }
-}
-
-/* Serves the connections of a queue for a part of the turn. */
-static void serve(struct server *server, enum queue_name queue, unsigned time,
-                  void (*act)(struct server *server, struct conn *conn))
-{
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
-
-    while (server->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
-        act(server, queue_pop(server, queue));
-}
-
 static void dispatch(struct server *server, const struct epoll_event *event)
 {
     if (event->data.u32 == (uint32_t)server->signals)
         read_signals(server);
     else
-        conn_event(server, conn_at(server, event->data.u32), event->events);
+        http_event(&server->http, event);
 }
 
+/* A turn: what has arrived is worked on and what is published is appended; the
+ * answers go; then what is new is delivered. Each part stops when its time or
+ * its quantum is used up, and goes on in the next turn. */
 static void turn(struct server *server)
 {
     struct epoll_event events[EVENTS_MAX];
-    int count =
-        epoll_wait(server->epoll, events, EVENTS_MAX, loop_timeout(server));
+    int count = epoll_wait(server->http.epoll, events, EVENTS_MAX,
+                           loop_timeout(server));
 
     update_time(server);
     for (int i = 0; i < count; i++)
         dispatch(server, &events[i]);
-    log_report(server->now);
-    expire_timers(server);
+    log_report(server->http.now);
+    http_expire(&server->http);
     publish_clock(server);
     retry_publishers(server);
-    if (input_is_ready(server))
-        request_event(server, server->input, EPOLLIN);
-    serve(server, QUEUE_WORK, TURN_WORK, conn_visit);
-    serve(server, QUEUE_WORK_BUSY, TURN_BUSY, conn_visit);
-    serve(server, QUEUE_ANSWERS, TURN_WORK, send_answers);
-    serve(server, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
-    if (server->options.sync < SYNC_NEVER)
-        sync_when_due(server);
+    http_serve(&server->http);
+    sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
-    feed_starved(server);
-    reap(server);
-    if (!server->accepting && server->now >= server->accept_again)
-        accept_pause(server, is_full(server));
+    http_end_turn(&server->http);
     check_phase(server);
 }
 
@@ -4479,7 +2877,7 @@ static void check_input(struct options *options)
     const char *topic = options->topic ? options->topic : "";
     const char *refused = topic_name_refused(slice_of(topic));
 
-    if (!options->input &&
+    if (!options->reads_input &&
         (options->topic || options->end || options->stdin_form != UNGIVEN))
         die(EXIT_USAGE, "--%s is for what comes on standard input: add \"-\"",
             options->topic ? "topic"
@@ -4491,7 +2889,7 @@ static void check_input(struct options *options)
         die(EXIT_USAGE, "--end needs --topic: the main stream has no end");
     if (options->stdin_form == UNGIVEN)
         options->stdin_form = STDIN_LINES;
-    if (options->input && fcntl(STDIN_FILENO, F_GETFD) < 0)
+    if (options->reads_input && fcntl(STDIN_FILENO, F_GETFD) < 0)
         die(EXIT_RUN_TIME, "\"-\" needs standard input, which is closed");
 }
 
@@ -4509,7 +2907,7 @@ static void check_ids(struct options *options)
     if (keep && options->end)
         die(EXIT_USAGE, "--end and --ids keep exclude each other: the end "
                         "would have no id");
-    if (keep && options->input && options->stdin_form == STDIN_LINES)
+    if (keep && options->reads_input && options->stdin_form == STDIN_LINES)
         die(EXIT_USAGE, "--ids keep needs --stdin events: lines have no ids");
     if (options->interval == UNGIVEN)
         options->interval = keep ? 0 : INTERVAL_DEFAULT;
@@ -4539,7 +2937,7 @@ static void check_request_memory(const struct options *options)
     uint64_t needed =
         sizeof(struct exchange) + HEAD_MAX + OUT_SIZE + options->max_event + 2;
 
-    if (options->input)
+    if (options->reads_input)
         needed *= 2;
     if (options->request_memory < needed)
         die(EXIT_USAGE,
@@ -4596,52 +2994,12 @@ static void parse_options(struct options *options, int argc, char **argv)
         if (strcmp(argv[optind], "-") != 0)
             die(EXIT_USAGE, "'%s' is not an option: see ssed --help",
                 argv[optind]);
-        options->input = true;
+        options->reads_input = true;
     }
     check_options(options);
 }
 
 /* --------------------------------------------------------------- the start */
-
-/* Has the limit on descriptors raised as far as it goes; returns how many
- * connections that allows. */
-static uint64_t raise_descriptors(uint64_t wanted)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        die(EXIT_RUN_TIME, "cannot read the limit on descriptors: %s",
-            strerror(errno));
-    if (limit.rlim_max > wanted + RESERVE)
-        limit.rlim_cur = wanted + RESERVE; /* no more than are used */
-    else
-        limit.rlim_cur = limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
-        die(EXIT_RUN_TIME, "cannot raise the limit on descriptors: %s",
-            strerror(errno));
-    return limit.rlim_cur > RESERVE ? limit.rlim_cur - RESERVE : 0;
-}
-
-static void init_connections(struct server *server)
-{
-    struct options *options = &server->options;
-    uint64_t wanted = options->max_connections ? options->max_connections
-                                               : CONNECTIONS_DEFAULT;
-    uint64_t allowed = raise_descriptors(wanted);
-
-    if (allowed == 0 || (options->max_connections && allowed < wanted))
-        die(EXIT_RUN_TIME,
-            "--max-connections: the limit on descriptors allows %llu; raise "
-            "it with ulimit -Hn %llu",
-            (unsigned long long)allowed, (unsigned long long)wanted + RESERVE);
-    options->max_connections = allowed < wanted ? allowed : wanted;
-    server->conn_limit = (uint32_t)(options->max_connections + RESERVE);
-    server->in_state[CONN_FREE] = server->conn_limit;
-    server->conns = calloc(server->conn_limit, sizeof(struct conn));
-    if (!server->conns)
-        die(EXIT_RUN_TIME, "no memory for %u connections: --max-connections",
-            server->conn_limit);
-}
 
 /* Of this boot of the machine; "" if the kernel does not tell. */
 static void read_boot_id(char *text, size_t size)
@@ -4726,7 +3084,7 @@ static void watch_history(void)
 static void open_history(struct server *server, uint64_t newest_id)
 {
     const struct options *options = &server->options;
-    char error[HISTORY_ERROR_SIZE], boot_id[64];
+    char error[ERROR_SIZE], boot_id[64];
     struct recovery recovery;
     struct history_wanted wanted = {
         .path = options->history_file,
@@ -4785,420 +3143,107 @@ static void init_history(struct server *server)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
 }
 
-/*
- * O_NONBLOCK belongs to the open file description, which standard input may
- * share with other processes; so it is set on one of our own. A file is not
- * opened anew: where others stand in it is where it goes on.
- *
- * A pipe's descriptor stays: it is watched, and keeps its part in the pipe's
- * end, which comes when nobody has it open for writing. Of a device another
- * description may be another stream, so the new one takes the place.
- */
-static void open_input(struct server *server)
-{
-    struct stat status;
-    int fd;
-
-    server->input_fd = STDIN_FILENO;
-    if (fstat(STDIN_FILENO, &status) < 0)
-        return;
-    server->input_is_socket = S_ISSOCK(status.st_mode);
-    if (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode))
-        return;
-    fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (S_ISFIFO(status.st_mode)) {
-        server->input_fd = fd;
-        return;
-    }
-    dup2(fd, STDIN_FILENO);
-    close(fd);
-}
-
-/* epoll takes pipes, terminals and sockets. What it refuses with EPERM, files
- * above all, can always be read. */
-static void watch_input(struct server *server)
-{
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = STDIN_FILENO };
-
-    server->input->interest = EPOLLIN;
-    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) == 0)
-        return;
-    if (errno != EPERM)
-        die(EXIT_RUN_TIME, "cannot wait for standard input: %s",
-            strerror(errno));
-    server->input_is_file = true;
-}
-
 /* Begins to publish what comes on standard input. */
 static void init_input(struct server *server)
 {
     const struct options *options = &server->options;
     const char *topic = options->topic ? options->topic : "";
-    struct conn *conn = conn_at(server, STDIN_FILENO);
-    struct exchange *exchange = exchange_take(server);
+    bool lines = options->stdin_form == STDIN_LINES;
+    char error[ERROR_SIZE];
+    struct conn *conn = http_read_input(&server->http, error);
     struct publication *publication;
-    size_t room = (size_t)options->max_event + 1; /* a CR at its end */
 
-    if (!exchange ||
-        !grow(server, &exchange->in.bytes, &exchange->in.room, HEAD_MAX))
-        die(EXIT_RUN_TIME, "no memory for standard input");
-    publication = &exchange->publication;
+    if (!conn)
+        die(EXIT_RUN_TIME, "%s", error);
+    publication = &conn->exchange->publication;
     publication->topic = topic_hold(&server->ring, slice_of(topic));
+    publication->from = lines ? FROM_LINES : FROM_EVENTS;
+    publication->finishes = options->end;
+    publication->content_max =
+        (size_t)options->max_event + lines; /* a CR at its end */
     if (!publication->topic ||
-        !grow(server, &publication->content, &publication->content_room, room))
+        !memory_grow(&server->http, &publication->content,
+                     &publication->content_room, publication->content_max))
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
-    publication->from =
-        options->stdin_form == STDIN_LINES ? FROM_LINES : FROM_EVENTS;
-    publication->end = options->end;
-    event_parser_init(&publication->parser, publication->content,
-                      (size_t)options->max_event);
-    exchange->body.state = BODY_DATA;
-    *conn = (struct conn){ .exchange = exchange };
-    conn_set_state(server, conn, CONN_INPUT);
-    server->input = conn;
-    open_input(server);
-    watch_input(server);
+    event_parser_init(&publication->parser, NULL, 0);
     log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
               stdin_names[options->stdin_form]);
 }
 
-static void init_root(struct server *server, const char *root)
+static void init_token(struct server *server)
 {
-    struct file file;
-    int status;
+    const char *file = server->options.token_file;
+    char error[ERROR_SIZE];
+    mode_t mode;
 
-    server->root = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (server->root < 0)
-        die(EXIT_RUN_TIME, "--root: cannot open the folder '%s': %s", root,
-            strerror(errno));
-    status = http_file_open(&file, server->root, SLICE("/"));
-    if (status == -501)
-        die(EXIT_RUN_TIME, "--root: needs openat2(2), which this kernel does "
-                           "not have: Linux 5.6 or later");
-    if (status == 0)
-        close(file.fd);
-    else
-        log_event(LEVEL_WARN, "no_index",
-                  "reason=\"--root has no index.html that can be read\"");
+    if (file && http_load_token(&server->http, file, &mode, error) < 0)
+        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s", file, error);
+    if (file)
+        warn_of_mode(file, mode);
 }
 
 static void init_pages(struct server *server)
 {
+    const char *root = server->options.root;
+    char error[ERROR_SIZE];
     struct stat status;
     bool known = stat("/proc/self/exe", &status) == 0;
+    int outcome;
 
     http_bundle_init(known ? status.st_mtime : time(NULL));
-    server->root = -1;
-    if (server->options.root)
-        init_root(server, server->options.root);
+    if (!root)
+        return;
+    outcome = http_serve_root(&server->http, root, error);
+    if (outcome < 0)
+        die(EXIT_RUN_TIME, "--root: %s", error);
+    if (outcome > 0)
+        log_event(LEVEL_WARN, "no_index",
+                  "reason=\"--root has no index.html that can be read\"");
 }
 
+/* The table of connections, what epoll watches, and the times when something
+ * is due. */
 static void init_events(struct server *server)
 {
+    struct options *options = &server->options;
+    struct http *http = &server->http;
     struct epoll_event event = { .events = EPOLLIN };
+    char error[ERROR_SIZE];
     sigset_t set;
 
+    http->handlers = &handlers;
+    http->server = server;
+    http->max_connections = options->max_connections;
+    http->memory_limit = options->request_memory;
+    http->head_timeout = options->head_timeout;
+    http->idle_timeout = options->idle_timeout;
+    if (http_init(http, error) < 0)
+        die(EXIT_RUN_TIME, "%s", error);
     sigemptyset(&set);
     sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
-    server->epoll = epoll_create1(EPOLL_CLOEXEC);
     server->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     event.data.u32 = (uint32_t)server->signals;
-    if (server->epoll < 0 || server->signals < 0 ||
-        epoll_ctl(server->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
+    if (server->signals < 0 ||
+        epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
         die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
             strerror(errno));
-    for (int i = 0; i < QUEUES; i++)
-        server->queues[i] = (struct queue){ NONE, NONE, 0 };
-    for (int i = 0; i < WHEEL_SLOTS; i++)
-        server->wheel[i] = NONE;
+}
+
+static void init_times(struct server *server)
+{
+    const struct options *options = &server->options;
+    uint64_t now = server->http.now;
+
     update_time(server);
-    server->wheel_tick = server->now >> TICK_SHIFT;
-    server->next_clock = server->now + server->options.interval;
-    server->accepting = true;
-    logger.refilled = server->now;
-}
-
-/* Accepted sockets inherit these from their listener, so that no call is
- * needed for each. A failure only costs performance. */
-static void tune_listener(int fd)
-{
-    static const struct {
-        int level, name, value;
-    } settings[] = {
-        { IPPROTO_TCP, TCP_NODELAY, 1 },
-        { IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT },
-        { IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT },
-        { SOL_SOCKET, SO_KEEPALIVE, 1 },
-        { IPPROTO_TCP, TCP_KEEPIDLE, 60 },
-        { IPPROTO_TCP, TCP_KEEPINTVL, 20 },
-        { IPPROTO_TCP, TCP_KEEPCNT, 3 },
-        { SOL_SOCKET, SO_SNDBUF, SENDBUF },
-    };
-
-    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
-        setsockopt(fd, settings[i].level, settings[i].name, &settings[i].value,
-                   sizeof(settings[i].value));
-}
-
-/*
- * Servers that start at once must not remove each other's sockets: one at a
- * time looks, removes what is stale, and listens. Returns what is to be
- * closed then; -1 where the folder cannot be locked, which is no reason not
- * to serve.
- */
-static int lock_folder(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    int length = slash ? (int)(slash - path) : 0;
-    uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
-    char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
-    int fd;
-
-    snprintf(folder, sizeof(folder), "%.*s", length ? length : 1,
-             slash ? path : ".");
-    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno != EWOULDBLOCK && errno != EINTR) {
-            close(fd);
-            return -1;
-        }
-        if (clock_ms(CLOCK_MONOTONIC) >= deadline)
-            die(EXIT_RUN_TIME,
-                "--listen: cannot listen on 'unix:%s': another process has "
-                "kept its folder locked for %d s, see flock(2)",
-                path, LOCK_PATIENCE / 1000);
-        poll(NULL, 0, 10);
-    }
-    return fd;
-}
-
-/* A socket file that a server left behind is removed; one on which another
- * listens is not, be its queue full or not. */
-static void remove_stale_socket(const struct sockaddr_un *address)
-{
-    struct stat status;
-    int fd;
-
-    if (lstat(address->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
-        return;
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return;
-    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
-        errno == ECONNREFUSED)
-        unlink(address->sun_path);
-    close(fd);
-}
-
-/* Whether a listener is bound to an address that only this machine has. */
-static bool is_loopback(int fd)
-{
-    struct sockaddr_storage address = { 0 };
-    socklen_t length = sizeof(address);
-    struct conn bound = { 0 };
-
-    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
-        return false;
-    set_peer(&bound, &address);
-    return !(bound.flags & FLAG_UNIX) && peer_is_loopback(&bound);
-}
-
-static void add_listener(struct server *server, int fd)
-{
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
-
-    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
-        die(EXIT_RUN_TIME, "cannot wait for connections: %s", strerror(errno));
-    conn_at(server, (uint32_t)fd)->interest = EPOLLIN;
-    conn_at(server, (uint32_t)fd)->flags = is_loopback(fd) ? FLAG_LOOPBACK : 0;
-    conn_set_state(server, conn_at(server, (uint32_t)fd), CONN_LISTENER);
-    server->listeners[server->listener_count++] = (struct listener){ .fd = fd };
-}
-
-static void listen_on(struct server *server, const char *name,
-                      const struct sockaddr *address, socklen_t length)
-{
-    int one = 1;
-    int fd = socket(address->sa_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-    if (fd < 0)
-        die(EXIT_RUN_TIME, "--listen: cannot make a socket for '%s': %s", name,
-            strerror(errno));
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (address->sa_family == AF_INET6)
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-    if (address->sa_family != AF_UNIX)
-        tune_listener(fd);
-    if (bind(fd, address, length) < 0 || listen(fd, SOMAXCONN) < 0)
-        die(EXIT_RUN_TIME, "--listen: cannot listen on '%s': %s%s", name,
-            strerror(errno),
-            errno == EADDRINUSE ? "; choose another with --port or --listen"
-                                : "");
-    add_listener(server, fd);
-}
-
-/* Cuts "unix:PATH,mode=MODE" or "unix:PATH": returns the mode, and the length
- * of the path. */
-static mode_t split_unix(const char *name, size_t *length)
-{
-    const char *path = name + strlen("unix:");
-    const char *comma = strrchr(path, ',');
-    const char *digits = comma ? comma + strlen(",mode=") : NULL;
-    size_t count;
-
-    *length = strlen(path);
-    if (!comma || strncmp(comma, ",mode=", strlen(",mode=")) != 0)
-        return UNIX_MODE_DEFAULT;
-    *length = (size_t)(comma - path);
-    count = strlen(digits);
-    if (strspn(digits, "01234567") != count ||
-        !(count == 3 || (count == 4 && *digits == '0')))
-        die(EXIT_USAGE,
-            "--listen: '%s': the mode is not 3 or 4 octal digits up to 0777, "
-            "such as mode=660",
-            name);
-    return (mode_t)strtoul(digits, NULL, 8);
-}
-
-static void listen_unix(struct server *server, const char *name)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    struct listener *listener = &server->listeners[server->listener_count];
-    struct stat status;
-    size_t length;
-    mode_t mode = split_unix(name, &length), before;
-    int folder;
-
-    if (length == 0 || length >= sizeof(address.sun_path))
-        die(EXIT_USAGE, "--listen: '%s' needs a path of 1 to %zu bytes", name,
-            sizeof(address.sun_path) - 1);
-    memcpy(address.sun_path, name + strlen("unix:"), length);
-    folder = lock_folder(address.sun_path);
-    remove_stale_socket(&address);
-    before = umask(0777 & ~mode);
-    listen_on(server, name, (struct sockaddr *)&address, sizeof(address));
-    umask(before);
-    if (lstat(address.sun_path, &status) == 0) {
-        listener->device = status.st_dev;
-        listener->inode = status.st_ino;
-    }
-    if (folder >= 0)
-        close(folder);
-    snprintf(listener->address, sizeof(listener->address), "unix:%s",
-             address.sun_path);
-    listener->unix_path = listener->address + strlen("unix:");
-}
-
-/* What the socket is bound to: with port 0 the kernel chose one. */
-static void name_listener(struct listener *listener)
-{
-    struct sockaddr_storage address = { 0 };
-    socklen_t length = sizeof(address);
-    char host[64] = "", port[8] = "";
-    bool v6;
-
-    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0 ||
-        getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
-                    port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        die(EXIT_RUN_TIME, "--listen: cannot tell the address: %s",
-            strerror(errno));
-    v6 = address.ss_family == AF_INET6;
-    snprintf(listener->address, sizeof(listener->address), "%s%s%s:%s",
-             v6 ? "[" : "", host, v6 ? "]" : "", port);
-}
-
-/* Cuts "ADDR:PORT", "[V6]:PORT" or "PORT" in two; false if it is none. */
-static bool split_address(const char *name, char host[64], const char **port)
-{
-    const char *colon = strrchr(name, ':');
-    struct slice address = { name, colon ? (size_t)(colon - name) : 0 };
-    uint64_t number;
-
-    *port = colon ? colon + 1 : name;
-    if (address.length > 2 && name[0] == '[' && name[address.length - 1] == ']')
-        address = (struct slice){ name + 1, address.length - 2 };
-    else if (colon && memchr(name, ':', address.length))
-        return false; /* IPv6 without brackets */
-    if (!colon || slice_is(address, "localhost"))
-        address = SLICE("127.0.0.1");
-    if (address.length == 0 || address.length >= 64)
-        return false;
-    memcpy(host, address.data, address.length);
-    host[address.length] = '\0';
-    return slice_number(slice_of(*port), 65535, &number);
-}
-
-static void listen_tcp(struct server *server, const char *name)
-{
-    struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
-                              .ai_socktype = SOCK_STREAM };
-    struct addrinfo *found;
-    const char *port;
-    char host[64];
-
-    if (!split_address(name, host, &port) ||
-        getaddrinfo(host, port, &hints, &found) != 0)
-        die(EXIT_USAGE,
-            "--listen: '%s' is not ADDR:PORT such as 127.0.0.1:3000 or "
-            "[::1]:3000, nor unix:PATH",
-            name);
-    listen_on(server, name, found->ai_addr, found->ai_addrlen);
-    freeaddrinfo(found);
-    name_listener(&server->listeners[server->listener_count - 1]);
-}
-
-/* Whether a descriptor is a socket that listens for streams. */
-static bool is_listening(int fd, int *family)
-{
-    int listens = 0, type = 0;
-    socklen_t length = sizeof(int);
-
-    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_DOMAIN, family, &length) == 0 &&
-           listens && type == SOCK_STREAM &&
-           (*family == AF_INET || *family == AF_INET6 || *family == AF_UNIX);
-}
-
-/* The name of a Unix socket that was handed over. */
-static void name_unix_listener(struct listener *listener)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    socklen_t length = sizeof(address);
-
-    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0)
-        address.sun_path[0] = '\0';
-    snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
-             (int)strnlen(address.sun_path, sizeof(address.sun_path)),
-             address.sun_path);
-}
-
-static void take_listener(struct server *server, int fd)
-{
-    struct listener *listener = &server->listeners[server->listener_count];
-    int family = AF_UNSPEC, flags = fcntl(fd, F_GETFL);
-
-    if (!is_listening(fd, &family))
-        die(EXIT_RUN_TIME,
-            "LISTEN_FDS: descriptor %d is not a listening stream socket", fd);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
-        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
-        die(EXIT_RUN_TIME, "LISTEN_FDS: descriptor %d: %s", fd,
-            strerror(errno));
-    if (family != AF_UNIX)
-        tune_listener(fd);
-    add_listener(server, fd);
-    if (family == AF_UNIX)
-        name_unix_listener(listener);
-    else
-        name_listener(listener);
+    logger.refilled = now;
+    server->phase_end = NEVER;
+    server->next_watchdog = NEVER;
+    server->next_clock = options->interval ? now + options->interval : NEVER;
+    server->next_sync = options->sync < SYNC_NEVER ? now : NEVER;
 }
 
 /* Sockets that the service manager holds, so that connections wait
@@ -5207,6 +3252,7 @@ static void take_listener(struct server *server, int fd)
 static void take_listeners(struct server *server)
 {
     const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+    char error[ERROR_SIZE];
     uint64_t number;
 
     if (!pid || !count || strtol(pid, NULL, 10) != getpid())
@@ -5215,23 +3261,28 @@ static void take_listeners(struct server *server)
         die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
             LISTENERS_MAX);
     for (uint64_t i = 0; i < number; i++)
-        take_listener(server, LISTEN_FDS_START + (int)i);
+        if (http_take_listener(&server->http, LISTEN_FDS_START + (int)i,
+                               error) < 0)
+            die(EXIT_RUN_TIME, "LISTEN_FDS: %s", error);
 }
 
 static void init_listeners(struct server *server)
 {
     struct options *options = &server->options;
+    char error[ERROR_SIZE];
 
     take_listeners(server);
-    if (options->listen_count == 0 && server->listener_count == 0)
+    if (options->listen_count == 0 && server->http.listener_count == 0)
         add_listen(options, "127.0.0.1:3000");
-    if (options->listen_count + server->listener_count > LISTENERS_MAX)
+    if (options->listen_count + server->http.listener_count > LISTENERS_MAX)
         die(EXIT_USAGE, "--listen: at most %d listeners", LISTENERS_MAX);
     for (unsigned i = 0; i < options->listen_count; i++) {
-        if (strncmp(options->listen[i], "unix:", 5) == 0)
-            listen_unix(server, options->listen[i]);
-        else
-            listen_tcp(server, options->listen[i]);
+        int outcome = http_listen(&server->http, options->listen[i], error);
+
+        if (outcome == 0)
+            continue;
+        http_close_listeners(&server->http);
+        die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--listen: %s", error);
     }
 }
 
@@ -5247,7 +3298,7 @@ static void log_memory(const struct server *server)
                      READER_TOPICS_MAX * (sizeof(struct place) + TOPIC),
     };
     const struct ring *ring = &server->ring;
-    uint64_t connections = (uint64_t)server->conn_limit * CONNECTION;
+    uint64_t connections = (uint64_t)server->http.conn_limit * CONNECTION;
     uint64_t history = ring->size + server->frame_size +
                        (ring->mask + 1) * sizeof(struct frame) +
                        ring->limit * TOPIC;
@@ -5271,46 +3322,24 @@ static void announce(const struct server *server)
     log_event(LEVEL_INFO, "start",
               "version=%s max_connections=%llu history=%llu "
               "history_bytes=%llu publish=\"%s\"",
-              VERSION, (unsigned long long)options->max_connections,
+              VERSION, (unsigned long long)server->http.max_connections,
               (unsigned long long)options->history,
               (unsigned long long)options->history_bytes,
               publishers[options->publish]);
     log_memory(server);
-    for (unsigned i = 0; i < server->listener_count; i++)
+    for (unsigned i = 0; i < server->http.listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
-                  server->listeners[i].address);
+                  server->http.listeners[i].address);
     log_event(LEVEL_INFO, "ready", "first_id=%llu",
               (unsigned long long)server->ring.newest_id + 1);
-    notify("READY=1\nSTATUS=serving on %s\n", server->listeners[0].address);
-    for (unsigned i = 0; isatty(STDOUT_FILENO) && i < server->listener_count;
-         i++)
+    notify("READY=1\nSTATUS=serving on %s\n",
+           server->http.listeners[0].address);
+    for (unsigned i = 0;
+         isatty(STDOUT_FILENO) && i < server->http.listener_count; i++)
         printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
-               server->listeners[i].unix_path ? "" : "http://",
-               server->listeners[i].address);
+               server->http.listeners[i].unix_path ? "" : "http://",
+               server->http.listeners[i].address);
     fflush(stdout);
-}
-
-static void release(struct server *server)
-{
-    if (server->input)
-        input_end(server, "stopped");
-    for (uint32_t fd = 0; fd < server->conn_limit; fd++) {
-        enum conn_state state = conn_at(server, fd)->state;
-
-        if (state != CONN_FREE && state != CONN_LISTENER)
-            conn_close(server, conn_at(server, fd), "stopped");
-    }
-    reap(server);
-    close_listeners(server);
-    while (server->spare) {
-        struct exchange *exchange = server->spare;
-
-        server->spare = exchange->next_spare;
-        exchange_free(exchange);
-    }
-    free(server->frame);
-    free(server->conns);
-    ring_release(&server->ring);
 }
 
 static void format_time(char *text, size_t size, int64_t ms)
@@ -5343,7 +3372,7 @@ static void print_topics(const struct ring *ring)
 static int check_history(const char *path)
 {
     struct history_wanted wanted = { .path = path };
-    char error[HISTORY_ERROR_SIZE];
+    char error[ERROR_SIZE];
     struct recovery recovery;
     struct ring ring;
     uint32_t pid;
@@ -5410,7 +3439,6 @@ int main(int argc, char **argv)
             .log_level = LEVEL_INFO,
         },
     };
-    const char *refused;
     uint64_t newest_id;
 
     parse_options(&server.options, argc, argv);
@@ -5418,25 +3446,24 @@ int main(int argc, char **argv)
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
-    refused = server.options.token_file ? take_token(&server) : NULL;
-    if (refused)
-        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s",
-            server.options.token_file, refused);
-    init_connections(&server);
+    init_token(&server);
+    init_events(&server);
+    init_times(&server);
     init_history(&server);
     init_pages(&server);
-    init_events(&server);
     init_listeners(&server);
     init_watchdog(&server);
     announce(&server);
-    if (server.options.input)
+    if (server.options.reads_input)
         init_input(&server);
     while (server.phase != PHASE_STOP)
         turn(&server);
     newest_id = server.ring.newest_id;
     if (server.options.history_file)
         end_history(&server);
-    release(&server);
+    http_release(&server.http);
+    ring_release(&server.ring);
+    free(server.frame);
     log_event(LEVEL_INFO, "stopped", "newest_id=%llu",
               (unsigned long long)newest_id);
     return 0;

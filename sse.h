@@ -28,10 +28,14 @@
 #ifndef SSE_H
 #define SSE_H
 
+#include <netinet/in.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -81,6 +85,23 @@ static inline bool slice_number(struct slice slice, uint64_t maximum,
     }
     *number = value;
     return true;
+}
+
+/* For functions that can fail for a reason that people are told: one line, in
+ * a buffer of the caller's. fail_with() writes it and returns -1. */
+enum {
+    ERROR_SIZE = 512
+};
+
+__attribute__((format(printf, 2, 3))) static inline int
+fail_with(char error[ERROR_SIZE], const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(error, ERROR_SIZE, format, arguments);
+    va_end(arguments);
+    return -1;
 }
 
 /* ------------------------------------------------------------------ ring.c
@@ -154,6 +175,7 @@ struct event {
     struct slice retry; /* digits */
     struct slice data;  /* its lines end in LF, CR LF or CR */
     uint64_t id;        /* 0: the next one */
+    bool finishes;      /* it is the end of its topic, and has nothing else */
 };
 
 /*
@@ -286,6 +308,7 @@ enum {
 #define ID_MAX ((UINT64_C(1) << 53) - 1)
 
 struct topic;
+struct server; /* sse.c's */
 
 /* An entry of the index. */
 struct frame {
@@ -369,7 +392,7 @@ struct place {
 
 /* How far a reader has come: bytes of the frame after its places, counted in
  * the form that it gets; and how many frames it has passed. */
-struct cursor {
+struct progress {
     uint32_t sent;
     uint32_t events;
 };
@@ -419,10 +442,6 @@ struct recovery {
     bool resized;      /* it has been written anew, in the size wanted */
 };
 
-enum {
-    HISTORY_ERROR_SIZE = 512
-};
-
 /*
  * As ring_init(), with a history file: opens and locks it (flock(2)), and
  * finds the newest events again that follow one another whole; makes it, with
@@ -435,7 +454,7 @@ enum {
  * `error` that says what is wrong and the way out; the file is then as it was.
  */
 int ring_open(struct ring *ring, const struct history_wanted *wanted,
-              struct recovery *recovery, char error[HISTORY_ERROR_SIZE]);
+              struct recovery *recovery, char error[ERROR_SIZE]);
 
 /*
  * The same for looking at a file alone, of any owner: it is mapped, not
@@ -445,7 +464,7 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
  */
 int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
-                 char error[HISTORY_ERROR_SIZE]);
+                 char error[ERROR_SIZE]);
 
 /*
  * Whether an address lies in a history file that is mapped: a SIGBUS there
@@ -631,7 +650,7 @@ bool reader_ended(const struct reader *reader);
 int ring_gather(const struct ring *ring, const struct reader *reader,
                 uint32_t sent, struct iovec *iov, int room, size_t budget);
 size_t ring_advance(const struct ring *ring, const struct reader *reader,
-                    struct cursor *cursor, size_t bytes);
+                    struct progress *progress, size_t bytes);
 
 /* ------------------------------------------------------------------ http.c
  *
@@ -728,10 +747,6 @@ bool http_host_is_local(struct slice host);
 /* Whether an Origin (RFC 6454, section 6.1) is that of `host`. */
 bool http_origin_is_host(struct slice origin, struct slice host);
 
-/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty
- * if it is none. */
-struct slice http_bearer(struct slice authorization);
-
 /* Whether a Content-Type is that media type, whatever its parameters. */
 bool http_media_type_is(struct slice content_type, const char *media_type);
 
@@ -775,20 +790,17 @@ ssize_t http_body_read(struct body *body, struct slice data,
 struct response {
     int status;
     bool close;
-    bool stream;    /* an event stream, with its fields; no Content-Length */
-    bool chunked;   /* the stream's framing */
-    bool preflight; /* the answer to an OPTIONS of a resource with CORS */
-    bool authenticate;
-    bool ranges;           /* bytes ranges are served */
-    bool no_length;        /* no Content-Length: 204, 304 */
-    bool no_cache;         /* a later answer may be another */
-    uint64_t length;       /* of the content: Content-Length */
-    const char *date;      /* now, see http_date() */
-    const char *type;      /* Content-Type */
-    const char *allow;     /* methods */
-    const char *cors;      /* Access-Control-Allow-Origin */
-    const char *etag;      /* with its quotes */
-    time_t modified;       /* Last-Modified */
+    bool stream;       /* an event stream, with its fields; no Content-Length */
+    bool chunked;      /* the stream's framing */
+    bool preflight;    /* the answer to an OPTIONS of a resource with CORS */
+    bool no_cache;     /* a later answer may be another */
+    uint64_t length;   /* of the content: Content-Length */
+    const char *date;  /* now, see http_date() */
+    const char *type;  /* Content-Type */
+    const char *allow; /* methods */
+    const char *cors;  /* Access-Control-Allow-Origin */
+    const char *etag;  /* of a file, with its quotes; ranges are served */
+    time_t modified;   /* Last-Modified */
     unsigned retry_after;  /* seconds */
     struct slice location; /* Location: this path, with a slash at its end */
     uint64_t range_first;  /* Content-Range, at 206 and 416 */
@@ -840,5 +852,465 @@ void http_bundle_init(time_t modified);
  */
 void http_file_response(const struct file *file, const struct request *request,
                         struct response *response, uint64_t *first);
+
+/* ------------------------------------------------------------ connections
+ *
+ * A connection is known by its descriptor, which is its index in http->conns.
+ * It is in one state, in at most one queue, and has at most one timer. What
+ * has happened on it is told to sse.c through struct handlers.
+ *
+ *   FREE -> LISTENER -> FREE
+ *   FREE -> REQUEST <-> RESPOND          a request, its answer, the next one
+ *           REQUEST <-> BODY <-> WAITING a body to publish; room in the ring
+ *           REQUEST  -> STREAM           a subscriber
+ *           REQUEST, RESPOND -> LINGER   the last answer has been sent
+ *   FREE -> BODY                         standard input
+ *   any but LISTENER -> CLOSED -> FREE   the end: conn_close(), then the
+ *                                        end of the turn
+ */
+
+enum conn_state {
+    CONN_FREE,     /* no connection has this number */
+    CONN_LISTENER, /* a listening socket */
+    CONN_REQUEST,  /* reading a request head, or idle between two */
+    CONN_BODY,     /* reading a body to publish */
+    CONN_WAITING,  /* publishes, and waits for room in the ring */
+    CONN_RESPOND,  /* sending a file, or answers to a full socket */
+    CONN_STREAM,   /* subscribes */
+    CONN_LINGER,   /* has sent the last answer; reads until the peer ends */
+    CONN_CLOSED,   /* until the end of the turn */
+    CONN_STATES,
+};
+
+/*
+ * A connection is in at most one queue. For work, answers and waiting there
+ * are two each: connections that send more than a visit can take, and streams
+ * that are published, have the second, so that one that asks now and then, and
+ * waits for the answer, is never behind them.
+ */
+enum queue_name {
+    QUEUE_NONE,
+    QUEUE_WORK, /* something has arrived, and is to be looked at */
+    QUEUE_WORK_BUSY,
+    QUEUE_ANSWERS, /* has answers to send */
+    QUEUE_ANSWERS_BUSY,
+    QUEUE_WAITING, /* CONN_WAITING */
+    QUEUE_WAITING_BUSY,
+    QUEUE_READY,   /* sse.c's: subscribers that are to be sent more */
+    QUEUE_STARVED, /* waits for --request-memory */
+    QUEUE_CLOSED,  /* CONN_CLOSED */
+    QUEUES,
+};
+
+enum {
+    FLAG_UNIX = 1,
+    FLAG_SURPLUS = 8, /* came when --max-connections were there */
+    FLAG_BUSY = 16,   /* what it sent last took more than a visit; or it is
+                       * new, and not known to be different */
+    /* a listener on a loopback address, and what came by it */
+    FLAG_LOOPBACK = 32,
+    FLAG_INPUT = 64, /* standard input: see http_read_input() */
+};
+
+/* Bytes [start, end) of `room`, which grows as they arrive. */
+struct buffer {
+    char *bytes; /* owned; counted in http->request_memory */
+    size_t room;
+    size_t start;
+    size_t end;
+};
+
+static inline size_t buffer_length(const struct buffer *buffer)
+{
+    return buffer->end - buffer->start;
+}
+
+/*
+ * What sse.c knows of one that publishes, and of one that subscribes. They lie
+ * in the structures below to be one piece of memory with them; http.c does not
+ * look at them, but has them all zero when they begin.
+ */
+struct publication {
+    struct topic *topic; /* held; NULL: nothing is being published */
+    enum {
+        FROM_PLAIN,  /* the content is the data of one event */
+        FROM_EVENTS, /* it is an event stream */
+        FROM_LINES,  /* each line is an event */
+        FROM_DELETE, /* it is of no account */
+    } from;
+    enum {
+        STEP_TAKE,   /* takes in content until an event is complete */
+        STEP_APPEND, /* appends `event` */
+        STEP_FINISH, /* finishes the topic, if that is asked for */
+        STEP_ANSWER,
+    } step;
+    bool finishes;           /* the topic is to be finished at last */
+    bool skips;              /* a line that is too long, until it ends */
+    uint64_t count, skipped; /* events */
+    uint64_t first, last;    /* ids */
+    struct event event;
+    char *content; /* owned: what belongs to the event under way */
+    size_t content_length;
+    size_t content_room;        /* bytes there are */
+    size_t content_max;         /* bytes there may be */
+    struct event_parser parser; /* name and id too, if there is no stream */
+};
+
+struct subscriber {
+    union {
+        struct place place;   /* of one topic */
+        struct place *places; /* owned; of several */
+    };
+    struct own *own; /* owned; goes before all else; or NULL */
+    struct progress progress;
+    union {
+        uint64_t replay_end; /* newest frame of the replay, 0: over */
+        uint64_t ahead;      /* is_ahead: the id */
+    };
+    uint64_t bytes;
+    uint32_t replay_count;
+    uint32_t since;  /* second of arrival, monotonic */
+    uint32_t active; /* when the stream's bytes last went: ms, low 32 bits */
+    uint8_t form;    /* enum form */
+    uint8_t topic_count;
+    bool is_ahead; /* came with an id newer than the newest */
+    bool ends;     /* the last bytes of the stream are under way */
+};
+
+/*
+ * Everything about a connection that is not needed while it subscribes or
+ * idles: it begins with a request's first bytes, and ends when what has arrived
+ * is used up and answered. The slices of `request` point into `in`: they hold
+ * until the request is answered or its body begins.
+ */
+struct exchange {
+    struct buffer in;  /* has not been parsed */
+    struct buffer out; /* has not been sent; OUT_ROOM is left for an answer */
+    struct exchange *next_spare;
+    /* from here on all is zero for a new one */
+    struct request request;
+    struct body body;
+    struct slice piece; /* content in `in` that the handler has not taken */
+    struct publication publication;
+    struct file file; /* being sent; fd is owned, -1 if none */
+    uint64_t file_at; /* the next byte of it */
+    uint64_t file_left;
+    int error;    /* standard input: what read(2) failed with */
+    bool streams; /* the body may be silent for as long as it likes */
+    bool left;    /* not all of `in` has been looked at */
+    bool close;   /* when the answer is sent */
+    /* out[promise, end) says of events that they are on the disk: respond() */
+    bool promises;
+    size_t promise;
+};
+
+/* One intrusive, doubly linked list for all queues and timers. */
+struct link {
+    uint32_t previous, next; /* descriptors; or NONE */
+};
+
+struct list {
+    uint32_t first, last;
+};
+
+struct conn {
+    uint8_t state; /* enum conn_state; conn_set_state() alone sets it */
+    uint8_t flags;
+    uint8_t queue;     /* enum queue_name */
+    uint16_t port;     /* of the peer */
+    uint32_t interest; /* what epoll has been asked for */
+    struct link queue_link, timer_link;
+    uint32_t deadline; /* tick of the timer wheel; 0: none */
+    struct in6_addr address;
+    union {
+        struct exchange *exchange;    /* owned; NULL while idle */
+        struct subscriber subscriber; /* CONN_STREAM */
+    };
+};
+
+_Static_assert(sizeof(struct conn) <= 120, "an idle subscriber's memory");
+
+struct listener {
+    int fd;
+    const char *unix_path; /* to be unlinked, part of `address`; or NULL */
+    dev_t device;          /* what was made there */
+    ino_t inode;
+    char address[128];
+};
+
+enum {
+    LISTENERS_MAX = 16,
+    TOKEN_MAX = 512,
+    WHEEL_SLOTS = 512,
+    /* descriptors beside the subscribers': surplus clients, which still
+     * get their answer; and files, listeners, the log */
+    SURPLUS = 64,
+    RESERVE = SURPLUS + 64,
+};
+
+/* What has happened on a connection. Each is called in the loop, one at a
+ * time. */
+struct handlers {
+    /* A request's head has been parsed. It is answered, its body is begun, or
+     * the connection becomes a stream. */
+    void (*request)(struct server *server, struct conn *conn);
+
+    /* A piece of the body is there, to be taken from exchange->piece; or the
+     * piece is empty and the body complete. At most one event is published; it
+     * is called again for the rest. */
+    void (*body)(struct server *server, struct conn *conn);
+
+    /* All that has come of a body has been taken in, and it is silent. */
+    void (*silent)(struct server *server, struct conn *conn);
+
+    /* The body cannot be read to its end: answers with that status. */
+    void (*body_failed)(struct server *server, struct conn *conn, int status,
+                        const char *why);
+
+    /* An answer has been put down: what the request holds can go. */
+    void (*answered)(struct server *server, struct conn *conn, int status,
+                     uint64_t length);
+
+    /* Answers that promise something are about to be sent. NULL, or why the
+     * promise cannot be kept. */
+    const char *(*keep_promises)(struct server *server);
+
+    /* A stream's socket has room again; its timer has expired. */
+    void (*writable)(struct server *server, struct conn *conn);
+    void (*expired)(struct server *server, struct conn *conn);
+
+    /* The connection is about to end: what it holds of sse.c's can go. */
+    void (*closing)(struct server *server, struct conn *conn,
+                    const char *reason);
+
+    /* No connection is accepted for a while: `error` says why (errno), or is 0
+     * when there are as many as there may be. */
+    void (*accept_paused)(struct server *server, int error);
+};
+
+struct queue {
+    struct list list;
+    uint32_t count;
+};
+
+/* All connections. */
+struct http {
+    /* the caller's, set before http_init(); times are in ms */
+    const struct handlers *handlers;
+    struct server *server;    /* what the handlers get */
+    uint64_t max_connections; /* 0: what the limit on descriptors allows */
+    uint64_t memory_limit;    /* bytes that requests may hold */
+    uint64_t head_timeout;
+    uint64_t idle_timeout;
+
+    int epoll;
+    int root; /* the folder whose files are served, -1: bundled pages */
+    unsigned listener_count;
+    struct listener listeners[LISTENERS_MAX];
+    bool accepting;
+    uint64_t accept_again; /* ms, when !accepting */
+    int input_fd;          /* what is read: standard input, or the same pipe
+                            * by a description of our own */
+    bool input_is_socket;
+    struct conn *conns; /* owned, conn_limit of them */
+    uint32_t conn_limit;
+    uint32_t connections;
+    uint32_t in_state[CONN_STATES];
+    struct queue queues[QUEUES];
+    struct list wheel[WHEEL_SLOTS];
+    uint64_t wheel_tick; /* the last one that was looked at */
+    struct exchange *spare;
+    unsigned spare_count;
+    uint64_t request_memory; /* bytes that requests hold now */
+    uint64_t visit_end;      /* us, monotonic */
+    unsigned steps;          /* until the next look at the clock */
+    uint64_t now;            /* ms, monotonic; of this turn */
+    time_t date_of;          /* the second that `date` says */
+    char date[HTTP_DATE_SIZE];
+    char token[TOKEN_MAX];
+    size_t token_length;
+};
+
+#define NEVER UINT64_MAX /* a time, in ms */
+
+/*
+ * Makes the table of connections, for as many as http->max_connections says and
+ * the limit on descriptors allows, which it raises. Returns 0, or -1 with
+ * `error`. http_release() closes all that is left.
+ */
+int http_init(struct http *http, char error[ERROR_SIZE]);
+void http_release(struct http *http);
+
+/*
+ * Listens on "ADDR:PORT", "[V6]:PORT", "PORT" or "unix:PATH[,mode=MODE]"; or on
+ * a socket that the service manager has handed over, sd_listen_fds(3). Returns
+ * 0, or -1 with `error`; -2 if the name is malformed.
+ */
+int http_listen(struct http *http, const char *name, char error[ERROR_SIZE]);
+int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE]);
+void http_close_listeners(struct http *http);
+
+/* Serves the files of a folder, not the bundled pages. Returns 0; 1 if it has
+ * no index.html that can be read; or -1 with `error`. */
+int http_serve_root(struct http *http, const char *root,
+                    char error[ERROR_SIZE]);
+
+/*
+ * Reads standard input as the body of a request that never ends, but with the
+ * descriptor; nobody is answered. Returns the connection, in CONN_BODY, whose
+ * publication is the caller's to set; or NULL with `error`.
+ */
+struct conn *http_read_input(struct http *http, char error[ERROR_SIZE]);
+
+/* Takes the token from a file. Returns 0, or -1 with `error`: the one before
+ * stays. *mode is the file's. */
+int http_load_token(struct http *http, const char *path, mode_t *mode,
+                    char error[ERROR_SIZE]);
+
+/* Whether a request has that token. Takes as long for every token of that
+ * length, right or wrong. */
+bool http_token_matches(const struct http *http, const struct request *request);
+
+/*
+ * The parts of a turn, in this order: http_update_time(); http_event() for each
+ * of epoll's, which only queues; http_expire(); http_serve(), which works on
+ * what has arrived and sends the answers, both for a bounded time; and
+ * http_end_turn(). http_next() is when the next turn has to be, in ms, 0 for
+ * at once.
+ */
+void http_update_time(struct http *http);
+void http_event(struct http *http, const struct epoll_event *event);
+void http_expire(struct http *http);
+void http_serve(struct http *http);
+void http_end_turn(struct http *http);
+uint64_t http_next(const struct http *http);
+
+/* Whether no answer is under way any more. */
+bool http_is_idle(const struct http *http);
+
+/* The microseconds of a clock, and the milliseconds. */
+uint64_t clock_us(clockid_t clock);
+uint64_t clock_ms(clockid_t clock);
+
+static inline struct conn *conn_at(const struct http *http, uint32_t fd)
+{
+    return &http->conns[fd];
+}
+
+static inline uint32_t conn_fd(const struct http *http, const struct conn *conn)
+{
+    return (uint32_t)(conn - http->conns);
+}
+
+/* The peer as text, into PEER_SIZE bytes. */
+enum {
+    PEER_SIZE = INET6_ADDRSTRLEN + 9
+};
+const char *conn_peer(char *buffer, const struct conn *conn);
+
+/* Whether the peer is on this machine. */
+bool conn_is_local(const struct conn *conn);
+
+/* Puts a connection at the end of a queue, takes it out of the one it is in, or
+ * takes the first one out. */
+void queue_push(struct http *http, enum queue_name name, struct conn *conn);
+void queue_remove(struct http *http, struct conn *conn);
+struct conn *queue_pop(struct http *http, enum queue_name name);
+
+/* Has the connection's time expire in `delay` ms, a tick later at the most. */
+void timer_start(struct http *http, struct conn *conn, uint64_t delay);
+void timer_stop(struct http *http, struct conn *conn);
+
+/* The only end of a connection; conn_cut() with a reset, so that the kernel
+ * lets go of what was not sent. `reason` is for the log. */
+void conn_close(struct http *http, struct conn *conn, const char *reason);
+void conn_cut(struct http *http, struct conn *conn, const char *reason);
+
+/* Counts memory as the requests'. False if --request-memory does not allow
+ * it. */
+bool memory_take(struct http *http, size_t bytes);
+void memory_return(struct http *http, size_t bytes);
+
+/* Reallocates bytes of a request from `room` to `wanted` bytes. False if that
+ * is not to be had: nothing has changed. memory_free() lets go of them. */
+bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted);
+void memory_free(struct http *http, char **bytes, size_t *room);
+
+/*
+ * Puts an answer after those that wait to be sent, and makes the exchange ready
+ * for the next request. response->length is that of the content; what of it is
+ * not in `content` is sent by the caller. respond_text() has a line of text as
+ * content, respond_error() nothing else but that; respond_promise() says of
+ * events that they are on the disk, which handlers->keep_promises() sees to.
+ */
+void respond(struct http *http, struct conn *conn, struct response *response,
+             struct slice content);
+void respond_text(struct http *http, struct conn *conn,
+                  struct response response, const char *text);
+void respond_error(struct http *http, struct conn *conn, int status,
+                   const char *text);
+void respond_promise(struct http *http, struct conn *conn,
+                     struct response *response, struct slice content);
+
+/* Answers a request whose method is not among those in `allow`: OPTIONS as it
+ * should be, others with 405. */
+void respond_method(struct http *http, struct conn *conn, const char *allow);
+
+/* Answers with the file that the request's path names. */
+void respond_page(struct http *http, struct conn *conn);
+
+/* Reads the request's body. One that `streams` may take its time; all else has
+ * to get on, with `size` bytes at the most. */
+void conn_begin_body(struct http *http, struct conn *conn, bool streams,
+                     uint64_t size);
+
+/* Reads nothing more of a body, whose connection waits for its turn among
+ * those in CONN_WAITING, until conn_go_on(). */
+void conn_wait(struct http *http, struct conn *conn);
+void conn_go_on(struct http *http, struct conn *conn);
+
+/*
+ * The connection becomes a stream: before it, stream_head() puts what is to go
+ * before its first byte into `bytes`: answers to earlier requests that have not
+ * been sent, and the head. Returns the length; 0 if a promise among the answers
+ * could not be kept, and the connection ends with that answer. conn->subscriber
+ * is zero then.
+ */
+size_t stream_head(struct http *http, struct conn *conn,
+                   struct response *response, char *bytes, size_t size);
+void conn_begin_stream(struct http *http, struct conn *conn);
+
+/* Why sending has stopped. */
+enum io {
+    IO_DONE,
+    IO_FULL,   /* the socket has no room */
+    IO_BUDGET, /* others have their turn */
+    IO_ERROR,
+    IO_OVERRUN,
+};
+
+/* Sizes that a build for tests may have otherwise, with -D. */
+#ifndef IOV_ROOM
+#define IOV_ROOM 1024 /* iovecs to a writev: bounds the time to fill it */
+#endif
+#ifndef SEND_BUDGET
+#define SEND_BUDGET 65536 /* bytes to one before others have theirs */
+#endif
+#ifndef OUT_SIZE
+#define OUT_SIZE 8192 /* bytes of answers to pipelined requests in a turn */
+#endif
+
+/* Sends to a stream, as writev(2), but never interrupted; `bytes` is the sum of
+ * all. */
+ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
+                           const struct iovec *iov, int count, size_t bytes);
+
+/* Has a stream's handler called when its socket has room; or no more. */
+void conn_await_room(struct http *http, struct conn *conn, bool awaits);
+
+static inline bool conn_awaits_room(const struct conn *conn)
+{
+    return conn->interest & EPOLLOUT;
+}
 
 #endif

@@ -100,26 +100,24 @@ static double resident(void)
 /* As main() and its parts do, but for what is not there: sockets. */
 static void begin(void)
 {
+    char error[ERROR_SIZE];
+
     server.options = (struct options){
         .history = 1000,
         .history_bytes = 64 << 20,
         .first_id = 1,
         .max_event = 64 << 10,
-        .request_memory = 256 << 20,
         .log_level = LEVEL_ERROR,
         .sync = SYNC_NEVER,
     };
     logger.level = LEVEL_ERROR;
-    server.conn_limit = (uint32_t)wanted.subscribers + RESERVE;
-    server.in_state[CONN_FREE] = server.conn_limit;
-    server.conns = calloc(server.conn_limit, sizeof(struct conn));
+    server.http.max_connections = wanted.subscribers;
+    server.http.memory_limit = 256 << 20;
+    server.http.handlers = &handlers;
+    server.http.server = &server;
     topics = calloc(wanted.topics, sizeof(struct topic *));
-    if (!server.conns || !topics)
+    if (!topics || http_init(&server.http, error) < 0)
         die(1, "no memory for so many");
-    for (int i = 0; i < QUEUES; i++)
-        server.queues[i] = (struct queue){ NONE, NONE, 0 };
-    for (int i = 0; i < WHEEL_SLOTS; i++)
-        server.wheel[i] = NONE;
     init_history(&server);
     update_time(&server);
 }
@@ -140,18 +138,20 @@ static void make_topics(void)
 
 static void add_subscriber(uint32_t fd)
 {
-    struct conn *conn = conn_at(&server, fd);
+    struct conn *conn = conn_at(&server.http, fd);
     struct topic *topic = topics[fd % wanted.topics];
+    struct subscriber *subscriber = &conn->subscriber;
 
-    *conn = (struct conn){ .interest = INPUT };
-    conn_set_state(&server, conn, CONN_STREAM);
-    conn->form = FORM_CHUNKED;
-    conn->topics = 1;
-    conn->place = (struct place){ .topic = topic, .last = topic_end(topic) };
+    *conn =
+        (struct conn){ .state = CONN_STREAM, .interest = EPOLLIN | EPOLLRDHUP };
+    subscriber->form = FORM_CHUNKED;
+    subscriber->topic_count = 1;
+    subscriber->place =
+        (struct place){ .topic = topic, .last = topic_end(topic) };
     topic->references++;
     if (!topic_reserve(topic))
         die(1, "no memory for a subscriber");
-    topic_join(&server.ring, &conn->place, fd);
+    topic_join(&server.ring, &subscriber->place, fd);
 }
 
 /* One event to each topic. */
@@ -169,7 +169,7 @@ static void publish_to_all(const struct event *event)
 
 static bool is_delivered(void)
 {
-    return !server.ring.pass_first && !server.queues[QUEUE_READY].count;
+    return !server.ring.pass_first && !server.http.queues[QUEUE_READY].count;
 }
 
 /* Publishes and delivers to the end; returns the nanoseconds per delivery. */

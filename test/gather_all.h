@@ -69,7 +69,7 @@ static inline void gather_with(const struct ring *ring,
 {
     struct iovec iov[GATHER_ROOM];
     struct chunks chunks = { 0 };
-    struct cursor cursor = { 0 };
+    struct progress cursor = { 0 };
     size_t all = 0;
     int count;
 

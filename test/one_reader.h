@@ -34,7 +34,7 @@ static inline size_t one_advance(const struct ring *ring, struct topic *topic,
                                  size_t bytes)
 {
     struct place place = { .topic = topic, .last = one->last };
-    struct cursor cursor = { one->sent, one->events };
+    struct progress cursor = { one->sent, one->events };
     struct reader reader = one_reader(&place, until, form);
     size_t beyond = ring_advance(ring, &reader, &cursor, bytes);
 

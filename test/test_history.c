@@ -31,7 +31,7 @@ enum {
 
 static char folder[] = "/tmp/test_history.XXXXXX";
 static char path[64];
-static char error[HISTORY_ERROR_SIZE];
+static char error[ERROR_SIZE];
 
 static void setup(void)
 {

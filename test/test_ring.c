@@ -821,7 +821,7 @@ static void check_several(const struct ring *ring, struct topic **topics)
     struct place places[MANY];
     unsigned set = 1 + (unsigned)random() % ((1 << MANY) - 1);
     struct reader reader = several(places, topics, set);
-    struct cursor cursor = { 0 };
+    struct progress cursor = { 0 };
     uint64_t back = (uint64_t)random() % 20, newest = ring->next - 1;
     char expected[4096], got[4096];
     size_t length, taken;

@@ -17,7 +17,7 @@ void run_in_another_boot(const char *path, bool kept_ids)
     };
     struct recovery recovery;
     struct ring ring;
-    char error[HISTORY_ERROR_SIZE];
+    char error[ERROR_SIZE];
 
     cr_assert(ring_open(&ring, &wanted, &recovery, error) == 0, "%s", error);
     ring_release(&ring);

@@ -87,7 +87,7 @@ static void remove_folder(void)
 static void make_good(void)
 {
     struct history_wanted wanted = wanted_size(LIMIT, SIZE);
-    char error[HISTORY_ERROR_SIZE];
+    char error[ERROR_SIZE];
     struct recovery recovery;
     struct ring ring;
     ssize_t n;
@@ -119,7 +119,7 @@ static void use(const struct history_wanted *wanted)
 {
     struct recovery recovery;
     struct ring ring;
-    char error[HISTORY_ERROR_SIZE];
+    char error[ERROR_SIZE];
 
     if (ring_open(&ring, wanted, &recovery, error) < 0) {
         must(*error && !strchr(error, '\n'));
@@ -138,7 +138,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
     struct history_wanted wanted;
     struct recovery recovery;
     struct ring ring;
-    char error[HISTORY_ERROR_SIZE];
+    char error[ERROR_SIZE];
     uint32_t pid;
 
     if (!good_length)

@@ -1,0 +1,214 @@
+/*
+ * Unit tests of http.c from inside, with handlers of their own: its queues and
+ * timers, the memory of requests, and addresses.
+ */
+/* NOLINTNEXTLINE(bugprone-suspicious-include): what is static is tested too */
+#include "../http.c"
+
+#include <criterion/criterion.h>
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
+
+static void ignore_closing(struct server *server, struct conn *conn,
+                           const char *reason)
+{
+    (void)server;
+    (void)conn;
+    (void)reason;
+}
+
+static const struct handlers handlers = { .closing = ignore_closing };
+
+/* Connections without sockets. */
+static void begin(struct http *http, uint32_t connections)
+{
+    *http = (struct http){
+        .handlers = &handlers,
+        .memory_limit = 1 << 20,
+        .conn_limit = connections,
+        .conns = calloc(connections + 1, sizeof(struct conn)),
+    };
+    cr_assert(http->conns);
+    begin_table(http);
+    http->now = http->wheel_tick = 0;
+    http->epoll = -1;
+}
+
+/* None of its connections has anything of its own any more. */
+static void finish(struct http *http)
+{
+    while (http->spare) {
+        struct exchange *exchange = http->spare;
+
+        http->spare = exchange->next_spare;
+        exchange_free(exchange);
+    }
+    free(http->conns);
+}
+
+/* ----------------------------------------------------- queues and timers */
+
+Test(queues, are_lists_from_which_any_can_leave)
+{
+    enum {
+        MANY = 20
+    };
+    struct http http;
+    uint32_t expected[MANY], count = 0;
+
+    srandom(1);
+    begin(&http, MANY);
+    for (int round = 0; round < 2000; round++) {
+        uint32_t fd = (uint32_t)random() % MANY, at = 0;
+        struct conn *conn = conn_at(&http, fd);
+
+        while (at < count && expected[at] != fd)
+            at++;
+        queue_remove(&http, conn);
+        if (at < count) {
+            count--;
+            memmove(expected + at, expected + at + 1,
+                    (count - at) * sizeof(*expected));
+        } else {
+            queue_push(&http, QUEUE_READY, conn);
+            expected[count++] = fd;
+        }
+        cr_assert(http.queues[QUEUE_READY].count == count);
+        if (random() % 8 || count == 0)
+            continue;
+        cr_assert(queue_pop(&http, QUEUE_READY) == conn_at(&http, expected[0]));
+        memmove(expected, expected + 1, --count * sizeof(*expected));
+    }
+    finish(&http);
+}
+
+/* Each expires once, when it is due or a tick later, however far away that is
+ * and however often it is put off. One that lingers is closed by it. */
+Test(timers, expire_when_they_are_due)
+{
+    enum {
+        MANY = 300,
+        FAR = 200000 /* ms: more than the wheel has slots for */
+    };
+    struct http http;
+    uint64_t due[MANY];
+
+    srandom(2);
+    begin(&http, MANY);
+    for (uint32_t fd = 0; fd < MANY; fd++) {
+        conn_set_state(&http, conn_at(&http, fd), CONN_REQUEST);
+        conn_set_state(&http, conn_at(&http, fd), CONN_LINGER);
+        due[fd] = (uint64_t)random() % FAR;
+        timer_start(&http, conn_at(&http, fd), due[fd]);
+    }
+    for (; http.now < FAR + 1000; http.now += (uint64_t)random() % 500) {
+        uint32_t fd = (uint32_t)random() % MANY;
+        struct conn *conn = conn_at(&http, fd);
+
+        do
+            http_expire(&http);
+        while (http.wheel_tick < http.now >> TICK_SHIFT);
+        for (uint32_t i = 0; i < MANY; i++)
+            cr_assert((conn_at(&http, i)->state == CONN_CLOSED) ==
+                          (due[i] >> TICK_SHIFT < http.now >> TICK_SHIFT),
+                      "due at %llu, now %llu", (unsigned long long)due[i],
+                      (unsigned long long)http.now);
+        if (conn->state == CONN_LINGER && random() % 2) {
+            due[fd] = http.now + (uint64_t)random() % FAR;
+            timer_start(&http, conn, due[fd] - http.now);
+        }
+        cr_assert(wheel_next(&http) > http.now || wheel_next(&http) == NEVER);
+    }
+    finish(&http);
+}
+
+/* ------------------------------------------------- the memory of requests */
+
+Test(memory, is_bounded_and_comes_back)
+{
+    enum {
+        MANY = 1000
+    };
+    struct http http;
+    struct exchange *taken[MANY];
+    size_t count = 0;
+    char *bytes = NULL;
+    size_t room = 0;
+
+    begin(&http, 1);
+    while (count < MANY && (taken[count] = exchange_take(&http)))
+        count++;
+    cr_assert(count > 100 && count < MANY && errno == EAGAIN);
+    cr_assert(http.request_memory <= http.memory_limit);
+    cr_assert(!memory_grow(&http, &bytes, &room, 100 << 10) && !bytes && !room);
+    while (count)
+        exchange_release(&http, taken[--count]);
+    cr_assert(http.request_memory == 0);
+    cr_assert(http.spare_count == SPARE_EXCHANGES);
+    cr_assert(memory_grow(&http, &bytes, &room, 1000) && room == 1000);
+    cr_assert(memory_grow(&http, &bytes, &room, 10) && room == 1000);
+    cr_assert(http.request_memory == 1000);
+    memory_free(&http, &bytes, &room);
+    cr_assert(http.request_memory == 0);
+    finish(&http);
+}
+
+/* -------------------------------------------------------------- addresses */
+
+Test(listeners, addresses)
+{
+    static const struct {
+        const char *name, *host, *port; /* NULL: it is none */
+    } rows[] = {
+        { "127.0.0.1:3000", "127.0.0.1", "3000" },
+        { "[::1]:0", "::1", "0" },
+        { "3000", "127.0.0.1", "3000" },
+        { "localhost:80", "127.0.0.1", "80" },
+        { "::1:80", NULL, NULL },
+        { ":80", NULL, NULL },
+        { "1.2.3.4:", NULL, NULL },
+        { "1.2.3.4:65536", NULL, NULL },
+        { "1.2.3.4:8o", NULL, NULL },
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char host[64];
+        const char *port;
+        bool split = split_address(rows[i].name, host, &port);
+
+        cr_assert(split == (rows[i].host != NULL), "%s", rows[i].name);
+        if (!split)
+            continue;
+        cr_assert_str_eq(host, rows[i].host);
+        cr_assert_str_eq(port, rows[i].port);
+    }
+}
+
+/* ------------------------------------------------------------ credentials */
+
+Test(credentials, are_those_of_a_bearer)
+{
+    cr_assert(slice_is(bearer(slice_of("Bearer a.b")), "a.b"));
+    cr_assert(slice_is(bearer(slice_of("bEARER  a ")), "a"));
+    cr_assert(slice_is(bearer(slice_of("Bearer")), ""));
+    cr_assert(slice_is(bearer(slice_of("Basic a")), ""));
+    cr_assert(slice_is(bearer(slice_of("Bearera")), ""));
+    cr_assert(slice_is(bearer(slice_of("")), ""));
+    cr_assert(bearer((struct slice){ NULL, 0 }).length == 0);
+}
+
+Test(credentials, are_the_token_and_nothing_else)
+{
+    static const char *const wrong[] = {
+        "",           "Bearer",    "Bearer a.", "Bearer a.bc",
+        "Bearer a.c", "Basic a.b", "a.b",
+    };
+    static struct http http = { .token = "a.b", .token_length = 3 };
+    struct request request = { .authorization = slice_of("Bearer a.b") };
+
+    cr_assert(http_token_matches(&http, &request));
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        request.authorization = slice_of(wrong[i]);
+        cr_assert(!http_token_matches(&http, &request), "%s", wrong[i]);
+    }
+}
