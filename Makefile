@@ -23,7 +23,7 @@ COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
 LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
 CORE := sse ring http
-UNIT_TESTS := test_ring test_history test_http test_connections \
+UNIT_TESTS := test_ring test_order test_history test_http test_connections \
 	test_event_stream test_sse
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
 	test/black-box/another_boot.c
@@ -79,6 +79,7 @@ endif
 TESTS = $(UNIT_TESTS:%=$(BUILD)/test/%) $(BUILD)/test/black_box
 
 $(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
+$(BUILD)/test/test_order: $(BUILD)/test/test_order.o $(BUILD)/ring.o
 $(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
 $(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
 $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \

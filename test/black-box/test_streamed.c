@@ -661,6 +661,41 @@ Test(kept_ids, an_end_is_always_stored)
     server_stop(&server);
 }
 
+/* A topic that was finished here at an older id: another server of the group
+ * has opened it again since, so its stream goes on. */
+Test(kept_ids, a_position_ahead_is_behind_no_end)
+{
+    struct server server;
+    struct stream stream, early;
+    struct response response;
+
+    server_start(&server, "--ids", "keep");
+    post(&server, "/events/k?id=10", NULL, "x", &response);
+    stream_open(&early, &server, "/events/k", "Last-Event-ID: 20\r\n");
+    stream_expect_event(&early, "20", NULL, NULL);
+    ask(&server, "DELETE /events/k?id=12 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        &response);
+    cr_assert(response.status == 200);
+    stream_open(&stream, &server, "/events/k", "Last-Event-ID: 20\r\n");
+    stream_expect_event(&stream, "20", NULL, NULL);
+    post(&server, "/events/k?id=21", NULL, "after", &response);
+    cr_assert(response.status == 201);
+    stream_expect_event(&early, "21", NULL, "after");
+    stream_expect_event(&stream, "21", NULL, "after");
+    ask(&server, "DELETE /events/k?id=22 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        &response);
+    stream_expect_event(&early, "22", "ssed.end",
+                        "{\"topic\":\"k\",\"last\":\"21\"}");
+    stream_expect_end(&early);
+    stream_close(&early);
+    stream_close(&stream);
+    ask(&server,
+        "GET /events/k HTTP/1.1\r\nHost: a\r\nLast-Event-ID: 22\r\n\r\n",
+        &response);
+    cr_assert(response.status == 204);
+    server_stop(&server);
+}
+
 /* Another server of the group was ahead: only greater ids are sent. */
 Test(kept_ids, a_position_ahead_is_one_like_any_other)
 {
