@@ -2,28 +2,32 @@
  * ssed: broadcasts Server-Sent Events to many subscribers, and lets none of
  * them miss an event unknowingly.
  *
- *  socket --read--> exchange.in --http_parse()--> struct request --route()--+
- *                    bounded       pure, slices                             |
- *     +---------------------------+------------------------------+---------+
- *     |                           |                              |
- *  GET a page               POST: encode once              GET: subscribe
- *  memory or sendfile       ring_append()                  topic_seek(id)
- *                           copies once                     = cursor
+ *  socket --read--> exchange.in --http_parse()--> struct request
+ *                    bounded       pure, slices         |
+ *     +---------------------------+------------- handlers.request
+ *     |                           |                     |
+ *  GET a page               POST: encode once     GET: subscribe
+ *  memory or sendfile       ring_append()         reader_start()
+ *                           copies once            = places
  *
  *  ring: [ oldest ....frames....frames....frames.... newest ]   ordinals
- *                 ^ cursor A    ^ cursor B             ^ cursor C: caught up
- *                 +-- ring_gather() -> iovecs -> writev; ring_advance()
+ *                 ^ places of A ^ of B           ^ of C: caught up
+ *                 +-- ring_gather() -> iovecs -> send(2); ring_advance()
  *
  * An event is encoded once, when it is published, into the bytes that go on
  * the wire (a frame), and copied once, into the ring. A subscriber is a
- * socket and a cursor. Live delivery, replay and catching up after a full
- * socket are one act: send from the cursor to the end. No subscriber has a
- * queue of its own. A publisher never waits for a slow subscriber: one whose
- * next frame has been evicted is overrun, and is cut; it comes back with its
+ * socket, its place in each of its topics, and how much of the next frame it
+ * has been sent. Live delivery, replay and catching up after a full socket are
+ * one act: send from the places to the end. No subscriber has a queue of its
+ * own. A publisher never waits for a slow subscriber: one whose next frame has
+ * been evicted is overrun, and is cut off; it comes back with its
  * Last-Event-ID and is told of the gap.
  *
- * Reading order: this file, ring.c (what is kept), http.c (what bytes mean),
- * sse.c (what happens). ring.c and http.c know nothing of each other.
+ * Reading order: this file, ring.c (events and their history), http.c
+ * (connections and what is said on them), sse.c (what the server does). Calls
+ * go downwards only, from sse.c to the other two, which know nothing of each
+ * other. Each part of this file is one of theirs: a structure stands above the
+ * functions that take it.
  */
 #ifndef SSE_H
 #define SSE_H
