@@ -3093,18 +3093,19 @@ struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
         return NULL;
     }
     open_input(http);
-    if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0 &&
-        errno != EPERM) {
-        fail_with(error, "cannot wait for standard input: %s", strerror(errno));
-        return NULL;
-    }
     exchange->body = (struct body){ .state = BODY_DATA, .left = UINT64_MAX };
     exchange->streams = true;
     *conn = (struct conn){ .flags = FLAG_INPUT | FLAG_BUSY,
                            .interest = READABLE,
                            .exchange = exchange };
     conn_set_state(http, conn, CONN_BODY);
-    work_push(http, conn);
+    if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) == 0)
+        return conn;
+    if (errno != EPERM) {
+        fail_with(error, "cannot wait for standard input: %s", strerror(errno));
+        return NULL;
+    }
+    work_push(http, conn); /* a file: it is never without anything to read */
     return conn;
 }
 
