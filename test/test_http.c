@@ -1406,7 +1406,7 @@ Test(folder, what_is_not, .init = make_folder, .fini = remove_folder)
     cr_assert(after == before, "%d left open", after - before);
 }
 
-/* Nobody is sent to the path that he has asked for, and another slash. */
+/* Nobody is sent to the path that was asked for, and another slash. */
 Test(folder, an_index_that_is_a_folder, .init = make_folder,
      .fini = remove_folder)
 {

@@ -231,7 +231,7 @@ Test(ring, chains_topics)
     cursor.last = topic_end(quiet);
     for (uint64_t id = 8; id <= 20; id++)
         append(&ring, busy, id, 5, false);
-    /* all of it is gone, and he who had all of it has lost nothing */
+    /* all of it is gone, and a reader that had all of it has lost nothing */
     cr_assert(quiet->oldest == 0 && quiet->newest == 0 && quiet->mark == 5);
     cr_assert(!one_overrun(quiet, &cursor));
     cr_assert(topic_after(&ring, quiet, cursor.last) == 0);
@@ -342,7 +342,7 @@ Test(ring, holds_as_many_as_it_may)
     }
 }
 
-/* The cursor of him who has all but the oldest held frame, as it goes. */
+/* A reader that has all but the oldest held frame, as that goes. */
 Test(ring, an_overrun_begins_with_the_first_frame_missed)
 {
     struct ring ring;
@@ -808,7 +808,7 @@ static struct reader several(struct place *places, struct topic **topics,
     return reader;
 }
 
-/* Where a reader's places are, as one number: the newest frame behind him. */
+/* Where a reader's places are, as one number: the newest frame behind it. */
 static uint64_t behind(const struct ring *ring, const struct reader *reader)
 {
     uint64_t next = reader_next(ring, reader);
@@ -879,7 +879,7 @@ Test(readers, get_several_topics_as_one_sequence)
     ring_release(&ring);
 }
 
-/* Whichever of his topics has lost the frame. */
+/* Whichever of its topics has lost the frame. */
 Test(readers, are_overrun_in_any_of_their_topics)
 {
     struct ring ring;
@@ -899,7 +899,7 @@ Test(readers, are_overrun_in_any_of_their_topics)
     places[2].last = topic_end(topics[2]);
     cr_assert(!reader_overrun(&reader));
     append(&ring, topics[3], 4, 5, false);
-    cr_assert(!reader_overrun(&reader), "another's is none of his");
+    cr_assert(!reader_overrun(&reader), "another's is none of its own");
     ring_release(&ring);
 }
 
@@ -1040,7 +1040,7 @@ static void check_places(const struct ring *ring, struct topic *topic,
     must(topic->mark == all[model_evicted(number)].id);
 }
 
-/* How many bytes a reader has before him. */
+/* How many bytes a reader has before it. */
 static size_t model_left(const struct model_reader *reader)
 {
     uint64_t next = reader->cursor.last;

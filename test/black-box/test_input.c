@@ -271,7 +271,7 @@ Test(input, of_a_terminal_may_be_taken_by_another)
 }
 
 /* A writer that is faster than the delivery is slowed down, and nobody with
- * room in his socket is overrun. Nobody reads meanwhile: all of it fits into
+ * room in its socket is overrun. Nobody reads meanwhile: all of it fits into
  * the sockets. */
 Test(input, waits_for_room_in_the_ring)
 {
@@ -345,7 +345,7 @@ Test(input, passes_on_what_another_server_says)
         "retry: 3000\nid: 9\n\nid: 10\ndata: a\n\nid: 9\ndata: before\n\n");
     stream_expect_event(&stream, "10", NULL, "a");
     put(out, "id: 20\nevent: ssed.gap\ndata: {}\n\n");
-    cr_assert(!stream_next(&stream, &block), "he is behind the gap");
+    cr_assert(!stream_next(&stream, &block), "it is behind the gap");
     stream_close(&stream);
     stream_open(&stream, &server, "/events/t", "Last-Event-ID: 10\r\n");
     cr_assert(stream_next(&stream, &block) && !block.id[0]);

@@ -159,7 +159,7 @@ Test(streamed, with_a_length_and_when_asked_to_continue)
 }
 
 /* A body whose events come as fast as they can, through a ring that holds few
- * of them: the publisher is slowed down, and nobody with room in his socket is
+ * of them: the publisher is slowed down, and nobody with room in its socket is
  * overrun. Nobody reads meanwhile: all of it fits into the sockets. */
 Test(streamed, slows_a_fast_publisher_and_loses_nothing)
 {

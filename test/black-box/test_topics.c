@@ -269,7 +269,7 @@ Test(topics, several_are_one_sequence)
     expect_position(&stream, "0");
     publish_to(&server, "/events/a", "1");
     publish_to(&server, "/events/b/c?event=x", "2");
-    publish_to(&server, "/events/e", "not for him");
+    publish_to(&server, "/events/e", "not for it");
     publish_to(&server, "/events/d", "4");
     publish_to(&server, "/events/a", "5");
     stream_expect_event(&stream, "1", NULL, "1");
