@@ -2446,13 +2446,13 @@ static void begin_ending(struct server *server)
 /* Goes on to the next phase when this one is over. */
 static void check_phase(struct server *server)
 {
-    bool over = server->http.now >= server->phase_end;
+    const struct http *http = &server->http;
 
-    if (server->phase == PHASE_ANNOUNCE && over)
+    if (server->phase == PHASE_ANNOUNCE && http->now >= server->phase_end)
         begin_drain(server);
-    else if (server->phase == PHASE_DRAIN &&
-             (over || (server->http.in_state[CONN_STREAM] == 0 &&
-                       http_is_idle(&server->http))))
+    if (server->phase == PHASE_DRAIN &&
+        (http->now >= server->phase_end ||
+         (http->in_state[CONN_STREAM] == 0 && http_is_idle(http))))
         server->phase = PHASE_STOP;
 }
 

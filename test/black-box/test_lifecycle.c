@@ -369,6 +369,18 @@ Test(drain, can_be_announced_before)
     cr_assert(server_wait(&server) == 0);
 }
 
+/* After the delay it waits for those that are there: nobody. */
+Test(drain, ends_with_the_delay_when_nobody_is_there)
+{
+    struct server server;
+
+    server_start(&server, "--drain-delay", "1", "--drain", "86400");
+    kill(server.pid, SIGTERM);
+    server_await_log(&server, "event=announcing");
+    server_await_log(&server, "event=draining");
+    cr_assert(server_wait(&server) == 0);
+}
+
 Test(drain, a_late_subscriber_is_sent_off_too)
 {
     struct server server;
