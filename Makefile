@@ -3,6 +3,11 @@
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
+# What is done is said in a word; make V=1 prints the commands instead.
+MAKEFLAGS += --no-print-directory
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(Q),@printf '  %-6s %s\n' $(1) $(2))
+
 # From outside: CC, CFLAGS, LDFLAGS, PREFIX, DESTDIR. What the program needs
 # is kept apart from them.
 CC ?= cc
@@ -36,7 +41,8 @@ SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
 all: $(SSED) ## build ./ssed
 
 $(SSED): $(OBJECTS)
-	$(LINK) -o $@ $^
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^
 
 # The version is compiled into one object, which is made again when it changes.
 $(BUILD)/sse.o: $(BUILD)/version
@@ -48,14 +54,18 @@ $(BUILD)/http.o: $(PAGES)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(COMPILE) -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(COMPILE) -c -o $@ $<
+
+# Another build, in a folder that is named as the target. The + is for -j: make
+# does not see $(MAKE) in a variable.
+OTHER = +$(Q)$(MAKE) BUILD=.build/$@ SSED=.build/$@/ssed
 
 run: all ## build it and start it on http://127.0.0.1:3000/
 	./$(SSED)
 
 debug: ## build .build/debug/ssed without optimization
-	$(MAKE) all BUILD=.build/debug SSED=.build/debug/ssed CFLAGS='-O0 -g3' \
-		HARDENING= HARDENING_LINK=
+	$(OTHER) all HARDENING= HARDENING_LINK= CFLAGS='-O0 -g3'
 
 # ------------------------------------------------------------------ tests
 
@@ -85,7 +95,8 @@ $(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
 $(BUILD)/test/test_sse: $(BUILD)/test/test_sse.o $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
 $(TESTS):
-	$(LINK) -o $@ $^ -lcriterion
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^ -lcriterion
 
 # loaded into the server before its libc
 PRELOADED = $(SHORT_IO) $(FAIL_SYNC) $(HOLD) $(CUT_FILE)
@@ -95,7 +106,8 @@ HOLD = $(abspath $(BUILD)/test/hold.so)
 CUT_FILE = $(abspath $(BUILD)/test/cut_file.so)
 $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	@mkdir -p $(@D)
-	$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
+	$(call say,CC,$<)
+	$(Q)$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
 test: export FAIL_SYNC := $(FAIL_SYNC)
 test: export HOLD := $(HOLD)
@@ -114,26 +126,28 @@ test: $(SSED) $(TESTS) $(PRELOADED) ## run every test
 ASAN := detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:$\
 	verify_asan_link_order=0
 
+asan: export ASAN_OPTIONS := $(ASAN)
+asan: export UBSAN_OPTIONS := halt_on_error=1:print_stacktrace=1
+asan: export TEST_SLOWNESS := 3
 asan: ## build with ASan and UBSan and run every test on it
-	ASAN_OPTIONS=$(ASAN) \
-	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TEST_SLOWNESS=3 \
-	$(MAKE) test BUILD=.build/asan SSED=.build/asan/ssed HARDENING= \
-		HARDENING_LINK= CFLAGS='-O1 -g -fno-omit-frame-pointer \
+	$(OTHER) test HARDENING= HARDENING_LINK= \
+		CFLAGS='-O1 -g -fno-omit-frame-pointer \
 		-fsanitize=address,undefined -fno-sanitize-recover=all'
 
 FUZZ_SECONDS ?= 60
-FUZZ = clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
-	-fno-sanitize-recover=all -o .build/fuzz/$(1) test/fuzz/$(1).c $(2) && \
+FUZZ = echo '$(1)' && clang $(NEEDED) -g -O1 \
+	-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	-o .build/fuzz/$(1) test/fuzz/$(1).c $(2) && \
 	.build/fuzz/$(1) -max_total_time=$(FUZZ_SECONDS) -max_len=20000 \
 	-artifact_prefix=.build/fuzz/ $(3) .build/fuzz/$(1)-corpus
 
 fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
 		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus
-	$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
-	$(call FUZZ,fuzz_ring,ring.c)
-	$(call FUZZ,fuzz_history,ring.c,-len_control=0)
-	$(call FUZZ,fuzz_event_stream,http.c,-dict=test/fuzz/event_stream.dict)
+	$(Q)$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
+	$(Q)$(call FUZZ,fuzz_ring,ring.c)
+	$(Q)$(call FUZZ,fuzz_history,ring.c,-len_control=0)
+	$(Q)$(call FUZZ,fuzz_event_stream,http.c,-dict=test/fuzz/event_stream.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
@@ -143,27 +157,28 @@ valgrind: export HOLD := $(HOLD)
 valgrind: export CUT_FILE := $(CUT_FILE)
 valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
 	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
-	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 CRASH_ROUNDS=8 \
-		$(BUILD)/test/black_box --jobs 2 --filter '!(folder)/*'
+	$(Q)SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
+		CRASH_ROUNDS=8 $(BUILD)/test/black_box --jobs 2 \
+		--filter '!(folder)/*'
 
 readme: $(SSED) ## run the commands of README.md
 	@for tool in curl node ping python3; do \
 		command -v $$tool >/dev/null || missing=1; \
 	done; \
 	test -z "$$missing" || { $(call apt_install,curl iputils-ping nodejs python3); }
-	test/readme.sh ./$(SSED)
+	$(Q)test/readme.sh ./$(SSED)
 
 SOAK_SECONDS ?= 60
 
 soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
-	SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) $(BUILD)/test/black_box \
-		--filter 'soak/*'
+	$(Q)SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) \
+		$(BUILD)/test/black_box --filter 'soak/*'
 
 CRASH_ROUNDS ?= 1500
 
 crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load for two minutes
-	SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) $(BUILD)/test/black_box \
-		--filter 'restart/crash_loop'
+	$(Q)SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) \
+		$(BUILD)/test/black_box --filter 'restart/crash_loop'
 
 # ------------------------------------------------------------------- bench
 
@@ -171,7 +186,8 @@ BENCH := abuse fan floor parse scale
 WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
 
 $(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
-	$(LINK) -o $@ $^
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^
 $(BUILD)/bench/scale: $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/bench/parse: $(BUILD)/http.o
 $(BUILD)/bench/scale: HARDENING_LINK += $(WRAP)
@@ -182,7 +198,8 @@ $(BUILD)/bench/parse.o: CPPFLAGS += -DPICOHTTPPARSER -I$(PICOHTTPPARSER)
 $(BUILD)/bench/parse: $(BUILD)/bench/picohttpparser.o
 $(BUILD)/bench/picohttpparser.o: $(PICOHTTPPARSER)/picohttpparser.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CFLAGS) -c -o $@ $<
 endif
 
 bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generators and the floor
@@ -190,24 +207,24 @@ bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generators and the fl
 COMPARE = SSED=./$(SSED) TOOLS=$(BUILD)/bench bench/compare
 
 bench: $(SSED) bench-tools ## measure against the floor, with bounds (3 minutes)
-	$(COMPARE)
+	$(Q)$(COMPARE)
 
 bench-full: $(SSED) bench-tools ## all of it, and the peers (10 minutes)
 	@command -v wrk >/dev/null && command -v npm >/dev/null && \
 		test -e /usr/lib/nginx/modules/ngx_nchan_module.so || \
 		{ $(call apt_install,nginx libnginx-mod-nchan wrk nodejs npm); }
-	test -d .build/peers/node_modules/express || \
+	$(Q)test -d .build/peers/node_modules/express || \
 		npm install --silent --prefix .build/peers express
-	RESULTS=.build/bench-results $(COMPARE) broadcast saturation replay memory \
-		awake growth pages scale parse peers
+	$(Q)RESULTS=.build/bench-results $(COMPARE) broadcast saturation \
+		replay memory awake growth pages scale parse peers
 
 ABUSE_SECONDS ?= 5
 
 abuse: $(SSED) bench-tools ## what others notice while some misbehave (2 minutes)
-	$(BUILD)/bench/abuse --ssed ./$(SSED) --seconds $(ABUSE_SECONDS)
+	$(Q)$(BUILD)/bench/abuse --ssed ./$(SSED) --seconds $(ABUSE_SECONDS)
 
 bench-million: $(SSED) bench-tools ## hold as many subscribers as fit here
-	$(COMPARE) million
+	$(Q)$(COMPARE) million
 
 # ------------------------------------------------------------------ checks
 
@@ -221,14 +238,18 @@ TIDY := clang-analyzer-*,bugprone-*,performance-*,portability-*,misc-*,$\
 LINT := -std=c11 -D_GNU_SOURCE -I. -DVERSION=\"check\"
 
 check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
-	@$(MAKE) --no-print-directory check-deps
-	$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
-	$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
-	clang-format --dry-run -Werror $(SOURCES)
-	printf '%s\n' $(filter %.c,$(SOURCES)) | xargs -P "$$(nproc)" -I{} sh -c \
+	$(Q)$(MAKE) check-deps
+	$(Q)$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
+	$(Q)$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
+	$(call say,FORMAT,'all sources')
+	$(Q)clang-format --dry-run -Werror $(SOURCES)
+	$(call say,TIDY,'all sources')
+	$(Q)printf '%s\n' $(filter %.c,$(SOURCES)) | \
+		xargs -P "$$(nproc)" -I{} sh -c \
 		'out=$$(clang-tidy --quiet --warnings-as-errors="*" \
 		--checks="$(TIDY)" {} -- $(LINT) 2>&1) || { echo "$$out"; exit 1; }'
-	cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr \
+	$(call say,CHECK,'$(wildcard *.c)')
+	$(Q)cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability,style \
 		--suppress=missingIncludeSystem -D_GNU_SOURCE -DVERSION='"check"' \
 		$(wildcard *.c)
@@ -242,18 +263,21 @@ check-deps: deps
 		command -v cppcheck >/dev/null || { $(call apt_install,clang clang-tidy clang-format cppcheck); }
 
 format: ## bring the sources into form
-	clang-format -i $(SOURCES)
+	$(Q)clang-format -i $(SOURCES)
 
 # ----------------------------------------------------------------- install
 
 install: all ## install to $(DESTDIR)$(PREFIX)/bin
-	install -D -m 755 $(SSED) $(DESTDIR)$(PREFIX)/bin/ssed
+	$(call say,COPY,$(DESTDIR)$(PREFIX)/bin/ssed)
+	$(Q)install -D -m 755 $(SSED) $(DESTDIR)$(PREFIX)/bin/ssed
 
 uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(PREFIX)/bin/ssed
+	$(call say,REMOVE,$(DESTDIR)$(PREFIX)/bin/ssed)
+	$(Q)rm -f $(DESTDIR)$(PREFIX)/bin/ssed
 
 clean: ## remove what was built
-	rm -rf .build ssed
+	$(call say,REMOVE,'.build ssed')
+	$(Q)rm -rf .build ssed
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
@@ -261,6 +285,7 @@ help: ## list the targets
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all abuse bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak crash check check-compiler \
-	check-deps format install uninstall clean help FORCE
+.PHONY: all abuse asan bench bench-full bench-million bench-tools check \
+	check-compiler check-deps clean crash debug deps format fuzz help \
+	install readme run soak test uninstall valgrind FORCE
 .SECONDARY:
