@@ -28,12 +28,12 @@ COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
 LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
 CORE := sse ring http
-UNIT_TESTS := test_ring test_history test_http test_event_stream test_sse
+UNIT_TESTS := $(patsubst %.c,%,$(wildcard test/test_*.c))
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
 	test/black-box/another_boot.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
-TEST_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/test/%.o) \
-	$(BLACK_BOX:%.c=$(BUILD)/%.o)
+UNIT_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/%.o)
+TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o)
 PAGES := $(wildcard static/*)
 SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
 	bench/*.c)
@@ -76,25 +76,30 @@ apt_install = echo 'installing $(1) with apt-get' && \
 	$(AS_ROOT) apt-get update -q && \
 	$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qy $(1)
 
+# Installs the packages $(2) where one of the commands or files $(1) is missing.
+need = for needed in $(1); do \
+		{ command -v $$needed || test -e $$needed; } >/dev/null || missing=1; \
+	done; \
+	test -z "$$missing" || { $(call apt_install,$(2)); }
+
 deps: ## install what the tests need (Criterion), with apt
-	@test -e /usr/include/criterion/criterion.h || \
-		{ $(call apt_install,libcriterion-dev); }
+	@$(call need,/usr/include/criterion/criterion.h,libcriterion-dev)
 
 # make -j deps test: first the one, then the other
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
 $(TEST_OBJECTS): | deps
 endif
 
-TESTS = $(UNIT_TESTS:%=$(BUILD)/test/%) $(BUILD)/test/black_box
+UNIT = $(UNIT_OBJECTS:.o=)
+TESTER := $(BUILD)/test/black_box
 
-$(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
-$(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
-$(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
-$(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
-	$(BUILD)/http.o
-$(BUILD)/test/test_sse: $(BUILD)/test/test_sse.o $(BUILD)/ring.o $(BUILD)/http.o
+# what each unit test links with, besides its own object
+$(BUILD)/test/test_ring $(BUILD)/test/test_history: $(BUILD)/ring.o
+$(BUILD)/test/test_http $(BUILD)/test/test_event_stream: $(BUILD)/http.o
+$(BUILD)/test/test_sse: $(BUILD)/ring.o $(BUILD)/http.o
+$(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
-$(TESTS):
+$(UNIT) $(BUILD)/test/black_box:
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ -lcriterion
 
@@ -109,18 +114,29 @@ $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	$(call say,CC,$<)
 	$(Q)$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
-test: export FAIL_SYNC := $(FAIL_SYNC)
-test: export HOLD := $(HOLD)
-test: export CUT_FILE := $(CUT_FILE)
-test: $(SSED) $(TESTS) $(PRELOADED) ## run every test
-	@for test in $(TESTS); do \
+export FAIL_SYNC HOLD CUT_FILE
+
+# Runs programs of tests, also those behind one that fails.
+run_tests = for test in $(1); do \
 		echo "$$test"; \
 		SSED=./$(SSED) $$test $(TEST_OPTIONS) || failed=1; \
-	done; \
-	echo "$(BUILD)/test/black_box, with short reads and writes"; \
-	SSED=./$(SSED) SSED_PRELOAD='$(SHORT_IO)' $(BUILD)/test/black_box \
-		$(TEST_OPTIONS) || failed=1; \
+	done
+
+test: $(SSED) $(UNIT) $(TESTER) $(PRELOADED) ## run every test
+	@$(call run_tests,$(UNIT)); \
+	$(call run_tests,$(TESTER)); \
+	echo "$(TESTER), with short reads and writes"; \
+	SSED=./$(SSED) SSED_PRELOAD='$(SHORT_IO)' $(TESTER) $(TEST_OPTIONS) || \
+		failed=1; \
 	test -z "$$failed"
+
+unit: $(UNIT) ## run the unit tests
+	@$(call run_tests,$(UNIT)); test -z "$$failed"
+
+# make -j unit black-box: one after the other, for some tests have deadlines
+black-box: $(SSED) $(TESTER) $(PRELOADED) | $(filter unit,$(MAKECMDGOALS))
+black-box: ## run the black-box tests
+	@$(call run_tests,$(TESTER)); test -z "$$failed"
 
 # A ring too large is a case; the library for short reads comes first.
 ASAN := detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:$\
@@ -152,20 +168,15 @@ fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
 # not the tests of --root: Debian's valgrind does not know openat2(2)
-valgrind: export FAIL_SYNC := $(FAIL_SYNC)
-valgrind: export HOLD := $(HOLD)
-valgrind: export CUT_FILE := $(CUT_FILE)
-valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
-	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
+valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED)
+valgrind: ## run the server under valgrind
+	@$(call need,valgrind,valgrind)
 	$(Q)SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
 		CRASH_ROUNDS=8 $(BUILD)/test/black_box --jobs 2 \
 		--filter '!(folder)/*'
 
 readme: $(SSED) ## run the commands of README.md
-	@for tool in curl node ping python3; do \
-		command -v $$tool >/dev/null || missing=1; \
-	done; \
-	test -z "$$missing" || { $(call apt_install,curl iputils-ping nodejs python3); }
+	@$(call need,curl node ping python3,curl iputils-ping nodejs python3)
 	$(Q)test/readme.sh ./$(SSED)
 
 SOAK_SECONDS ?= 60
@@ -210,9 +221,8 @@ bench: $(SSED) bench-tools ## measure against the floor, with bounds (3 minutes)
 	$(Q)$(COMPARE)
 
 bench-full: $(SSED) bench-tools ## all of it, and the peers (10 minutes)
-	@command -v wrk >/dev/null && command -v npm >/dev/null && \
-		test -e /usr/lib/nginx/modules/ngx_nchan_module.so || \
-		{ $(call apt_install,nginx libnginx-mod-nchan wrk nodejs npm); }
+	@$(call need,wrk npm /usr/lib/nginx/modules/ngx_nchan_module.so,$\
+		nginx libnginx-mod-nchan wrk nodejs npm)
 	$(Q)test -d .build/peers/node_modules/express || \
 		npm install --silent --prefix .build/peers express
 	$(Q)RESULTS=.build/bench-results $(COMPARE) broadcast saturation \
@@ -257,10 +267,10 @@ check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
 check-compiler: CFLAGS += -Werror
 check-compiler: $(OBJECTS) $(TEST_OBJECTS) $(BENCH:%=$(BUILD)/bench/%.o)
 
+CHECKERS := clang clang-tidy clang-format cppcheck
+
 check-deps: deps
-	@command -v clang >/dev/null && command -v clang-tidy >/dev/null && \
-		command -v clang-format >/dev/null && \
-		command -v cppcheck >/dev/null || { $(call apt_install,clang clang-tidy clang-format cppcheck); }
+	@$(call need,$(CHECKERS),$(CHECKERS))
 
 format: ## bring the sources into form
 	$(Q)clang-format -i $(SOURCES)
@@ -280,12 +290,12 @@ clean: ## remove what was built
 	$(Q)rm -rf .build ssed
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all abuse asan bench bench-full bench-million bench-tools check \
-	check-compiler check-deps clean crash debug deps format fuzz help \
-	install readme run soak test uninstall valgrind FORCE
+.PHONY: abuse all asan bench bench-full bench-million bench-tools black-box \
+	check check-compiler check-deps clean crash debug deps format fuzz help \
+	install readme run soak test uninstall unit valgrind FORCE
 .SECONDARY:
