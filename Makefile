@@ -191,6 +191,25 @@ crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load for two min
 	$(Q)SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) \
 		$(BUILD)/test/black_box --filter 'restart/crash_loop'
 
+# ------------------------------------- other builds, compilers, processors
+
+COVERED := $(CORE:%=$(CURDIR)/%.c)
+LCOV := lcov --quiet --rc lcov_branch_coverage=1
+TRACE := .build/coverage/trace
+
+coverage: deps ## run every test and show how much of each file it ran
+	@$(call need,lcov,lcov)
+	@mkdir -p .build/coverage
+	@find .build/coverage -name '*.gcda' -delete
+	$(OTHER) test CC=gcc HARDENING= HARDENING_LINK= CFLAGS='-O0 -g --coverage'
+	@$(LCOV) --capture --directory .build/coverage --output-file $(TRACE) \
+		2>$(TRACE).log || { cat $(TRACE).log; exit 1; }
+	@$(LCOV) --extract $(TRACE) $(COVERED) --output-file $(TRACE)
+	@genhtml --quiet --branch-coverage --output-directory \
+		.build/coverage/html $(TRACE)
+	@$(LCOV) --list $(TRACE)
+	@echo 'line by line: .build/coverage/html/index.html'
+
 # ------------------------------------------------------------------- bench
 
 BENCH := abuse fan floor parse scale
@@ -296,6 +315,6 @@ help: ## list the targets
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
 .PHONY: abuse all asan bench bench-full bench-million bench-tools black-box \
-	check check-compiler check-deps clean crash debug deps format fuzz help \
-	install readme run soak test uninstall unit valgrind FORCE
+	check check-compiler check-deps clean coverage crash debug deps format fuzz \
+	help install readme run soak test uninstall unit valgrind FORCE
 .SECONDARY:
