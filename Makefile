@@ -24,6 +24,12 @@ NEEDED := -std=c11 -D_GNU_SOURCE -I. -DVERSION='"$(VERSION)"' $(WARNINGS)
 HARDENING ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
 	-fPIE
 HARDENING_LINK ?= -pie -Wl,-z,relro,-z,now
+# PLAIN=1: the unit tests are of a libc for which there is no Criterion
+ifeq ($(PLAIN),1)
+NEEDED += -Itest/plain
+else
+CRITERION := -lcriterion
+endif
 COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
 LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
@@ -36,7 +42,7 @@ UNIT_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/%.o)
 TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o)
 PAGES := $(wildcard static/*)
 SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
-	bench/*.c)
+	test/*/*/*.h bench/*.c)
 
 all: $(SSED) ## build ./ssed
 
@@ -86,12 +92,13 @@ deps: ## install what the tests need (Criterion), with apt
 	@$(call need,/usr/include/criterion/criterion.h,libcriterion-dev)
 
 # make -j deps test: first the one, then the other
-ifneq ($(filter deps,$(MAKECMDGOALS)),)
+ifneq ($(filter deps musl,$(MAKECMDGOALS)),)
 $(TEST_OBJECTS): | deps
 endif
 
 UNIT = $(UNIT_OBJECTS:.o=)
-TESTER := $(BUILD)/test/black_box
+# the black-box tests, which can be of another libc than the server
+TESTER ?= $(BUILD)/test/black_box
 
 # what each unit test links with, besides its own object
 $(BUILD)/test/test_ring $(BUILD)/test/test_history: $(BUILD)/ring.o
@@ -101,7 +108,7 @@ $(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
 $(UNIT) $(BUILD)/test/black_box:
 	$(call say,LINK,$@)
-	$(Q)$(LINK) -o $@ $^ -lcriterion
+	$(Q)$(LINK) -o $@ $^ $(CRITERION)
 
 # loaded into the server before its libc
 PRELOADED = $(SHORT_IO) $(FAIL_SYNC) $(HOLD) $(CUT_FILE)
@@ -116,14 +123,14 @@ $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 
 export FAIL_SYNC HOLD CUT_FILE
 
-# Runs programs of tests, also those behind one that fails.
+# Runs programs of tests with a command, also those behind one that fails.
 run_tests = for test in $(1); do \
 		echo "$$test"; \
-		SSED=./$(SSED) $$test $(TEST_OPTIONS) || failed=1; \
+		SSED=./$(SSED) $(2) $$test $(TEST_OPTIONS) || failed=1; \
 	done
 
 test: $(SSED) $(UNIT) $(TESTER) $(PRELOADED) ## run every test
-	@$(call run_tests,$(UNIT)); \
+	@$(call run_tests,$(UNIT),$(EMULATOR)); \
 	$(call run_tests,$(TESTER)); \
 	echo "$(TESTER), with short reads and writes"; \
 	SSED=./$(SSED) SSED_PRELOAD='$(SHORT_IO)' $(TESTER) $(TEST_OPTIONS) || \
@@ -131,7 +138,7 @@ test: $(SSED) $(UNIT) $(TESTER) $(PRELOADED) ## run every test
 	test -z "$$failed"
 
 unit: $(UNIT) ## run the unit tests
-	@$(call run_tests,$(UNIT)); test -z "$$failed"
+	@$(call run_tests,$(UNIT),$(EMULATOR)); test -z "$$failed"
 
 # make -j unit black-box: one after the other, for some tests have deadlines
 black-box: $(SSED) $(TESTER) $(PRELOADED) | $(filter unit,$(MAKECMDGOALS))
@@ -210,6 +217,12 @@ coverage: deps ## run every test and show how much of each file it ran
 	@$(LCOV) --list $(TRACE)
 	@echo 'line by line: .build/coverage/html/index.html'
 
+# Criterion is of the native libc, and with it are the black-box tests.
+musl: deps $(BUILD)/test/black_box ## build with musl and test that
+	@$(call need,musl-gcc,musl-tools)
+	$(OTHER) unit black-box CC=musl-gcc CFLAGS='$(CFLAGS) -Werror' PLAIN=1 \
+		TESTER=$(BUILD)/test/black_box
+
 # ------------------------------------------------------------------- bench
 
 BENCH := abuse fan floor parse scale
@@ -270,10 +283,11 @@ check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
 	$(Q)$(MAKE) check-deps
 	$(Q)$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
 	$(Q)$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
+	$(Q)$(MAKE) check-unit PLAIN=1 CC=clang BUILD=.build/check-plain
 	$(call say,FORMAT,'all sources')
 	$(Q)clang-format --dry-run -Werror $(SOURCES)
 	$(call say,TIDY,'all sources')
-	$(Q)printf '%s\n' $(filter %.c,$(SOURCES)) | \
+	$(Q)printf '%s\n' $(filter %.c test/plain/%,$(SOURCES)) | \
 		xargs -P "$$(nproc)" -I{} sh -c \
 		'out=$$(clang-tidy --quiet --warnings-as-errors="*" \
 		--checks="$(TIDY)" {} -- $(LINT) 2>&1) || { echo "$$out"; exit 1; }'
@@ -283,8 +297,9 @@ check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
 		--suppress=missingIncludeSystem -D_GNU_SOURCE -DVERSION='"check"' \
 		$(wildcard *.c)
 
-check-compiler: CFLAGS += -Werror
+check-compiler check-unit: CFLAGS += -Werror
 check-compiler: $(OBJECTS) $(TEST_OBJECTS) $(BENCH:%=$(BUILD)/bench/%.o)
+check-unit: $(UNIT_OBJECTS)
 
 CHECKERS := clang clang-tidy clang-format cppcheck
 
@@ -315,6 +330,7 @@ help: ## list the targets
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
 .PHONY: abuse all asan bench bench-full bench-million bench-tools black-box \
-	check check-compiler check-deps clean coverage crash debug deps format fuzz \
-	help install readme run soak test uninstall unit valgrind FORCE
+	check check-compiler check-deps check-unit clean coverage crash debug deps \
+	format fuzz help install musl readme run soak test uninstall unit valgrind \
+	FORCE
 .SECONDARY:
