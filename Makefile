@@ -217,6 +217,12 @@ coverage: deps ## run every test and show how much of each file it ran
 	@$(LCOV) --list $(TRACE)
 	@echo 'line by line: .build/coverage/html/index.html'
 
+static: ## build .build/static/ssed, which needs no library
+	@$(call need,musl-gcc,musl-tools)
+	$(OTHER) all CC=musl-gcc HARDENING_LINK='-static -Wl,-z,relro,-z,now'
+	@! readelf -dlW .build/static/ssed | grep -E 'NEEDED|INTERP'
+	@.build/static/ssed --version
+
 # Criterion is of the native libc, and with it are the black-box tests.
 musl: deps $(BUILD)/test/black_box ## build with musl and test that
 	@$(call need,musl-gcc,musl-tools)
@@ -331,6 +337,6 @@ help: ## list the targets
 
 .PHONY: abuse all asan bench bench-full bench-million bench-tools black-box \
 	check check-compiler check-deps check-unit clean coverage crash debug deps \
-	format fuzz help install musl readme run soak test uninstall unit valgrind \
-	FORCE
+	format fuzz help install musl readme run soak static test uninstall unit \
+	valgrind FORCE
 .SECONDARY:
