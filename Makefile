@@ -229,6 +229,10 @@ musl: deps $(BUILD)/test/black_box ## build with musl and test that
 	$(OTHER) unit black-box CC=musl-gcc CFLAGS='$(CFLAGS) -Werror' PLAIN=1 \
 		TESTER=$(BUILD)/test/black_box
 
+clang: deps ## build with clang and test that
+	@$(call need,clang,clang)
+	$(OTHER) unit black-box CC=clang
+
 # The server and the unit tests run in qemu. It knows no openat2(2), and has no
 # room for a file of a terabyte; a test starts a server without SSED_UNDER.
 AARCH64 := CC=aarch64-linux-gnu-gcc CFLAGS='$(CFLAGS) -Werror' PLAIN=1
@@ -352,7 +356,7 @@ help: ## list the targets
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
-	black-box check check-compiler check-deps check-unit clean coverage crash \
-	debug deps format fuzz help install musl readme run soak static test \
+	black-box check check-compiler check-deps check-unit clang clean coverage \
+	crash debug deps format fuzz help install musl readme run soak static test \
 	uninstall unit valgrind FORCE
 .SECONDARY:
