@@ -249,6 +249,15 @@ aarch64: deps $(BUILD)/test/black_box ## build for aarch64 and test that in qemu
 	$(OTHER) black-box $(AARCH64) TESTER=$(BUILD)/test/black_box \
 		TEST_OPTIONS="--filter '!(folder/*|restart/a_closed_stderr*)'"
 
+# -D flags that make sizes small, so that their limits are met often
+TINY :=
+
+tiny: deps ## run the black-box tests where every size is small
+	@mkdir -p .build/tiny
+	@echo '$(TINY)' | cmp -s - .build/tiny/flags || \
+		{ rm -rf .build/tiny/* && echo '$(TINY)' >.build/tiny/flags; }
+	$(OTHER) black-box CPPFLAGS='$(CPPFLAGS) $(TINY)'
+
 # ------------------------------------------------------------------- bench
 
 BENCH := abuse fan floor parse scale
@@ -358,5 +367,5 @@ help: ## list the targets
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box check check-compiler check-deps check-unit clang clean coverage \
 	crash debug deps format fuzz help install musl readme run soak static test \
-	uninstall unit valgrind FORCE
+	tiny uninstall unit valgrind FORCE
 .SECONDARY:
