@@ -3,6 +3,11 @@
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
+# What is done is said in a word; make V=1 prints the commands instead.
+MAKEFLAGS += --no-print-directory
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(Q),@printf '  %-6s %s\n' $(1) $(2))
+
 # From outside: CC, CFLAGS, LDFLAGS, PREFIX, DESTDIR. What the program needs
 # is kept apart from them.
 CC ?= cc
@@ -19,25 +24,31 @@ NEEDED := -std=c11 -D_GNU_SOURCE -I. -DVERSION='"$(VERSION)"' $(WARNINGS)
 HARDENING ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
 	-fPIE
 HARDENING_LINK ?= -pie -Wl,-z,relro,-z,now
+# PLAIN=1: the unit tests are of a libc for which there is no Criterion
+ifeq ($(PLAIN),1)
+NEEDED += -Itest/plain
+else
+CRITERION := -lcriterion
+endif
 COMPILE = $(CC) $(NEEDED) $(HARDENING) $(CFLAGS) $(CPPFLAGS) -MMD -MP
 LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 
 CORE := sse ring http
-UNIT_TESTS := test_ring test_order test_history test_http test_connections \
-	test_event_stream test_sse
+UNIT_TESTS := $(patsubst %.c,%,$(wildcard test/test_*.c))
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
 	test/black-box/another_boot.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
-TEST_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/test/%.o) \
-	$(BLACK_BOX:%.c=$(BUILD)/%.o)
+UNIT_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/%.o)
+TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o)
 PAGES := $(wildcard static/*)
 SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
-	bench/*.c)
+	test/*/*/*.h bench/*.c)
 
 all: $(SSED) ## build ./ssed
 
 $(SSED): $(OBJECTS)
-	$(LINK) -o $@ $^
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^
 
 # The version is compiled into one object, which is made again when it changes.
 $(BUILD)/sse.o: $(BUILD)/version
@@ -49,14 +60,18 @@ $(BUILD)/http.o: $(PAGES)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(COMPILE) -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(COMPILE) -c -o $@ $<
+
+# Another build, in a folder that is named as the target. The + is for -j: make
+# does not see $(MAKE) in a variable.
+OTHER = +$(Q)$(MAKE) BUILD=.build/$@ SSED=.build/$@/ssed
 
 run: all ## build it and start it on http://127.0.0.1:3000/
 	./$(SSED)
 
 debug: ## build .build/debug/ssed without optimization
-	$(MAKE) all BUILD=.build/debug SSED=.build/debug/ssed CFLAGS='-O0 -g3' \
-		HARDENING= HARDENING_LINK=
+	$(OTHER) all HARDENING= HARDENING_LINK= CFLAGS='-O0 -g3'
 
 # ------------------------------------------------------------------ tests
 
@@ -67,28 +82,34 @@ apt_install = echo 'installing $(1) with apt-get' && \
 	$(AS_ROOT) apt-get update -q && \
 	$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qy $(1)
 
+# Installs the packages $(2) where one of the commands or files $(1) is missing.
+need = for needed in $(1); do \
+		{ command -v $$needed || test -e $$needed; } >/dev/null || missing=1; \
+	done; \
+	test -z "$$missing" || { $(call apt_install,$(2)); }
+
 deps: ## install what the tests need (Criterion), with apt
-	@test -e /usr/include/criterion/criterion.h || \
-		{ $(call apt_install,libcriterion-dev); }
+	@$(call need,/usr/include/criterion/criterion.h,libcriterion-dev)
 
 # make -j deps test: first the one, then the other
-ifneq ($(filter deps,$(MAKECMDGOALS)),)
+ifneq ($(filter deps musl aarch64,$(MAKECMDGOALS)),)
 $(TEST_OBJECTS): | deps
 endif
 
-TESTS = $(UNIT_TESTS:%=$(BUILD)/test/%) $(BUILD)/test/black_box
+UNIT = $(UNIT_OBJECTS:.o=)
+# the black-box tests, which can be of another libc than the server
+TESTER ?= $(BUILD)/test/black_box
 
-$(BUILD)/test/test_ring: $(BUILD)/test/test_ring.o $(BUILD)/ring.o
-$(BUILD)/test/test_order: $(BUILD)/test/test_order.o $(BUILD)/ring.o
-$(BUILD)/test/test_history: $(BUILD)/test/test_history.o $(BUILD)/ring.o
-$(BUILD)/test/test_http: $(BUILD)/test/test_http.o $(BUILD)/http.o
-$(BUILD)/test/test_event_stream: $(BUILD)/test/test_event_stream.o \
-	$(BUILD)/ring.o
-$(BUILD)/test/test_connections: $(BUILD)/test/test_connections.o
-$(BUILD)/test/test_sse: $(BUILD)/test/test_sse.o $(BUILD)/ring.o $(BUILD)/http.o
+# what each unit test links with, besides its own object
+$(BUILD)/test/test_ring $(BUILD)/test/test_order: $(BUILD)/ring.o
+$(BUILD)/test/test_history $(BUILD)/test/test_event_stream: $(BUILD)/ring.o
+$(BUILD)/test/test_http: $(BUILD)/http.o
+$(BUILD)/test/test_sse: $(BUILD)/ring.o $(BUILD)/http.o
+$(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
-$(TESTS):
-	$(LINK) -o $@ $^ -lcriterion
+$(UNIT) $(BUILD)/test/black_box:
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^ $(CRITERION)
 
 # loaded into the server before its libc
 PRELOADED = $(SHORT_IO) $(FAIL_SYNC) $(HOLD) $(CUT_FILE)
@@ -98,75 +119,147 @@ HOLD = $(abspath $(BUILD)/test/hold.so)
 CUT_FILE = $(abspath $(BUILD)/test/cut_file.so)
 $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	@mkdir -p $(@D)
-	$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
+	$(call say,CC,$<)
+	$(Q)$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
-test: export FAIL_SYNC := $(FAIL_SYNC)
-test: export HOLD := $(HOLD)
-test: export CUT_FILE := $(CUT_FILE)
-test: $(SSED) $(TESTS) $(PRELOADED) ## run every test
-	@for test in $(TESTS); do \
+export FAIL_SYNC HOLD CUT_FILE
+
+# Runs programs of tests with a command, also those behind one that fails.
+run_tests = for test in $(1); do \
 		echo "$$test"; \
-		SSED=./$(SSED) $$test $(TEST_OPTIONS) || failed=1; \
-	done; \
-	echo "$(BUILD)/test/black_box, with short reads and writes"; \
-	SSED=./$(SSED) SSED_PRELOAD='$(SHORT_IO)' $(BUILD)/test/black_box \
-		$(TEST_OPTIONS) || failed=1; \
+		SSED=./$(SSED) $(2) $$test $(TEST_OPTIONS) || failed=1; \
+	done
+
+test: $(SSED) $(UNIT) $(TESTER) $(PRELOADED) ## run every test
+	@$(call run_tests,$(UNIT),$(EMULATOR)); \
+	$(call run_tests,$(TESTER)); \
+	echo "$(TESTER), with short reads and writes"; \
+	SSED=./$(SSED) SSED_PRELOAD='$(SHORT_IO)' $(TESTER) $(TEST_OPTIONS) || \
+		failed=1; \
 	test -z "$$failed"
+
+unit: $(UNIT) ## run the unit tests
+	@$(call run_tests,$(UNIT),$(EMULATOR)); test -z "$$failed"
+
+# make -j unit black-box: one after the other, for some tests have deadlines
+black-box: $(SSED) $(TESTER) $(PRELOADED) | $(filter unit,$(MAKECMDGOALS))
+black-box: ## run the black-box tests
+	@$(call run_tests,$(TESTER)); test -z "$$failed"
 
 # A ring too large is a case; the library for short reads comes first.
 ASAN := detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:$\
 	verify_asan_link_order=0
 
+asan: export ASAN_OPTIONS := $(ASAN)
+asan: export UBSAN_OPTIONS := halt_on_error=1:print_stacktrace=1
+asan: export TEST_SLOWNESS := 3
 asan: ## build with ASan and UBSan and run every test on it
-	ASAN_OPTIONS=$(ASAN) \
-	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TEST_SLOWNESS=3 \
-	$(MAKE) test BUILD=.build/asan SSED=.build/asan/ssed HARDENING= \
-		HARDENING_LINK= CFLAGS='-O1 -g -fno-omit-frame-pointer \
+	$(OTHER) test HARDENING= HARDENING_LINK= \
+		CFLAGS='-O1 -g -fno-omit-frame-pointer \
 		-fsanitize=address,undefined -fno-sanitize-recover=all'
 
 FUZZ_SECONDS ?= 60
-FUZZ = clang $(NEEDED) -g -O1 -fsanitize=fuzzer,address,undefined \
-	-fno-sanitize-recover=all -o .build/fuzz/$(1) test/fuzz/$(1).c $(2) && \
+FUZZ = echo '$(1)' && clang $(NEEDED) -g -O1 \
+	-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	-o .build/fuzz/$(1) test/fuzz/$(1).c $(2) && \
 	.build/fuzz/$(1) -max_total_time=$(FUZZ_SECONDS) -max_len=20000 \
 	-artifact_prefix=.build/fuzz/ $(3) .build/fuzz/$(1)-corpus
 
 fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
 		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus
-	$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
-	$(call FUZZ,fuzz_ring,ring.c)
-	$(call FUZZ,fuzz_history,ring.c,-len_control=0)
-	$(call FUZZ,fuzz_event_stream,ring.c,-dict=test/fuzz/event_stream.dict)
+	$(Q)$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
+	$(Q)$(call FUZZ,fuzz_ring,ring.c)
+	$(Q)$(call FUZZ,fuzz_history,ring.c,-len_control=0)
+	$(Q)$(call FUZZ,fuzz_event_stream,ring.c,-dict=test/fuzz/event_stream.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
 # not the tests of --root: Debian's valgrind does not know openat2(2)
-valgrind: export FAIL_SYNC := $(FAIL_SYNC)
-valgrind: export HOLD := $(HOLD)
-valgrind: export CUT_FILE := $(CUT_FILE)
-valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED) ## run the server under valgrind
-	@command -v valgrind >/dev/null || { $(call apt_install,valgrind); }
-	SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 CRASH_ROUNDS=8 \
-		$(BUILD)/test/black_box --jobs 2 --filter '!(folder)/*'
+valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED)
+valgrind: ## run the server under valgrind
+	@$(call need,valgrind,valgrind)
+	$(Q)SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
+		CRASH_ROUNDS=8 $(BUILD)/test/black_box --jobs 2 \
+		--filter '!(folder)/*'
 
 readme: $(SSED) ## run the commands of README.md
-	@for tool in curl node ping python3; do \
-		command -v $$tool >/dev/null || missing=1; \
-	done; \
-	test -z "$$missing" || { $(call apt_install,curl iputils-ping nodejs python3); }
-	test/readme.sh ./$(SSED)
+	@$(call need,curl node ping python3,curl iputils-ping nodejs python3)
+	$(Q)test/readme.sh ./$(SSED)
 
 SOAK_SECONDS ?= 60
 
 soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
-	SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) $(BUILD)/test/black_box \
-		--filter 'soak/*'
+	$(Q)SSED=./$(SSED) SOAK_SECONDS=$(SOAK_SECONDS) \
+		$(BUILD)/test/black_box --filter 'soak/*'
 
 CRASH_ROUNDS ?= 1500
 
 crash: $(SSED) $(BUILD)/test/black_box ## kill the server under load for two minutes
-	SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) $(BUILD)/test/black_box \
-		--filter 'restart/crash_loop'
+	$(Q)SSED=./$(SSED) CRASH_ROUNDS=$(CRASH_ROUNDS) \
+		$(BUILD)/test/black_box --filter 'restart/crash_loop'
+
+# ------------------------------------- other builds, compilers, processors
+
+COVERED := $(CORE:%=$(CURDIR)/%.c)
+LCOV := lcov --quiet --rc lcov_branch_coverage=1
+TRACE := .build/coverage/trace
+
+coverage: deps ## run every test and show how much of each file it ran
+	@$(call need,lcov,lcov)
+	@mkdir -p .build/coverage
+	@find .build/coverage -name '*.gcda' -delete
+	$(OTHER) test CC=gcc HARDENING= HARDENING_LINK= CFLAGS='-O0 -g --coverage'
+	@$(LCOV) --capture --directory .build/coverage --output-file $(TRACE) \
+		2>$(TRACE).log || { cat $(TRACE).log; exit 1; }
+	@$(LCOV) --extract $(TRACE) $(COVERED) --output-file $(TRACE)
+	@genhtml --quiet --branch-coverage --output-directory \
+		.build/coverage/html $(TRACE)
+	@$(LCOV) --list $(TRACE)
+	@echo 'line by line: .build/coverage/html/index.html'
+
+static: ## build .build/static/ssed, which needs no library
+	@$(call need,musl-gcc,musl-tools)
+	$(OTHER) all CC=musl-gcc HARDENING_LINK='-static -Wl,-z,relro,-z,now'
+	@! readelf -dlW .build/static/ssed | grep -E 'NEEDED|INTERP'
+	@.build/static/ssed --version
+
+# Criterion is of the native libc, and with it are the black-box tests.
+musl: deps $(BUILD)/test/black_box ## build with musl and test that
+	@$(call need,musl-gcc,musl-tools)
+	$(OTHER) unit black-box CC=musl-gcc CFLAGS='$(CFLAGS) -Werror' PLAIN=1 \
+		TESTER=$(BUILD)/test/black_box
+
+clang: deps ## build with clang and test that
+	@$(call need,clang,clang)
+	$(OTHER) unit black-box CC=clang
+
+# The server and the unit tests run in qemu. It knows no openat2(2), and has no
+# room for a file of a terabyte; a test starts a server without SSED_UNDER.
+AARCH64 := CC=aarch64-linux-gnu-gcc CFLAGS='$(CFLAGS) -Werror' PLAIN=1
+QEMU := qemu-aarch64-static -L /usr/aarch64-linux-gnu
+
+aarch64: export SSED_UNDER := $(QEMU)
+aarch64: export TEST_SLOWNESS := 5
+aarch64: export CRASH_ROUNDS := 20
+aarch64: deps $(BUILD)/test/black_box ## build for aarch64 and test that in qemu
+	@$(call need,aarch64-linux-gnu-gcc qemu-aarch64-static,$\
+		gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static)
+	$(OTHER) unit $(AARCH64) EMULATOR='$(QEMU)' \
+		TEST_OPTIONS='folder/ history/recovery_is_bounded_by'
+	$(OTHER) black-box $(AARCH64) TESTER=$(BUILD)/test/black_box \
+		TEST_OPTIONS="--filter '!(folder/*|restart/a_closed_stderr*)'"
+
+# -D flags that make sizes small, so that their limits are met often
+TINY := -DSEND_BUDGET=1024 -DIOV_ROOM=3 -DIN_FIRST=64 -DOUT_SIZE=1536 \
+	-DSTEP_EVENTS=1 -DSPARE_EXCHANGES=1 -DACCEPTS_MAX=1 -DQUANTUM_SENDS=2 \
+	-DQUANTUM_BYTES=2048 -DEVENTS_MAX=2 -DCONTENT_FIRST=16
+
+tiny: deps ## run the black-box tests where every size is small
+	@mkdir -p .build/tiny
+	@echo '$(TINY)' | cmp -s - .build/tiny/flags || \
+		{ rm -rf .build/tiny/* && echo '$(TINY)' >.build/tiny/flags; }
+	$(OTHER) black-box CPPFLAGS='$(CPPFLAGS) $(TINY)'
 
 # ------------------------------------------------------------------- bench
 
@@ -174,7 +267,8 @@ BENCH := abuse fan floor parse scale
 WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
 
 $(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
-	$(LINK) -o $@ $^
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^
 $(BUILD)/bench/scale: $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/bench/parse: $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/bench/scale: HARDENING_LINK += $(WRAP)
@@ -185,7 +279,8 @@ $(BUILD)/bench/parse.o: CPPFLAGS += -DPICOHTTPPARSER -I$(PICOHTTPPARSER)
 $(BUILD)/bench/parse: $(BUILD)/bench/picohttpparser.o
 $(BUILD)/bench/picohttpparser.o: $(PICOHTTPPARSER)/picohttpparser.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CFLAGS) -c -o $@ $<
 endif
 
 bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generators and the floor
@@ -193,24 +288,23 @@ bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generators and the fl
 COMPARE = SSED=./$(SSED) TOOLS=$(BUILD)/bench bench/compare
 
 bench: $(SSED) bench-tools ## measure against the floor, with bounds (3 minutes)
-	$(COMPARE)
+	$(Q)$(COMPARE)
 
 bench-full: $(SSED) bench-tools ## all of it, and the peers (10 minutes)
-	@command -v wrk >/dev/null && command -v npm >/dev/null && \
-		test -e /usr/lib/nginx/modules/ngx_nchan_module.so || \
-		{ $(call apt_install,nginx libnginx-mod-nchan wrk nodejs npm); }
-	test -d .build/peers/node_modules/express || \
+	@$(call need,wrk npm /usr/lib/nginx/modules/ngx_nchan_module.so,$\
+		nginx libnginx-mod-nchan wrk nodejs npm)
+	$(Q)test -d .build/peers/node_modules/express || \
 		npm install --silent --prefix .build/peers express
-	RESULTS=.build/bench-results $(COMPARE) broadcast saturation replay memory \
-		awake growth pages scale parse peers
+	$(Q)RESULTS=.build/bench-results $(COMPARE) broadcast saturation \
+		replay memory awake growth pages scale parse peers
 
 ABUSE_SECONDS ?= 5
 
 abuse: $(SSED) bench-tools ## what others notice while some misbehave (2 minutes)
-	$(BUILD)/bench/abuse --ssed ./$(SSED) --seconds $(ABUSE_SECONDS)
+	$(Q)$(BUILD)/bench/abuse --ssed ./$(SSED) --seconds $(ABUSE_SECONDS)
 
 bench-million: $(SSED) bench-tools ## hold as many subscribers as fit here
-	$(COMPARE) million
+	$(Q)$(COMPARE) million
 
 # ------------------------------------------------------------------ checks
 
@@ -224,46 +318,57 @@ TIDY := clang-analyzer-*,bugprone-*,performance-*,portability-*,misc-*,$\
 LINT := -std=c11 -D_GNU_SOURCE -I. -DVERSION=\"check\"
 
 check: ## warnings as errors (gcc, clang), clang-tidy, cppcheck, format
-	@$(MAKE) --no-print-directory check-deps
-	$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
-	$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
-	clang-format --dry-run -Werror $(SOURCES)
-	printf '%s\n' $(filter %.c,$(SOURCES)) | xargs -P "$$(nproc)" -I{} sh -c \
+	$(Q)$(MAKE) check-deps
+	$(Q)$(MAKE) check-compiler CC=gcc BUILD=.build/check-gcc
+	$(Q)$(MAKE) check-compiler CC=clang BUILD=.build/check-clang
+	$(Q)$(MAKE) check-unit PLAIN=1 CC=clang BUILD=.build/check-plain
+	$(call say,FORMAT,'all sources')
+	$(Q)clang-format --dry-run -Werror $(SOURCES)
+	$(call say,TIDY,'all sources')
+	$(Q)printf '%s\n' $(filter %.c test/plain/%,$(SOURCES)) | \
+		xargs -P "$$(nproc)" -I{} sh -c \
 		'out=$$(clang-tidy --quiet --warnings-as-errors="*" \
 		--checks="$(TIDY)" {} -- $(LINT) 2>&1) || { echo "$$out"; exit 1; }'
-	cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr \
+	$(call say,CHECK,'$(wildcard *.c)')
+	$(Q)cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability,style \
 		--suppress=missingIncludeSystem -D_GNU_SOURCE -DVERSION='"check"' \
 		$(wildcard *.c)
 
-check-compiler: CFLAGS += -Werror
+check-compiler check-unit: CFLAGS += -Werror
 check-compiler: $(OBJECTS) $(TEST_OBJECTS) $(BENCH:%=$(BUILD)/bench/%.o)
+check-unit: $(UNIT_OBJECTS)
+
+CHECKERS := clang clang-tidy clang-format cppcheck
 
 check-deps: deps
-	@command -v clang >/dev/null && command -v clang-tidy >/dev/null && \
-		command -v clang-format >/dev/null && \
-		command -v cppcheck >/dev/null || { $(call apt_install,clang clang-tidy clang-format cppcheck); }
+	@$(call need,$(CHECKERS),$(CHECKERS))
 
 format: ## bring the sources into form
-	clang-format -i $(SOURCES)
+	$(Q)clang-format -i $(SOURCES)
 
 # ----------------------------------------------------------------- install
 
 install: all ## install to $(DESTDIR)$(PREFIX)/bin
-	install -D -m 755 $(SSED) $(DESTDIR)$(PREFIX)/bin/ssed
+	$(call say,COPY,$(DESTDIR)$(PREFIX)/bin/ssed)
+	$(Q)install -D -m 755 $(SSED) $(DESTDIR)$(PREFIX)/bin/ssed
 
 uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(PREFIX)/bin/ssed
+	$(call say,REMOVE,$(DESTDIR)$(PREFIX)/bin/ssed)
+	$(Q)rm -f $(DESTDIR)$(PREFIX)/bin/ssed
 
 clean: ## remove what was built
-	rm -rf .build ssed
+	$(call say,REMOVE,'.build ssed')
+	$(Q)rm -rf .build ssed
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) \
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
-.PHONY: all abuse bench bench-full bench-million bench-tools run debug deps test asan fuzz valgrind readme soak crash check check-compiler \
-	check-deps format install uninstall clean help FORCE
+.PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
+	black-box check check-compiler check-deps check-unit clang clean coverage \
+	crash debug deps format fuzz help install musl readme run soak static test \
+	tiny uninstall unit valgrind FORCE
 .SECONDARY:
