@@ -270,3 +270,35 @@ Test(unix, has_the_mode_that_is_asked_for)
     expect_mode(",mode=0666", 022, 0666);
     expect_mode(",mode=000", 0, 0);
 }
+
+/* The service manager's: it is served, and its path is not this server's to
+ * remove. */
+Test(unix, a_socket_that_is_handed_over_stays)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct server server;
+
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    cr_assert(listener >= 0);
+    cr_assert(bind(listener, (void *)&address, sizeof(address)) == 0);
+    cr_assert(listen(listener, 16) == 0);
+    server_start_handed(&server, listener, (const char *[]){ NULL });
+    cr_assert_str_eq(server.address, listen_option);
+    expect_health();
+    server_stop(&server);
+    cr_assert(access(path, F_OK) == 0);
+    close(listener);
+}
+
+/* A start that fails at a later listener leaves nothing behind. */
+Test(unix, nothing_is_left_by_a_start_that_fails)
+{
+    char out[4096], err[4096];
+
+    cr_assert(run_to_end((const char *[]){ "--listen", listen_option,
+                                           "--listen", "192.0.2.1:1", NULL },
+                         out, err) == 1);
+    cr_assert(strstr(err, "cannot listen on '192.0.2.1:1'"), "%s", err);
+    cr_assert(access(path, F_OK) < 0);
+}
