@@ -269,7 +269,7 @@ WRAP := -Wl,--wrap=writev -Wl,--wrap=send -Wl,--wrap=epoll_ctl
 $(BENCH:%=$(BUILD)/bench/%): $(BUILD)/bench/%: $(BUILD)/bench/%.o
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^
-$(BUILD)/bench/scale: $(BUILD)/ring.o $(BUILD)/http.o
+$(BUILD)/bench/scale: $(BUILD)/ring.o
 $(BUILD)/bench/parse: $(BUILD)/ring.o $(BUILD)/http.o
 $(BUILD)/bench/scale: HARDENING_LINK += $(WRAP)
 

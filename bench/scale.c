@@ -12,8 +12,11 @@
  */
 #define main ssed_main
 int ssed_main(int argc, char **argv);
-/* NOLINTNEXTLINE(bugprone-suspicious-include): the server without its main */
+/* NOLINTBEGIN(bugprone-suspicious-include): the server without its main, and
+ * http.c for a table of connections without descriptors */
+#include "../http.c"
 #include "../sse.c"
+/* NOLINTEND(bugprone-suspicious-include) */
 #undef main
 
 /* What the replaced send does. */
@@ -100,8 +103,6 @@ static double resident(void)
 /* As main() and its parts do, but for what is not there: sockets. */
 static void begin(void)
 {
-    char error[ERROR_SIZE];
-
     server.options = (struct options){
         .history = 1000,
         .history_bytes = 64 << 20,
@@ -111,13 +112,15 @@ static void begin(void)
         .sync = SYNC_NEVER,
     };
     logger.level = LEVEL_ERROR;
-    server.http.max_connections = wanted.subscribers;
     server.http.memory_limit = 256 << 20;
     server.http.handlers = &handlers;
     server.http.server = &server;
+    server.http.conn_limit = (uint32_t)wanted.subscribers + RESERVE;
+    server.http.conns = calloc(server.http.conn_limit, sizeof(struct conn));
     topics = calloc(wanted.topics, sizeof(struct topic *));
-    if (!topics || http_init(&server.http, error) < 0)
+    if (!server.http.conns || !topics)
         die(1, "no memory for so many");
+    begin_table(&server.http);
     init_history(&server);
     update_time(&server);
 }
