@@ -1,12 +1,32 @@
 /*
- * http.c owns HTTP/1.1 (RFC 9110, RFC 9112): parsing a request head and a
- * body from bytes, the spelling of response heads, and the files. sse.h says
- * how line ends and ambiguous framing are dealt with. Parsing is pure: no
- * I/O, no allocation, no clock. The opening of a file is the only system
- * call.
+ * http.c owns the connections and what is said on them, in HTTP/1.1 (RFC 9110,
+ * RFC 9112): sockets, request heads and bodies, answers, files, credentials.
+ * What a request means is sse.c's business. http.c tells sse.c what has
+ * happened through struct handlers; sse.c answers with the respond functions,
+ * reads a body with conn_begin_body(), or makes the connection an event stream
+ * with conn_begin_stream().
  *
- * Refusals travel as minus the status to answer with; request->error says
- * why in one line for the client to read.
+ * Invariants:
+ *
+ * - A connection is known by its descriptor. It is in one state, in at most
+ *   one queue, and has at most one timer. The picture is in sse.h.
+ * - No call waits, but for the lock of a Unix socket's folder at the start.
+ * - Each part of a turn is bounded in time. No connection gets more than a
+ *   visit or SEND_BUDGET while others wait.
+ * - Answers leave in the order of the requests. A request is parsed only when
+ *   there is room for its answer.
+ * - What a request holds in memory is counted, and bounded.
+ * - The parsers are pure: no I/O, no allocation, no clock. They give the same
+ *   result however the bytes are split between reads.
+ *
+ * A refusal travels as minus the status to answer with. request->error says
+ * why, in one line for the client to read.
+ *
+ * The sections, in order. Parsers and formatters: slices, request heads,
+ * queries and hosts, bodies, response heads, files. The table of connections:
+ * clock and lists, memory of requests, connections, accepting. A request's way
+ * through a turn: answers, requests and their bodies, a turn. The start and
+ * the end: listeners, credentials, the start and the end.
  */
 #include "sse.h"
 
@@ -20,10 +40,7 @@
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <strings.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -33,6 +50,8 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
 /* Sizes that a build for tests may have otherwise, with -D. */
 #ifndef IN_FIRST
@@ -66,12 +85,15 @@ enum {
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
 };
 
-/* -------------------------------------------------------------- slices */
+/* -------------------------------------------------------------- slices
+ *
+ * What the parsers need of slices beyond sse.h. HTTP compares field names,
+ * schemes and options without regard to case, so these do.
+ */
 
-bool slice_equals(struct slice slice, const char *text)
+static bool slices_equal(struct slice a, struct slice b)
 {
-    return strlen(text) == slice.length &&
-           strncasecmp(slice.data, text, slice.length) == 0;
+    return a.length == b.length && strncasecmp(a.data, b.data, b.length) == 0;
 }
 
 static bool slice_begins(struct slice slice, const char *text)
@@ -81,6 +103,7 @@ static bool slice_begins(struct slice slice, const char *text)
     return slice.length >= length && strncasecmp(slice.data, text, length) == 0;
 }
 
+/* Without the blanks around it (RFC 9110, section 5.6.3). */
 static struct slice slice_trimmed(struct slice slice)
 {
     while (slice.length && (*slice.data == ' ' || *slice.data == '\t'))
@@ -91,8 +114,8 @@ static struct slice slice_trimmed(struct slice slice)
     return slice;
 }
 
-/* Cuts `rest` at the first `separator`; returns what was before it, and
- * leaves in `rest` what is after it. */
+/* Cuts `rest` at the first `separator`: returns what was before it, and leaves
+ * in `rest` what is after it. */
 static struct slice slice_split(struct slice *rest, char separator)
 {
     const char *end =
@@ -108,9 +131,35 @@ static struct slice slice_split(struct slice *rest, char separator)
     return first;
 }
 
-/* ------------------------------------------------------- request heads */
+/* Decimal digits as HTTP has them: with leading zeros. */
+static bool parse_digits(struct slice text, uint64_t *number)
+{
+    while (text.length > 1 && text.data[0] == '0')
+        text = slice_from(text, 1);
+    return slice_number(text, INT64_MAX, number);
+}
 
-static ssize_t refuse(struct request *request, int status, const char *why)
+bool slice_equals(struct slice slice, const char *text)
+{
+    return slices_equal(slice, slice_of(text));
+}
+
+/* ------------------------------------------------------- request heads
+ *
+ * From bytes to struct request, in two passes. http_parse() looks for the end
+ * of the head, line by line, and goes on where it stopped when more bytes have
+ * come. It checks the limits and the line ends. parse_head() then reads the
+ * whole head once.
+ *
+ * The limits are checked first of all, so that a refusal does not depend on
+ * how the bytes arrive. What two readers could understand in two ways is
+ * refused, as sse.h says: a proxy in front that sees other requests in the same
+ * bytes is how requests are smuggled.
+ *
+ * request_step() calls this; so do bench/parse and the fuzzer.
+ */
+
+static int refuse(struct request *request, int status, const char *why)
 {
     request->error = why;
     return -status;
@@ -158,14 +207,14 @@ static int parse_method(struct request *request, struct slice name)
     };
 
     if (!name.length || !consists_of(TOKEN, name))
-        return (int)refuse(request, 400, "the method is not a token");
-    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+        return refuse(request, 400, "the method is not a token");
+    for (size_t i = 0; i < COUNT(methods); i++) {
         if (slice_is(name, methods[i].name)) {
             request->method = methods[i].method;
             return 0;
         }
     }
-    return (int)refuse(request, 501, "the method is not known here");
+    return refuse(request, 501, "the method is not known here");
 }
 
 static int parse_version(struct request *request, struct slice version)
@@ -173,10 +222,10 @@ static int parse_version(struct request *request, struct slice version)
     if (version.length != 8 || memcmp(version.data, "HTTP/", 5) != 0 ||
         !isdigit((unsigned char)version.data[5]) || version.data[6] != '.' ||
         !isdigit((unsigned char)version.data[7]))
-        return (int)refuse(request, 400,
-                           "the request line does not end in HTTP/1.1");
+        return refuse(request, 400,
+                      "the request line does not end in HTTP/1.1");
     if (version.data[5] != '1')
-        return (int)refuse(request, 505, "only HTTP/1.1 and HTTP/1.0 here");
+        return refuse(request, 505, "only HTTP/1.1 and HTTP/1.0 here");
     request->minor = version.data[7] == '0' ? 0 : 1;
     request->close = request->minor == 0;
     return 0;
@@ -203,22 +252,9 @@ static int percent_decoded(struct slice text)
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
-/* "." and ".." could lead elsewhere, and no path needs them: a client
- * resolves them before it asks (RFC 3986, section 5.2.4). */
-static bool has_dot_segment(struct slice path)
-{
-    while (path.length) {
-        struct slice segment = slice_split(&path, '/');
-
-        if (slice_equals(segment, ".") || slice_equals(segment, ".."))
-            return true;
-    }
-    return false;
-}
-
 static int decode_path(struct request *request, char *path, size_t length)
 {
-    size_t out = 0;
+    struct slice rest = { path, 0 };
 
     for (size_t in = 0; in < length; in++) {
         int byte = (unsigned char)path[in];
@@ -226,56 +262,53 @@ static int decode_path(struct request *request, char *path, size_t length)
         if (byte == '%') {
             byte = percent_decoded((struct slice){ path + in, length - in });
             if (byte < 0)
-                return (int)refuse(request, 400,
-                                   "a % in the path without two hex digits");
+                return refuse(request, 400,
+                              "a % in the path without two hex digits");
             if (byte == '/' || byte == 0)
-                return (int)refuse(request, 400,
-                                   "an encoded slash or NUL in the path");
+                return refuse(request, 400,
+                              "an encoded slash or NUL in the path");
             in += 2;
         }
-        path[out++] = (char)byte;
+        path[rest.length++] = (char)byte;
     }
-    request->path = (struct slice){ path, out };
-    if (has_dot_segment(request->path))
-        return (int)refuse(request, 400, "a . or .. segment in the path");
-    return 0;
-}
+    request->path = rest;
+    /* "." and ".." could lead elsewhere, and no path needs them: a client
+     * resolves them before it asks (RFC 3986, section 5.2.4). */
+    while (rest.length) {
+        struct slice segment = slice_split(&rest, '/');
 
-/* RFC 9112, section 3.2.2: the authority of an absolute-form target counts,
- * and the Host field does not. */
-static int parse_absolute(struct request *request, struct slice *target)
-{
-    size_t scheme = slice_begins(*target, "http://") ? 7 : 8;
-    struct slice rest = slice_from(*target, scheme);
-    size_t end = 0;
-
-    while (end < rest.length && rest.data[end] != '/' && rest.data[end] != '?')
-        end++;
-    request->host = (struct slice){ rest.data, end };
-    if (end == 0 || !consists_of(HOST, request->host))
-        return (int)refuse(request, 400, "the target's host is malformed");
-    *target = slice_from(rest, end);
+        if (slice_is(segment, ".") || slice_is(segment, ".."))
+            return refuse(request, 400, "a . or .. segment in the path");
+    }
     return 0;
 }
 
 static int parse_target(struct request *request, struct slice target)
 {
     struct slice path;
+    size_t end = 0;
 
     for (size_t i = 0; i < target.length; i++)
         if (target.data[i] <= ' ' || target.data[i] >= 0x7F ||
             target.data[i] == '#')
-            return (int)refuse(request, 400,
-                               "the target has a byte that must be encoded");
-    if (request->method == METHOD_OPTIONS && slice_equals(target, "*")) {
+            return refuse(request, 400,
+                          "the target has a byte that must be encoded");
+    if (request->method == METHOD_OPTIONS && slice_is(target, "*")) {
         request->path = target;
         return 0;
     }
     if (slice_begins(target, "http://") || slice_begins(target, "https://")) {
-        if (parse_absolute(request, &target) < 0)
-            return -400;
+        /* RFC 9112, section 3.2.2: this host replaces that of a Host field */
+        target = slice_from(target, slice_begins(target, "http://") ? 7 : 8);
+        while (end < target.length && target.data[end] != '/' &&
+               target.data[end] != '?')
+            end++;
+        request->host = (struct slice){ target.data, end };
+        if (end == 0 || !consists_of(HOST, request->host))
+            return refuse(request, 400, "the target's host is malformed");
+        target = slice_from(target, end);
     } else if (target.length == 0 || target.data[0] != '/') {
-        return (int)refuse(request, 400, "the target is not a path");
+        return refuse(request, 400, "the target is not a path");
     }
     path = slice_split(&target, '?');
     request->query = target;
@@ -285,90 +318,70 @@ static int parse_target(struct request *request, struct slice target)
                : 0;
 }
 
-static int parse_request_line(struct request *request, struct slice line)
+static int parse_connection(struct request *request, struct slice value)
 {
-    struct slice method = slice_split(&line, ' ');
-    struct slice target = slice_split(&line, ' ');
-    int status = parse_method(request, method);
-
-    if (status == 0)
-        status = parse_version(request, line);
-    if (status == 0)
-        status = parse_target(request, target);
-    return status;
-}
-
-static int field_connection(struct request *request, struct slice value)
-{
-    while (value.length) {
-        struct slice option = slice_trimmed(slice_split(&value, ','));
-
-        if (slice_equals(option, "close"))
+    while (value.length)
+        if (slice_equals(slice_trimmed(slice_split(&value, ',')), "close"))
             request->close = true;
-    }
     return 0;
 }
 
-static int field_content_length(struct request *request, struct slice value)
+static int parse_content_length(struct request *request, struct slice value)
 {
     uint64_t length = 0;
 
     if (request->content_length >= 0)
-        return (int)refuse(request, 400, "more than one Content-Length");
-    while (value.length > 1 && value.data[0] == '0')
-        value = slice_from(value, 1);
-    if (!slice_number(value, INT64_MAX, &length))
-        return (int)refuse(request, 400, "Content-Length is not a number");
+        return refuse(request, 400, "more than one Content-Length");
+    if (!parse_digits(value, &length))
+        return refuse(request, 400, "Content-Length is not a number");
     request->content_length = (int64_t)length;
     return 0;
 }
 
-static int field_transfer_encoding(struct request *request, struct slice value)
+static int parse_transfer_coding(struct request *request, struct slice value)
 {
     if (request->minor == 0)
-        return (int)refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
+        return refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
     if (request->chunked)
-        return (int)refuse(request, 400, "more than one Transfer-Encoding");
+        return refuse(request, 400, "more than one Transfer-Encoding");
     if (!slice_equals(value, "chunked"))
-        return (int)refuse(request, 501,
-                           "the only Transfer-Encoding known is chunked");
+        return refuse(request, 501,
+                      "the only Transfer-Encoding known is chunked");
     request->chunked = true;
     return 0;
 }
 
-static int field_expect(struct request *request, struct slice value)
+static int parse_expect(struct request *request, struct slice value)
 {
     if (!slice_equals(value, "100-continue"))
-        return (int)refuse(request, 417,
-                           "the only Expect known is 100-continue");
+        return refuse(request, 417, "the only Expect known is 100-continue");
     request->expect_continue = request->minor > 0;
     return 0;
 }
 
-static int field_forwarded(struct request *request, struct slice value)
+static int note_forwarded(struct request *request, struct slice value)
 {
     (void)value;
     request->forwarded = true;
     return 0;
 }
 
-/* Browsers alone send it, and no page can change it: Fetch Metadata, section
- * 2.4. "none" is the person's own doing. */
-static int field_fetch_site(struct request *request, struct slice value)
+/* Only browsers send it, and no page can change it (Fetch Metadata, section
+ * 2.4). "none" is what a person did: an address typed, a bookmark. */
+static int parse_fetch_site(struct request *request, struct slice value)
 {
     if (slice_equals(value, "cross-site") || slice_equals(value, "same-site"))
         request->cross_site = true;
     return 0;
 }
 
-/* A Host in an absolute-form target has been put down before, and counts. */
-static int field_host(struct request *request, struct slice value)
+static int parse_host(struct request *request, struct slice value)
 {
     if (++request->hosts > 1)
-        return (int)refuse(request, 400, "more than one Host");
+        return refuse(request, 400, "more than one Host");
     if (!consists_of(HOST, value))
-        return (int)refuse(request, 400, "Host is malformed");
-    if (!request->host.data)
+        return refuse(request, 400, "Host is malformed");
+    if (!request->host.data) /* else the target has one */
         request->host = value;
     return 0;
 }
@@ -376,16 +389,17 @@ static int field_host(struct request *request, struct slice value)
 struct field {
     struct slice name;
     int (*parse)(struct request *request, struct slice value);
-    size_t place; /* of a slice in struct request, where parse is NULL */
+    size_t member; /* where parse is NULL: a slice in struct request */
 };
 
 #define NAME(literal)                  \
     {                                  \
         (literal), sizeof(literal) - 1 \
     }
+#define KEPT(member) NULL, offsetof(struct request, member)
 
-/* By their initials, of either case: most of what a browser sends is of no
- * account, and that is to be seen at once. */
+/* By their initials, of either case. Most of what a browser sends does not
+ * matter here, and its initial alone tells so. */
 #define INITIAL(letter) ((letter)&31)
 
 enum {
@@ -393,50 +407,28 @@ enum {
 };
 
 static const struct field fields[32][FIELDS_OF_AN_INITIAL] = {
-    [INITIAL('A')] = { { NAME("Authorization"), NULL,
-                         offsetof(struct request, authorization) } },
-    [INITIAL('C')] = { { NAME("Connection"), field_connection, 0 },
-                       { NAME("Content-Length"), field_content_length, 0 },
-                       { NAME("Content-Type"), NULL,
-                         offsetof(struct request, content_type) },
-                       { NAME("CF-Connecting-IP"), field_forwarded, 0 } },
-    [INITIAL('E')] = { { NAME("Expect"), field_expect, 0 } },
-    [INITIAL('F')] = { { NAME("Forwarded"), field_forwarded, 0 } },
-    [INITIAL('H')] = { { NAME("Host"), field_host, 0 } },
-    [INITIAL('I')] = { { NAME("If-Modified-Since"), NULL,
-                         offsetof(struct request, if_modified_since) },
-                       { NAME("If-None-Match"), NULL,
-                         offsetof(struct request, if_none_match) },
-                       { NAME("If-Range"), NULL,
-                         offsetof(struct request, if_range) } },
-    [INITIAL('L')] = { { NAME("Last-Event-ID"), NULL,
-                         offsetof(struct request, last_event_id) } },
-    [INITIAL('O')] = { { NAME("Origin"), NULL,
-                         offsetof(struct request, origin) } },
-    [INITIAL('R')] = { { NAME("Range"), NULL,
-                         offsetof(struct request, range) } },
-    [INITIAL('S')] = { { NAME("Sec-Fetch-Site"), field_fetch_site, 0 } },
-    [INITIAL('T')] = { { NAME("Transfer-Encoding"), field_transfer_encoding,
-                         0 },
-                       { NAME("True-Client-IP"), field_forwarded, 0 } },
-    [INITIAL('V')] = { { NAME("Via"), field_forwarded, 0 } },
+    [INITIAL('A')] = { { NAME("Authorization"), KEPT(authorization) } },
+    [INITIAL('C')] = { { NAME("Connection"), parse_connection, 0 },
+                       { NAME("Content-Length"), parse_content_length, 0 },
+                       { NAME("Content-Type"), KEPT(content_type) },
+                       { NAME("CF-Connecting-IP"), note_forwarded, 0 } },
+    [INITIAL('E')] = { { NAME("Expect"), parse_expect, 0 } },
+    [INITIAL('F')] = { { NAME("Forwarded"), note_forwarded, 0 } },
+    [INITIAL('H')] = { { NAME("Host"), parse_host, 0 } },
+    [INITIAL('I')] = { { NAME("If-Modified-Since"), KEPT(if_modified_since) },
+                       { NAME("If-None-Match"), KEPT(if_none_match) },
+                       { NAME("If-Range"), KEPT(if_range) } },
+    [INITIAL('L')] = { { NAME("Last-Event-ID"), KEPT(last_event_id) } },
+    [INITIAL('O')] = { { NAME("Origin"), KEPT(origin) } },
+    [INITIAL('R')] = { { NAME("Range"), KEPT(range) } },
+    [INITIAL('S')] = { { NAME("Sec-Fetch-Site"), parse_fetch_site, 0 } },
+    [INITIAL('T')] = { { NAME("Transfer-Encoding"), parse_transfer_coding, 0 },
+                       { NAME("True-Client-IP"), note_forwarded, 0 } },
+    [INITIAL('V')] = { { NAME("Via"), note_forwarded, 0 } },
     /* the first stands for every name that begins with it */
-    [INITIAL('X')] = { { NAME("X-Forwarded-"), field_forwarded, 0 },
-                       { NAME("X-Real-IP"), field_forwarded, 0 } },
+    [INITIAL('X')] = { { NAME("X-Forwarded-"), note_forwarded, 0 },
+                       { NAME("X-Real-IP"), note_forwarded, 0 } },
 };
-
-static int take_field(struct request *request, const struct field *field,
-                      struct slice value)
-{
-    struct slice *place;
-
-    if (field->parse)
-        return field->parse(request, value);
-    place = (struct slice *)(void *)((char *)request + field->place);
-    if (!place->data)
-        *place = value; /* of several, the first counts */
-    return 0;
-}
 
 /* The field of that name, NULL if it is none that matters here. */
 static const struct field *find_field(struct slice name)
@@ -447,15 +439,15 @@ static const struct field *find_field(struct slice name)
     if (field == fields[INITIAL('X')] && slice_begins(name, field->name.data))
         return field;
     for (; field < end && field->name.data; field++)
-        if (name.length == field->name.length &&
-            strncasecmp(name.data, field->name.data, name.length) == 0)
+        if (slices_equal(name, field->name))
             return field;
     return NULL;
 }
 
 /* The control characters among eight bytes: the lowest of the bits set in the
- * result is the top bit of the first one's byte; 0: none. */
-static uint64_t controls(const char *eight)
+ * result is the top bit of the first one's byte; 0: none. Eight at a
+ * time, because most bytes of a head pass through here. */
+static uint64_t control_bits(const char *eight)
 {
     const uint64_t each = UINT64_C(0x0101010101010101);
     uint64_t bytes, delete;
@@ -467,128 +459,111 @@ static uint64_t controls(const char *eight)
            each * 0x80;
 }
 
-static bool is_control(char byte)
-{
-    return ((unsigned char)byte < ' ' && byte != '\t') || byte == 0x7F;
-}
-
 /* Where the first control character but HT is; `end` if there is none. */
 static const char *find_control(const char *at, const char *end)
 {
     while (end - at >= 8) {
-        uint64_t found = controls(at);
+        uint64_t found = control_bits(at);
 
         at += found ? __builtin_ctzll(found) / 8 : 8;
         if (found && *at != '\t')
             return at;
         at += found != 0;
     }
-    while (at < end && !is_control(*at))
+    while (at < end && *at != 0x7F &&
+           ((unsigned char)*at >= ' ' || *at == '\t'))
         at++;
     return at;
 }
 
 /* RFC 9112, section 5: no blank before the colon, no folded lines. *at is
- * then the next line, of which there is one. */
+ * then the next line, of which there is one: the head ends in an empty one. */
 static int parse_field(struct request *request, const char **at,
                        const char *end)
 {
-    struct slice name = { *at, 0 }, value;
+    struct slice name = { *at, 0 }, value, *kept;
     const struct field *field;
     const char *stop;
 
     while (is_kind(name.data[name.length], TOKEN))
         name.length++;
     if (name.length == 0 || name.data[name.length] != ':')
-        return (int)refuse(request, 400,
-                           "a header line is not a name and a colon");
+        return refuse(request, 400, "a header line is not a name and a colon");
     value.data = name.data + name.length + 1;
     stop = find_control(value.data, end);
     if (stop[0] != '\r')
-        return (int)refuse(request, 400, "a control character in a field");
+        return refuse(request, 400, "a control character in a field");
     if (stop[1] != '\n')
-        return (int)refuse(request, 400, "lines must end in CR LF");
+        return refuse(request, 400, "lines must end in CR LF");
     *at = stop + 2;
     value.length = (size_t)(stop - value.data);
     field = find_field(name);
-    return field ? take_field(request, field, slice_trimmed(value)) : 0;
-}
-
-static int check_head(struct request *request)
-{
-    if (request->minor > 0 && request->hosts == 0)
-        return (int)refuse(request, 400, "HTTP/1.1 needs a Host");
-    if (request->chunked && request->content_length >= 0)
-        return (int)refuse(request, 400,
-                           "Content-Length and Transfer-Encoding together");
+    if (!field)
+        return 0;
+    value = slice_trimmed(value);
+    if (field->parse)
+        return field->parse(request, value);
+    kept = (struct slice *)(void *)((char *)request + field->member);
+    if (!kept->data) /* of several, the first counts */
+        *kept = value;
     return 0;
 }
 
 /* `head` is whole lines, each with CR LF at its end, the last one empty. */
 static int parse_head(struct request *request, struct slice head)
 {
-    struct slice line = head;
-    struct slice first = slice_split(&line, '\n');
-    const char *at = line.data, *end = head.data + head.length;
+    struct slice rest = head, line = slice_split(&rest, '\n'), method, target;
+    const char *at = rest.data;
     int status;
 
-    first.length--;
+    line.length--;
+    method = slice_split(&line, ' ');
+    target = slice_split(&line, ' ');
     request->content_length = -1;
-    status = parse_request_line(request, first);
-    while (status == 0 && end - at > 2)
-        status = parse_field(request, &at, end);
-    return status == 0 ? check_head(request) : status;
-}
-
-/* Which limit bytes up to `end` go beyond, whatever they are; 0: none. It is
- * looked at first, so that the refusal does not depend on how they arrive. */
-static int check_limits(struct request *request, size_t end)
-{
-    if (request->lines == 0 && end - request->start > REQUEST_LINE_MAX)
-        return (int)refuse(request, 414, "the request line is too long");
-    if (end > HEAD_MAX)
-        return (int)refuse(request, 431, "the header fields are too long");
-    return 0;
-}
-
-/* Takes in one more line that ends before `end`. */
-static int scan_line(struct request *request, const char *data, size_t end)
-{
-    size_t length = end - request->scanned;
-    int status = check_limits(request, end);
-
-    if (status < 0)
-        return status;
-    if (length < 2 || data[end - 2] != '\r')
-        return (int)refuse(request, 400, "lines must end in CR LF");
-    if (length == 2 && request->lines == 0)
-        request->start = end; /* RFC 9112, section 2.2: skipped */
-    else if (length > 2 && ++request->lines > FIELD_COUNT_MAX + 1)
-        return (int)refuse(request, 431, "too many header fields");
-    request->scanned = end;
-    return 0;
+    status = parse_method(request, method);
+    if (status == 0)
+        status = parse_version(request, line);
+    if (status == 0)
+        status = parse_target(request, target);
+    while (status == 0 && head.data + head.length - at > 2)
+        status = parse_field(request, &at, head.data + head.length);
+    if (status == 0 && request->minor > 0 && request->hosts == 0)
+        return refuse(request, 400, "HTTP/1.1 needs a Host");
+    if (status == 0 && request->chunked && request->content_length >= 0)
+        return refuse(request, 400,
+                      "Content-Length and Transfer-Encoding together");
+    return status;
 }
 
 ssize_t http_parse(char *data, size_t length, struct request *request)
 {
-    bool complete = false;
-    int status = 0;
+    size_t begin, end;
+    int status;
 
-    while (!complete && status == 0) {
-        size_t begin = request->scanned;
-        const char *lf =
-            length > begin ? memchr(data + begin, '\n', length - begin) : NULL;
+    do {
+        const char *lf;
 
-        if (!lf) /* at the least one byte more will come */
-            return check_limits(request, length + 1);
-        status = scan_line(request, data, (size_t)(lf - data) + 1);
-        complete = request->lines > 0 && request->scanned - begin == 2;
-    }
-    if (status == 0)
-        status = parse_head(
-            request, (struct slice){ data + request->start,
-                                     request->scanned - request->start });
-    return status < 0 ? status : (ssize_t)request->scanned;
+        begin = request->scanned;
+        lf = length > begin ? memchr(data + begin, '\n', length - begin) : NULL;
+        /* a line that has not ended will have one byte more, or several */
+        end = lf ? (size_t)(lf - data) + 1 : length + 1;
+        if (request->lines == 0 && end - request->start > REQUEST_LINE_MAX)
+            return refuse(request, 414, "the request line is too long");
+        if (end > HEAD_MAX)
+            return refuse(request, 431, "the header fields are too long");
+        if (!lf)
+            return 0;
+        if (end - begin < 2 || data[end - 2] != '\r')
+            return refuse(request, 400, "lines must end in CR LF");
+        if (end - begin > 2 && ++request->lines > FIELD_COUNT_MAX + 1)
+            return refuse(request, 431, "too many header fields");
+        if (request->lines == 0) /* RFC 9112, section 2.2: skipped */
+            request->start = end;
+        request->scanned = end;
+    } while (end - begin > 2 || request->lines == 0);
+    status = parse_head(
+        request, (struct slice){ data + request->start, end - request->start });
+    return status < 0 ? status : (ssize_t)end;
 }
 
 bool http_has_body(const struct request *request)
@@ -596,32 +571,30 @@ bool http_has_body(const struct request *request)
     return request->chunked || request->content_length > 0;
 }
 
-static size_t query_decode(struct slice text, char *value, size_t size)
-{
-    size_t length = 0;
-
-    while (text.length && length < size) {
-        int byte = percent_decoded(text);
-        size_t taken = byte < 0 ? 1 : 3;
-
-        if (byte < 0)
-            byte = *text.data == '+' ? ' ' : (unsigned char)*text.data;
-        value[length++] = (char)byte;
-        text = slice_from(text, taken);
-    }
-    return length;
-}
+/* --------------------------------------------------- queries and hosts
+ *
+ * The parts of a request that http.c hands on as they came, and what sse.c
+ * asks about them: a query's parameters, names of hosts, Origin, Content-Type.
+ */
 
 bool http_query_next(struct slice *query, const char *name, char *value,
                      size_t size, struct slice *result)
 {
     while (query->length) {
-        struct slice pair = slice_split(query, '&');
-        struct slice key = slice_split(&pair, '=');
+        struct slice text = slice_split(query, '&');
+        struct slice key = slice_split(&text, '=');
 
         if (!slice_is(key, name))
             continue;
-        *result = (struct slice){ value, query_decode(pair, value, size) };
+        *result = (struct slice){ value, 0 };
+        while (text.length && result->length < size) {
+            int byte = percent_decoded(text);
+
+            value[result->length++] = byte >= 0           ? (char)byte
+                                      : *text.data == '+' ? ' '
+                                                          : *text.data;
+            text = slice_from(text, byte < 0 ? 1 : 3);
+        }
         return true;
     }
     return false;
@@ -653,23 +626,22 @@ bool http_host_is_local(struct slice host)
 {
     char text[64];
     struct in6_addr address;
+    bool v6;
 
     host = without_port(host);
     if (slice_equals(host, "localhost"))
         return true;
+    v6 = host.length > 1 && host.data[0] == '[' &&
+         host.data[host.length - 1] == ']';
+    if (v6)
+        host = (struct slice){ host.data + 1, host.length - 2 };
     if (host.length == 0 || host.length >= sizeof(text))
         return false;
-    memcpy(text, host.data, host.length);
-    text[host.length] = '\0';
-    if (text[0] != '[')
-        return inet_pton(AF_INET, text, &address) == 1;
-    if (text[host.length - 1] != ']')
-        return false;
-    text[host.length - 1] = '\0';
-    return inet_pton(AF_INET6, text + 1, &address) == 1;
+    snprintf(text, sizeof(text), "%.*s", (int)host.length, host.data);
+    return inet_pton(v6 ? AF_INET6 : AF_INET, text, &address) == 1;
 }
 
-/* Takes a port that is the scheme's own off: a browser leaves it out. */
+/* Takes a port off that is the scheme's own: a browser leaves it out. */
 static struct slice without_default_port(struct slice host, const char *port)
 {
     struct slice name = without_port(host);
@@ -682,18 +654,14 @@ static struct slice without_default_port(struct slice host, const char *port)
 
 bool http_origin_is_host(struct slice origin, struct slice host)
 {
-    const char *port = slice_begins(origin, "https://") ? ":443" : ":80";
+    bool tls = slice_begins(origin, "https://");
+    const char *port = tls ? ":443" : ":80";
 
-    if (slice_begins(origin, "https://"))
-        origin = slice_from(origin, 8);
-    else if (slice_begins(origin, "http://"))
-        origin = slice_from(origin, 7);
-    else
+    if (!tls && !slice_begins(origin, "http://"))
         return false;
-    origin = without_default_port(origin, port);
-    host = without_default_port(host, port);
-    return origin.length > 0 && origin.length == host.length &&
-           strncasecmp(origin.data, host.data, host.length) == 0;
+    origin = without_default_port(slice_from(origin, tls ? 8 : 7), port);
+    return origin.length > 0 &&
+           slices_equal(origin, without_default_port(host, port));
 }
 
 bool http_media_type_is(struct slice content_type, const char *media_type)
@@ -702,18 +670,26 @@ bool http_media_type_is(struct slice content_type, const char *media_type)
                         media_type);
 }
 
-/* -------------------------------------------------------------- bodies */
+/* -------------------------------------------------------------- bodies
+ *
+ * The framing of a body (RFC 9112, section 7.1): content goes through as runs
+ * of bytes, and what is around chunks byte by byte. A byte that is refused
+ * leaves body->state as it was: a body that is not BODY_DONE cannot be told
+ * from a next request, and respond() closes the connection by that.
+ *
+ * body_step() reads with this.
+ */
 
 void http_body_init(struct body *body, const struct request *request)
 {
-    *body = (struct body){ .chunked = request->chunked };
-    if (body->chunked) {
-        body->state = BODY_SIZE;
-        return;
-    }
-    if (request->content_length > 0)
+    *body = (struct body){
+        .chunked = request->chunked,
+        .state = request->chunked              ? BODY_SIZE
+                 : request->content_length > 0 ? BODY_DATA
+                                               : BODY_DONE,
+    };
+    if (body->state == BODY_DATA)
         body->left = (uint64_t)request->content_length;
-    body->state = body->left ? BODY_DATA : BODY_DONE;
 }
 
 static bool expect_byte(struct body *body, char byte, char expected, int next)
@@ -726,11 +702,11 @@ static bool expect_byte(struct body *body, char byte, char expected, int next)
 
 /* A byte of the line before a chunk: its size in hex, then perhaps
  * extensions, which are passed over. */
-static bool size_byte(struct body *body, char byte)
+static bool read_size_byte(struct body *body, char byte)
 {
     int digit = hex_value(byte);
 
-    if (++body->overhead > CHUNK_LINE_MAX)
+    if (++body->overhead > CHUNK_LINE_MAX || byte == '\0')
         return false;
     if (body->state != BODY_EXTENSION && digit >= 0) {
         if (body->left > (UINT64_MAX >> 8))
@@ -747,17 +723,11 @@ static bool size_byte(struct body *body, char byte)
         body->state = BODY_EXTENSION;
     else
         return false;
-    return byte != '\0';
-}
-
-static bool size_end(struct body *body, char byte)
-{
-    body->overhead = 0;
-    return expect_byte(body, byte, '\n', body->left ? BODY_DATA : BODY_TRAILER);
+    return true;
 }
 
 /* A byte of the trailer section, which is passed over. */
-static bool trailer_byte(struct body *body, char byte)
+static bool read_trailer_byte(struct body *body, char byte)
 {
     if (++body->overhead > TRAILER_MAX || byte == '\n' || byte == '\0')
         return false;
@@ -769,7 +739,7 @@ static bool trailer_byte(struct body *body, char byte)
     return true;
 }
 
-static bool framing_byte(struct body *body, char byte)
+static bool read_framing_byte(struct body *body, char byte)
 {
     switch (body->state) {
     case BODY_DATA_END_CR:
@@ -779,12 +749,14 @@ static bool framing_byte(struct body *body, char byte)
     case BODY_SIZE:
     case BODY_SIZE_MORE:
     case BODY_EXTENSION:
-        return size_byte(body, byte);
+        return read_size_byte(body, byte);
     case BODY_SIZE_LF:
-        return size_end(body, byte);
+        body->overhead = 0;
+        return expect_byte(body, byte, '\n',
+                           body->left ? BODY_DATA : BODY_TRAILER);
     case BODY_TRAILER:
     case BODY_TRAILER_LINE:
-        return trailer_byte(body, byte);
+        return read_trailer_byte(body, byte);
     case BODY_TRAILER_LF:
         return expect_byte(body, byte, '\n', BODY_TRAILER);
     case BODY_END_LF:
@@ -801,22 +773,19 @@ ssize_t http_body_read(struct body *body, struct slice data,
 {
     size_t taken = 0;
 
-    *piece = (struct slice){ data.data, 0 };
-    while (taken < data.length && body->state != BODY_DONE) {
-        if (body->state != BODY_DATA) {
-            if (!framing_byte(body, data.data[taken++]))
-                return -400;
-            continue;
-        }
-        *piece = slice_from(data, taken);
-        if (piece->length > body->left)
-            piece->length = (size_t)body->left;
-        body->left -= piece->length;
-        if (body->left == 0)
-            body->state = body->chunked ? BODY_DATA_END_CR : BODY_DONE;
-        return (ssize_t)(taken + piece->length);
-    }
-    return (ssize_t)taken;
+    while (taken < data.length && body->state != BODY_DATA &&
+           body->state != BODY_DONE)
+        if (!read_framing_byte(body, data.data[taken++]))
+            return -400;
+    *piece = slice_from(data, taken);
+    if (body->state != BODY_DATA)
+        piece->length = 0;
+    else if (piece->length > body->left)
+        piece->length = (size_t)body->left;
+    if (piece->length && piece->length == body->left)
+        body->state = body->chunked ? BODY_DATA_END_CR : BODY_DONE;
+    body->left -= piece->length;
+    return (ssize_t)(taken + piece->length);
 }
 
 /* ------------------------------------------------------ response heads */
@@ -1243,13 +1212,6 @@ enum range {
     RANGE_ONE,
     RANGE_UNSATISFIABLE
 };
-
-static bool parse_digits(struct slice text, uint64_t *number)
-{
-    while (text.length > 1 && text.data[0] == '0')
-        text = slice_from(text, 1);
-    return slice_number(text, INT64_MAX, number);
-}
 
 /* RFC 9110, section 14.1.2. What is malformed or has several ranges is
  * passed over, as section 14.2 allows. */
