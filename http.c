@@ -788,7 +788,14 @@ ssize_t http_body_read(struct body *body, struct slice data,
     return (ssize_t)(taken + piece->length);
 }
 
-/* ------------------------------------------------------ response heads */
+/* ------------------------------------------------------ response heads
+ *
+ * struct response in bytes. http_head() writes the fields of every answer in
+ * one order; what is zero is left out. A head that does not fit is not cut:
+ * http_head() returns 0, and respond() sends a short 500 in its place.
+ *
+ * respond() and stream_head() call it.
+ */
 
 const char *http_reason(int status)
 {
@@ -822,7 +829,7 @@ const char *http_reason(int status)
         { 505, "HTTP Version Not Supported" },
     };
 
-    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
+    for (size_t i = 0; i < COUNT(reasons); i++)
         if (reasons[i].status == status)
             return reasons[i].reason;
     return "Unknown";
@@ -878,10 +885,10 @@ static void put_location(struct head *head, struct slice path)
     put_line(head, "/\r\n");
 }
 
+/* A cache must not give one origin's answer to another: Vary (Fetch, section
+ * 3.2.5, "CORS protocol and HTTP caches"). */
 static void put_cors(struct head *head, const struct response *response)
 {
-    if (!response->cors)
-        return;
     put_field(head, "Access-Control-Allow-Origin", response->cors);
     if (strcmp(response->cors, "*") != 0)
         put_field(head, "Vary", "Origin");
@@ -893,48 +900,41 @@ static void put_cors(struct head *head, const struct response *response)
     put_field(head, "Access-Control-Max-Age", "86400");
 }
 
+/* no-transform and X-Accel-Buffering: a proxy that compresses or buffers would
+ * hold events back. */
 static void put_stream(struct head *head, const struct response *response)
 {
     put_field(head, "Content-Type", "text/event-stream");
     put_field(head, "Cache-Control", "no-cache, no-transform");
     put_field(head, "X-Accel-Buffering", "no");
     put_field(head, "Connection", response->chunked ? "keep-alive" : "close");
-    if (response->chunked)
-        put_field(head, "Transfer-Encoding", "chunked");
-}
-
-static void put_modified(struct head *head, time_t modified)
-{
-    char date[HTTP_DATE_SIZE];
-
-    if (modified == 0)
-        return;
-    http_date(date, modified);
-    put_field(head, "Last-Modified", date);
+    put_field(head, "Transfer-Encoding", response->chunked ? "chunked" : NULL);
 }
 
 static void put_content(struct head *head, const struct response *response)
 {
+    char modified[HTTP_DATE_SIZE];
+
     put_field(head, "Content-Type", response->type);
     if (response->status != 204 && response->status != 304)
-        put_line(head, "Content-Length: %llu\r\n",
-                 (unsigned long long)response->length);
+        put_line(head, "Content-Length: %" PRIu64 "\r\n", response->length);
     put_field(head, "ETag", response->etag);
-    put_modified(head, response->modified);
+    if (response->modified) {
+        http_date(modified, response->modified);
+        put_field(head, "Last-Modified", modified);
+    }
     if (response->etag) /* it is a file */
         put_field(head, "Accept-Ranges", "bytes");
     if (response->status == 206)
-        put_line(head, "Content-Range: bytes %llu-%llu/%llu\r\n",
-                 (unsigned long long)response->range_first,
-                 (unsigned long long)response->range_last,
-                 (unsigned long long)response->range_total);
+        put_line(head,
+                 "Content-Range: bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64 "\r\n",
+                 response->range_first, response->range_last,
+                 response->range_total);
     if (response->status == 416)
-        put_line(head, "Content-Range: bytes */%llu\r\n",
-                 (unsigned long long)response->range_total);
-    if (response->no_cache)
-        put_field(head, "Cache-Control", "no-cache");
-    if (response->close)
-        put_field(head, "Connection", "close");
+        put_line(head, "Content-Range: bytes */%" PRIu64 "\r\n",
+                 response->range_total);
+    put_field(head, "Cache-Control", response->no_cache ? "no-cache" : NULL);
+    put_field(head, "Connection", response->close ? "close" : NULL);
 }
 
 size_t http_head(char *buffer, size_t size, const struct response *response)
@@ -949,18 +949,31 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     else
         put_content(&head, response);
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
-    if (response->status == 401)
-        put_field(&head, "WWW-Authenticate", "Bearer");
+    put_field(&head, "WWW-Authenticate",
+              response->status == 401 ? "Bearer" : NULL);
     if (response->retry_after)
         put_line(&head, "Retry-After: %u\r\n", response->retry_after);
     if (response->location.length)
         put_location(&head, response->location);
-    put_cors(&head, response);
+    if (response->cors)
+        put_cors(&head, response);
     put_line(&head, "X-Content-Type-Options: nosniff\r\n\r\n");
     return head.length < size ? head.length : 0;
 }
 
-/* --------------------------------------------------------------- files */
+/* --------------------------------------------------------------- files
+ *
+ * What a path names: one of the bundled pages, or a file below --root; then
+ * what part of it answers a request, by its conditions (RFC 9110, section 13)
+ * and its range (section 14).
+ *
+ * A path is decoded and has no dot segments. That is not trusted below --root:
+ * openat2(2) resolves it there, with symbolic links, and the kernel refuses
+ * what leads out. A file has a strong ETag: it changes whenever the bytes may
+ * have changed, so parts of two versions are never put together.
+ *
+ * respond_page() calls this, and http_serve_root() at the start.
+ */
 
 /* The pages lie in the binary as they are, so that it is one file that can
  * be copied anywhere. */
@@ -974,39 +987,39 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     extern const char bundle_##symbol[], bundle_##symbol##_end[]
 
 BUNDLE(index_html, "static/index.html");
-
 BUNDLE(index_js, "static/index.js");
-
 BUNDLE(style_css, "static/style.css");
-
 BUNDLE(clock_html, "static/clock.html");
 
 static struct bundled {
-    const char *path;
-    const char *data;
-    const char *end;
-    char etag[64];
+    const char *path, *data, *end;
+    struct file file;
 } bundle[] = {
-    { "/index.html", bundle_index_html, bundle_index_html_end, "" },
-    { "/index.js", bundle_index_js, bundle_index_js_end, "" },
-    { "/style.css", bundle_style_css, bundle_style_css_end, "" },
-    { "/clock.html", bundle_clock_html, bundle_clock_html_end, "" },
+    { "/index.html", bundle_index_html, bundle_index_html_end, { 0 } },
+    { "/index.js", bundle_index_js, bundle_index_js_end, { 0 } },
+    { "/style.css", bundle_style_css, bundle_style_css_end, { 0 } },
+    { "/clock.html", bundle_clock_html, bundle_clock_html_end, { 0 } },
 };
-
-static time_t bundle_modified;
 
 void http_bundle_init(time_t modified)
 {
-    bundle_modified = modified;
-    for (size_t i = 0; i < sizeof(bundle) / sizeof(bundle[0]); i++) {
+    for (struct bundled *page = bundle; page < bundle + COUNT(bundle); page++) {
         uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
 
-        for (const char *p = bundle[i].data; p < bundle[i].end; p++)
+        for (const char *p = page->data; p < page->end; p++)
             hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
-        snprintf(bundle[i].etag, sizeof(bundle[i].etag), "\"%016llx\"",
-                 (unsigned long long)hash);
+        page->file = (struct file){
+            .data = page->data,
+            .fd = -1,
+            .length = (uint64_t)(page->end - page->data),
+            .modified = modified,
+        };
+        snprintf(page->file.etag, sizeof(page->file.etag), "\"%016" PRIx64 "\"",
+                 hash);
     }
 }
+
+#define UTF8 "; charset=utf-8"
 
 static const char *media_type(struct slice path)
 {
@@ -1014,59 +1027,38 @@ static const char *media_type(struct slice path)
         const char *ending;
         const char *type;
     } types[] = {
-        { ".css", "text/css; charset=utf-8" },
-        { ".csv", "text/csv; charset=utf-8" },
-        { ".gif", "image/gif" },
-        { ".htm", "text/html; charset=utf-8" },
-        { ".html", "text/html; charset=utf-8" },
-        { ".ico", "image/vnd.microsoft.icon" },
-        { ".jpeg", "image/jpeg" },
-        { ".jpg", "image/jpeg" },
-        { ".js", "text/javascript; charset=utf-8" },
-        { ".json", "application/json" },
-        { ".map", "application/json" },
-        { ".md", "text/markdown; charset=utf-8" },
-        { ".mjs", "text/javascript; charset=utf-8" },
-        { ".mp3", "audio/mpeg" },
-        { ".mp4", "video/mp4" },
-        { ".pdf", "application/pdf" },
-        { ".png", "image/png" },
-        { ".svg", "image/svg+xml; charset=utf-8" },
-        { ".txt", "text/plain; charset=utf-8" },
-        { ".wasm", "application/wasm" },
-        { ".webm", "video/webm" },
-        { ".webp", "image/webp" },
-        { ".woff", "font/woff" },
-        { ".woff2", "font/woff2" },
-        { ".xml", "application/xml" },
+        { "css", "text/css" UTF8 },       { "csv", "text/csv" UTF8 },
+        { "gif", "image/gif" },           { "htm", "text/html" UTF8 },
+        { "html", "text/html" UTF8 },     { "ico", "image/vnd.microsoft.icon" },
+        { "jpeg", "image/jpeg" },         { "jpg", "image/jpeg" },
+        { "js", "text/javascript" UTF8 }, { "json", "application/json" },
+        { "map", "application/json" },    { "mjs", "text/javascript" UTF8 },
+        { "md", "text/markdown" UTF8 },   { "mp3", "audio/mpeg" },
+        { "mp4", "video/mp4" },           { "pdf", "application/pdf" },
+        { "png", "image/png" },           { "txt", "text/plain" UTF8 },
+        { "svg", "image/svg+xml" UTF8 },  { "wasm", "application/wasm" },
+        { "webm", "video/webm" },         { "webp", "image/webp" },
+        { "woff", "font/woff" },          { "woff2", "font/woff2" },
+        { "xml", "application/xml" },
     };
+    const char *dot = memrchr(path.data, '.', path.length);
+    struct slice ending = path;
 
-    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-        size_t length = strlen(types[i].ending);
-
-        if (path.length > length &&
-            slice_equals(slice_from(path, path.length - length),
-                         types[i].ending))
+    if (dot)
+        ending = slice_from(path, (size_t)(dot + 1 - path.data));
+    for (size_t i = 0; i < COUNT(types); i++)
+        if (slice_equals(ending, types[i].ending))
             return types[i].type;
-    }
     return "application/octet-stream";
 }
 
 static int open_bundled(struct file *file, const char *path)
 {
-    for (size_t i = 0; i < sizeof(bundle) / sizeof(bundle[0]); i++) {
-        const struct bundled *b = &bundle[i];
-
-        if (strcmp(b->path, path) != 0)
-            continue;
-        *file = (struct file){
-            .data = b->data,
-            .fd = -1,
-            .length = (uint64_t)(b->end - b->data),
-            .modified = bundle_modified,
-        };
-        memcpy(file->etag, b->etag, sizeof(file->etag));
-        return 0;
+    for (size_t i = 0; i < COUNT(bundle); i++) {
+        if (strcmp(bundle[i].path, path) == 0) {
+            *file = bundle[i].file;
+            return 0;
+        }
     }
     return -404;
 }
@@ -1086,14 +1078,13 @@ static int open_beneath(int root, const char *path)
         .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
         .resolve = BENEATH | NO_MAGIC_LINKS,
     };
-    int fd = -1;
+    int fd, tries = 0;
 
-    /* openat2(2): EAGAIN when something was renamed meanwhile. */
-    for (int tries = 0; fd < 0 && tries < 16; tries++) {
+    /* EAGAIN: something was renamed meanwhile, and the kernel cannot tell
+     * whether the path led out. */
+    do
         fd = (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
-        if (fd < 0 && errno != EAGAIN && errno != EINTR)
-            break;
-    }
+    while (fd < 0 && (errno == EAGAIN || errno == EINTR) && ++tries < 16);
     return fd;
 }
 
@@ -1101,7 +1092,6 @@ static int open_in_root(struct file *file, int root, const char *path)
 {
     struct stat status;
     int fd = open_beneath(root, path + 1);
-    bool known;
 
     if (fd < 0 && errno == ENOSYS)
         return -501;
@@ -1110,21 +1100,22 @@ static int open_in_root(struct file *file, int root, const char *path)
                        errno == EAGAIN
                    ? -503
                    : -404;
-    known = fstat(fd, &status) == 0;
-    if (!known || !S_ISREG(status.st_mode)) {
+    if (fstat(fd, &status) < 0)
+        status.st_mode = 0;
+    if (!S_ISREG(status.st_mode)) {
         close(fd);
-        return known && S_ISDIR(status.st_mode) ? -301 : -404;
+        return S_ISDIR(status.st_mode) ? -301 : -404;
     }
     *file = (struct file){
         .fd = fd,
         .length = (uint64_t)status.st_size,
         .modified = status.st_mtime,
     };
-    snprintf(file->etag, sizeof(file->etag), "\"%llx-%llx-%lx\"",
-             (unsigned long long)status.st_ino,
-             (unsigned long long)status.st_mtim.tv_sec * 1000000000ull +
-                 (unsigned long long)status.st_mtim.tv_nsec,
-             (unsigned long)status.st_size);
+    snprintf(file->etag, sizeof(file->etag),
+             "\"%" PRIx64 "-%" PRIx64 "-%" PRIx64 "\"", (uint64_t)status.st_ino,
+             (uint64_t)status.st_mtim.tv_sec * 1000000000 +
+                 (uint64_t)status.st_mtim.tv_nsec,
+             file->length);
     return 0;
 }
 
@@ -1137,22 +1128,21 @@ int http_file_open(struct file *file, int root, struct slice path)
     if (path.length == 0 || path.length > REQUEST_LINE_MAX ||
         (path.length > 1 && path.data[1] == '/'))
         return -404;
-    memcpy(name, path.data, path.length);
-    snprintf(name + path.length, sizeof(name) - path.length, "%s",
+    snprintf(name, sizeof(name), "%.*s%s", (int)path.length, path.data,
              folder ? "index.html" : "");
     status =
         root < 0 ? open_bundled(file, name) : open_in_root(file, root, name);
     if (folder && status == -301)
         status = -404; /* its index.html is a folder */
     if (status == 0)
-        file->type = media_type((struct slice){ name, strlen(name) });
+        file->type = media_type(slice_of(name));
     return status;
 }
 
 /* RFC 9110, section 13.1.2: weak comparison with each of a list. */
 static bool etag_matches(struct slice list, const char *etag)
 {
-    if (slice_equals(list, "*"))
+    if (slice_is(list, "*"))
         return true;
     while (list.length) {
         struct slice one = slice_trimmed(slice_split(&list, ','));
@@ -1165,6 +1155,8 @@ static bool etag_matches(struct slice list, const char *etag)
     return false;
 }
 
+/* The form that a sender must use, alone: of the two obsolete ones (RFC 9110,
+ * section 5.6.7) no client in use makes any. */
 static bool parse_date(struct slice text, time_t *when)
 {
     char copy[HTTP_DATE_SIZE];
@@ -1182,7 +1174,9 @@ static bool parse_date(struct slice text, time_t *when)
     return true;
 }
 
-static bool not_modified(const struct file *file, const struct request *request)
+/* RFC 9110, section 13.2.2: If-None-Match, where there is one, counts alone. */
+static bool is_not_modified(const struct file *file,
+                            const struct request *request)
 {
     time_t since;
 
@@ -1200,6 +1194,8 @@ static bool range_applies(const struct file *file,
     struct slice condition = request->if_range;
     time_t when;
 
+    if (request->method != METHOD_GET || !request->range.data)
+        return false;
     if (!condition.data)
         return true;
     if (condition.length && condition.data[0] == '"')
@@ -1207,73 +1203,56 @@ static bool range_applies(const struct file *file,
     return parse_date(condition, &when) && when == file->modified;
 }
 
-enum range {
-    RANGE_NONE,
-    RANGE_ONE,
-    RANGE_UNSATISFIABLE
-};
-
-/* RFC 9110, section 14.1.2. What is malformed or has several ranges is
- * passed over, as section 14.2 allows. */
-static enum range parse_range(struct slice range, uint64_t length,
-                              uint64_t *first, uint64_t *last)
+/* The status for a range of a file with that length (RFC 9110, section 14.1.2):
+ * 206, or 416 if nothing is in it. A range that is malformed, or one of
+ * several, is passed over, as section 14.2 allows: 200. */
+static int parse_range(struct slice range, uint64_t length, uint64_t *first,
+                       uint64_t *last)
 {
     struct slice from, to;
+    uint64_t count;
 
     if (!slice_begins(range, "bytes="))
-        return RANGE_NONE;
+        return 200;
     to = slice_from(range, 6);
     if (to.length == 0 || !memchr(to.data, '-', to.length))
-        return RANGE_NONE;
+        return 200;
     from = slice_split(&to, '-');
     if (from.length == 0) { /* the last so many bytes */
-        uint64_t count;
-
         if (!parse_digits(to, &count))
-            return RANGE_NONE;
+            return 200;
         *first = count < length ? length - count : 0;
         *last = length - 1;
-        return count && length ? RANGE_ONE : RANGE_UNSATISFIABLE;
+        return count && length ? 206 : 416;
     }
     *last = UINT64_MAX;
     if (!parse_digits(from, first) || (to.length && !parse_digits(to, last)) ||
         *last < *first)
-        return RANGE_NONE;
-    if (*first >= length)
-        return RANGE_UNSATISFIABLE;
+        return 200;
     if (*last >= length)
         *last = length - 1;
-    return RANGE_ONE;
+    return *first < length ? 206 : 416;
 }
 
 void http_file_response(const struct file *file, const struct request *request,
                         struct response *response, uint64_t *first)
 {
-    uint64_t last = 0;
-    enum range range = RANGE_NONE;
-
     *first = 0;
-    response->status = 200;
+    response->status = is_not_modified(file, request) ? 304 : 200;
     response->type = file->type;
     response->etag = file->etag;
     response->modified = file->modified;
-    response->length = file->length;
-    if (not_modified(file, request)) {
-        response->status = 304;
-        return;
+    response->length = response->range_total = file->length;
+    if (response->status == 200 && range_applies(file, request))
+        response->status =
+            parse_range(request->range, file->length, &response->range_first,
+                        &response->range_last);
+    if (response->status == 206) {
+        *first = response->range_first;
+        response->length = response->range_last - *first + 1;
+    } else if (response->status == 416) {
+        response->length = 0;
     }
-    if (request->method == METHOD_GET && request->range.data &&
-        range_applies(file, request))
-        range = parse_range(request->range, file->length, first, &last);
-    if (range == RANGE_NONE) {
-        *first = 0;
-        return;
-    }
-    response->status = range == RANGE_ONE ? 206 : 416;
-    response->length = range == RANGE_ONE ? last - *first + 1 : 0;
-    response->range_first = *first;
-    response->range_last = last;
-    response->range_total = file->length;
 }
 
 /* ------------------------------------------------------------ clock, lists
