@@ -53,22 +53,12 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
-/* Sizes that a build for tests may have otherwise, with -D. */
-#ifndef IN_FIRST
-#define IN_FIRST 2048 /* bytes of a request that are read at first */
-#endif
-#ifndef STEP_EVENTS
-#define STEP_EVENTS 16 /* events or so between two looks at the clock */
-#endif
-#ifndef SPARE_EXCHANGES
-#define SPARE_EXCHANGES 64 /* kept for the next requests */
-#endif
-#ifndef ACCEPTS_MAX
-#define ACCEPTS_MAX 32 /* connections of one listener in one turn */
-#endif
-
 enum {
+    IN_FIRST = 2048, /* bytes of a request that are read at first */
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
+    SPARE_EXCHANGES = 64,               /* kept for the next requests */
+    STEP_EVENTS = 16,   /* events or so between two looks at the clock */
+    ACCEPTS_MAX = 32,   /* connections of one listener in one turn */
     PIECE_SMALL = 512,  /* bytes: copying it costs less than an iovec does */
     TURN_WORK = 1000,   /* us of a turn for a queue of connections */
     TURN_BUSY = 250,    /* and for one of those that are busy */
@@ -692,13 +682,17 @@ void http_body_init(struct body *body, const struct request *request)
         body->left = (uint64_t)request->content_length;
 }
 
-static bool expect_byte(struct body *body, char byte, char expected, int next)
-{
-    if (byte != expected)
-        return false;
-    body->state = (unsigned)next;
-    return true;
-}
+/* The bytes that nothing else may stand for, and what comes after them. */
+static const struct {
+    char byte;
+    unsigned char next;
+} fixed_bytes[BODY_DONE] = {
+    [BODY_DATA_END_CR] = { '\r', BODY_DATA_END_LF },
+    [BODY_DATA_END_LF] = { '\n', BODY_SIZE },
+    [BODY_SIZE_LF] = { '\n', BODY_TRAILER }, /* or the chunk, if it has bytes */
+    [BODY_TRAILER_LF] = { '\n', BODY_TRAILER },
+    [BODY_END_LF] = { '\n', BODY_DONE },
+};
 
 /* A byte of the line before a chunk: its size in hex, then perhaps
  * extensions, which are passed over. */
@@ -706,23 +700,22 @@ static bool read_size_byte(struct body *body, char byte)
 {
     int digit = hex_value(byte);
 
-    if (++body->overhead > CHUNK_LINE_MAX || byte == '\0')
+    if (++body->overhead > CHUNK_LINE_MAX || byte == '\n' || byte == '\0')
         return false;
     if (body->state != BODY_EXTENSION && digit >= 0) {
         if (body->left > (UINT64_MAX >> 8))
             return false;
         body->left = body->left * 16 + (unsigned)digit;
         body->state = BODY_SIZE_MORE;
-        return true;
-    }
-    if (body->state == BODY_SIZE || byte == '\n')
+    } else if (body->state == BODY_SIZE) {
         return false;
-    if (byte == '\r')
+    } else if (byte == '\r') {
         body->state = BODY_SIZE_LF;
-    else if (body->state == BODY_EXTENSION || byte == ';')
+    } else if (body->state == BODY_EXTENSION || byte == ';') {
         body->state = BODY_EXTENSION;
-    else
+    } else {
         return false;
+    }
     return true;
 }
 
@@ -741,31 +734,21 @@ static bool read_trailer_byte(struct body *body, char byte)
 
 static bool read_framing_byte(struct body *body, char byte)
 {
-    switch (body->state) {
-    case BODY_DATA_END_CR:
-        return expect_byte(body, byte, '\r', BODY_DATA_END_LF);
-    case BODY_DATA_END_LF:
-        return expect_byte(body, byte, '\n', BODY_SIZE);
-    case BODY_SIZE:
-    case BODY_SIZE_MORE:
-    case BODY_EXTENSION:
-        return read_size_byte(body, byte);
-    case BODY_SIZE_LF:
+    unsigned state = body->state;
+
+    if (!fixed_bytes[state].byte)
+        return state == BODY_TRAILER || state == BODY_TRAILER_LINE
+                   ? read_trailer_byte(body, byte)
+                   : read_size_byte(body, byte);
+    if (byte != fixed_bytes[state].byte)
+        return false;
+    body->state = fixed_bytes[state].next;
+    if (state == BODY_SIZE_LF) {
         body->overhead = 0;
-        return expect_byte(body, byte, '\n',
-                           body->left ? BODY_DATA : BODY_TRAILER);
-    case BODY_TRAILER:
-    case BODY_TRAILER_LINE:
-        return read_trailer_byte(body, byte);
-    case BODY_TRAILER_LF:
-        return expect_byte(body, byte, '\n', BODY_TRAILER);
-    case BODY_END_LF:
-        return expect_byte(body, byte, '\n', BODY_DONE);
-    case BODY_DATA:
-    case BODY_DONE:
-        break;
+        if (body->left)
+            body->state = BODY_DATA;
     }
-    return false;
+    return true;
 }
 
 ssize_t http_body_read(struct body *body, struct slice data,
@@ -1255,11 +1238,17 @@ void http_file_response(const struct file *file, const struct request *request,
     }
 }
 
-/* ------------------------------------------------------------ clock, lists
+/* ------------------------------------------------------ clock and lists
  *
- * The queues and the timers are lists through the table of connections, by
- * descriptor. A timer is in the slot of the wheel that its tick falls to; one
- * that is further away than the wheel is long is passed over until its turn.
+ * The queues and the timers are doubly linked lists through the table of
+ * connections, by descriptor: nothing is allocated, and any connection can
+ * leave from anywhere.
+ *
+ * The timers are a wheel of WHEEL_SLOTS ticks. A timer is in the slot that its
+ * tick falls to. One that is further away than the wheel is long stays there
+ * until its turn comes round.
+ *
+ * sse.c uses queues and timers for its streams.
  */
 
 uint64_t clock_us(clockid_t clock)
@@ -1273,11 +1262,6 @@ uint64_t clock_us(clockid_t clock)
 uint64_t clock_ms(clockid_t clock)
 {
     return clock_us(clock) / 1000;
-}
-
-static bool list_is_empty(const struct list *list)
-{
-    return list->first == NONE;
 }
 
 /* `of` is where the link is in struct conn. */
@@ -1365,7 +1349,7 @@ static uint64_t wheel_next(const struct http *http)
 {
     for (uint64_t tick = http->wheel_tick + 1;
          tick <= http->wheel_tick + WHEEL_SLOTS; tick++)
-        if (!list_is_empty(&http->wheel[tick % WHEEL_SLOTS]))
+        if (http->wheel[tick % WHEEL_SLOTS].first != NONE)
             return tick << TICK_SHIFT;
     return NEVER;
 }
@@ -1373,8 +1357,11 @@ static uint64_t wheel_next(const struct http *http)
 /* ------------------------------------------------------ memory of requests
  *
  * All that requests hold is counted in http->request_memory and bounded by
- * http->memory_limit: the exchanges, with their buffers; what of a publication
- * is under way; what is put back of a stream's own bytes. Exchanges that are
+ * http->memory_limit: the exchanges with their buffers, and what sse.c takes
+ * with memory_grow() and memory_take() for what it makes of requests.
+ *
+ * A connection has an exchange only while something of a request is there, so
+ * that one that idles costs its entry in the table alone. Exchanges that are
  * not in use are kept for the next requests, and not counted.
  */
 
@@ -1425,7 +1412,6 @@ static void exchange_free(struct exchange *exchange)
     free(exchange);
 }
 
-/* What an exchange has allocated, but for content. */
 static size_t exchange_size(const struct exchange *exchange)
 {
     return sizeof(*exchange) + exchange->in.room + exchange->out.room;
@@ -1437,15 +1423,12 @@ static struct exchange *exchange_make(void)
 
     if (!exchange)
         return NULL;
-    exchange->in.bytes = malloc(IN_FIRST);
-    exchange->out.bytes = malloc(OUT_ROOM);
-    if (!exchange->in.bytes || !exchange->out.bytes) {
-        exchange_free(exchange);
-        return NULL;
-    }
-    exchange->in.room = IN_FIRST;
-    exchange->out.room = OUT_ROOM;
-    return exchange;
+    exchange->in = (struct buffer){ malloc(IN_FIRST), IN_FIRST, 0, 0 };
+    exchange->out = (struct buffer){ malloc(OUT_ROOM), OUT_ROOM, 0, 0 };
+    if (exchange->in.bytes && exchange->out.bytes)
+        return exchange;
+    exchange_free(exchange);
+    return NULL;
 }
 
 /* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
@@ -1457,16 +1440,15 @@ static struct exchange *exchange_take(struct http *http)
     if (exchange) {
         http->spare = exchange->next_spare;
         http->spare_count--;
-    } else {
-        exchange = exchange_make();
+    } else if (!(exchange = exchange_make())) {
+        errno = ENOMEM;
+        return NULL;
     }
-    errno = exchange ? EAGAIN : ENOMEM;
-    if (exchange && !memory_take(http, exchange_size(exchange))) {
+    if (!memory_take(http, exchange_size(exchange))) {
         exchange_free(exchange);
+        errno = EAGAIN;
         return NULL;
     }
-    if (!exchange)
-        return NULL;
     exchange->in.start = exchange->in.end = 0;
     exchange->out.start = exchange->out.end = 0;
     memset(&exchange->request, 0,
@@ -1496,22 +1478,20 @@ static void exchange_release(struct http *http, struct exchange *exchange)
     http->spare_count++;
 }
 
-static void conn_release_exchange(struct http *http, struct conn *conn)
-{
-    if (conn->exchange)
-        exchange_release(http, conn->exchange);
-    conn->exchange = NULL;
-}
-
 /* ------------------------------------------------------------- connections
  *
  * The life of a connection, but for what is said on it: its state, what epoll
- * tells of it, its end. Its descriptor is closed at the end of the turn, so
- * that an event of the same turn never meets another connection under the
- * number.
+ * is asked for, who its peer is, the queues for its turn, its end.
+ *
+ * conn_set_state() alone changes a state, and conn_set_interest() alone what
+ * epoll is asked for. conn_close() is the only end. It closes no descriptor:
+ * reap() does so at the end of the turn, so that an event of the same turn
+ * never meets another connection under the number.
+ *
+ * All sections below call this, and so does sse.c.
  */
 
-/* What a connection that reads is asked of epoll. */
+/* What epoll is asked for of a connection that is read. */
 #define READABLE ((uint32_t)(EPOLLIN | EPOLLRDHUP))
 
 #define MAY(state) (1U << (state))
@@ -1551,8 +1531,8 @@ static void conn_set_interest(struct http *http, struct conn *conn,
 
     if (conn->interest == interest)
         return;
-    /* of standard input epoll would go on to tell the end. A file, which it
-     * does not take (EPERM), is never without anything to read. */
+    /* epoll reports the end of standard input even without interest, so it is
+     * taken out. A file, which epoll refuses (EPERM), can always be read. */
     if (conn->flags & FLAG_INPUT)
         operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
     conn->interest = interest;
@@ -1563,6 +1543,13 @@ static void conn_set_interest(struct http *http, struct conn *conn,
 void conn_await_room(struct http *http, struct conn *conn, bool awaits)
 {
     conn_set_interest(http, conn, READABLE | (awaits ? EPOLLOUT : 0));
+}
+
+static void conn_release_exchange(struct http *http, struct conn *conn)
+{
+    if (conn->exchange)
+        exchange_release(http, conn->exchange);
+    conn->exchange = NULL;
 }
 
 void conn_close(struct http *http, struct conn *conn, const char *reason)
@@ -1587,92 +1574,46 @@ void conn_cut(struct http *http, struct conn *conn, const char *reason)
     conn_close(http, conn, reason);
 }
 
-/* Standard input itself stays open: others may have it. */
-static void input_close(struct http *http, struct conn *conn)
-{
-    conn_set_interest(http, conn, 0);
-    if (http->input_fd != STDIN_FILENO)
-        close(http->input_fd);
-}
-
 static void reap(struct http *http)
 {
     while (http->queues[QUEUE_CLOSED].count) {
         struct conn *conn = queue_pop(http, QUEUE_CLOSED);
 
         conn_set_state(http, conn, CONN_FREE);
-        if (conn->flags & FLAG_INPUT) {
-            input_close(http, conn);
+        if (!(conn->flags & FLAG_INPUT)) {
+            http->connections--;
+            close((int)conn_fd(http, conn));
             continue;
         }
-        http->connections--;
-        close((int)conn_fd(http, conn));
+        /* standard input itself stays open: other processes may have it */
+        conn_set_interest(http, conn, 0);
+        if (http->input_fd != STDIN_FILENO)
+            close(http->input_fd);
     }
-}
-
-/* After the last answer: closing at once, with bytes of the peer unread,
- * would reset the connection and could take the answer with it. */
-static void conn_linger(struct http *http, struct conn *conn)
-{
-    conn_release_exchange(http, conn);
-    shutdown((int)conn_fd(http, conn), SHUT_WR);
-    conn_set_state(http, conn, CONN_LINGER);
-    conn_set_interest(http, conn, READABLE);
-    timer_start(http, conn, LINGER);
-}
-
-/* Reads and throws away. False if the peer has ended. */
-static bool conn_discard(struct http *http, struct conn *conn)
-{
-    char bytes[16384];
-    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
-
-    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
-}
-
-static void conn_wait_for_input(struct http *http, struct conn *conn)
-{
-    conn_release_exchange(http, conn);
-    conn_set_interest(http, conn, READABLE);
-}
-
-/* Waits for the next request of a connection, whose last has been answered
- * and of which nothing more has arrived. */
-static void conn_idle(struct http *http, struct conn *conn)
-{
-    conn_wait_for_input(http, conn);
-    timer_start(http, conn, http->idle_timeout);
-}
-
-static bool peer_is_loopback(const struct conn *conn)
-{
-    const uint8_t *bytes = conn->address.s6_addr;
-
-    return IN6_IS_ADDR_LOOPBACK(&conn->address) ||
-           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
 }
 
 bool conn_is_local(const struct conn *conn)
 {
-    return (conn->flags & FLAG_UNIX) || peer_is_loopback(conn);
+    const uint8_t *bytes = conn->address.s6_addr;
+
+    return (conn->flags & FLAG_UNIX) || IN6_IS_ADDR_LOOPBACK(&conn->address) ||
+           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
 }
 
 const char *conn_peer(char *buffer, const struct conn *conn)
 {
+    bool v4 = IN6_IS_ADDR_V4MAPPED(&conn->address);
     char host[INET6_ADDRSTRLEN];
 
     if (conn->flags & FLAG_UNIX)
         return "unix";
-    if (IN6_IS_ADDR_V4MAPPED(&conn->address)) {
-        inet_ntop(AF_INET, &conn->address.s6_addr[12], host, sizeof(host));
-        snprintf(buffer, PEER_SIZE, "%s:%u", host, conn->port);
-    } else {
-        inet_ntop(AF_INET6, &conn->address, host, sizeof(host));
-        snprintf(buffer, PEER_SIZE, "[%s]:%u", host, conn->port);
-    }
+    inet_ntop(v4 ? AF_INET : AF_INET6, &conn->address.s6_addr[v4 ? 12 : 0],
+              host, sizeof(host));
+    snprintf(buffer, PEER_SIZE, v4 ? "%s:%u" : "[%s]:%u", host, conn->port);
     return buffer;
 }
 
+/* An IPv4 address is kept as IPv6 maps it (RFC 4291, section 2.5.5.2). */
 static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
 {
     const struct sockaddr_in *v4 = (const void *)peer;
@@ -1692,28 +1633,31 @@ static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
 
 static void conn_set_busy(struct conn *conn, bool busy)
 {
-    if (busy)
-        conn->flags |= FLAG_BUSY;
-    else
-        conn->flags &= (uint8_t)~FLAG_BUSY;
+    conn->flags &= (uint8_t)~FLAG_BUSY;
+    conn->flags |= busy ? FLAG_BUSY : 0;
+}
+
+/* Moves a connection to the end of a queue, or of the one behind it in the
+ * enum, which is for the busy ones. */
+static void requeue(struct http *http, struct conn *conn, enum queue_name name,
+                    bool busy)
+{
+    queue_remove(http, conn);
+    queue_push(http, busy ? name + 1 : name, conn);
 }
 
 /* Has a connection looked at when others have had their visit. */
 static void work_push(struct http *http, struct conn *conn)
 {
-    queue_remove(http, conn);
-    queue_push(http, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
-               conn);
+    requeue(http, conn, QUEUE_WORK, conn->flags & FLAG_BUSY);
 }
 
-/* Has a connection's answers sent; from whatever queue. Files take longer than
- * all else, and go after it. */
+/* Has a connection's answers sent. Files take longer than all else, and go
+ * after it. */
 static void answers_push(struct http *http, struct conn *conn)
 {
-    bool last = (conn->flags & FLAG_BUSY) || conn->exchange->file_left;
-
-    queue_remove(http, conn);
-    queue_push(http, last ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS, conn);
+    requeue(http, conn, QUEUE_ANSWERS,
+            (conn->flags & FLAG_BUSY) || conn->exchange->file_left);
 }
 
 void conn_wait(struct http *http, struct conn *conn)
@@ -1723,10 +1667,7 @@ void conn_wait(struct http *http, struct conn *conn)
     conn_set_state(http, conn, CONN_WAITING);
     conn_set_interest(http, conn, 0);
     timer_stop(http, conn);
-    queue_remove(http, conn);
-    queue_push(http,
-               conn->flags & FLAG_BUSY ? QUEUE_WAITING_BUSY : QUEUE_WAITING,
-               conn);
+    requeue(http, conn, QUEUE_WAITING, conn->flags & FLAG_BUSY);
 }
 
 void conn_go_on(struct http *http, struct conn *conn)
@@ -1750,8 +1691,10 @@ void conn_begin_stream(struct http *http, struct conn *conn)
 
 /* ---------------------------------------------------------------- accepting
  *
- * New connections. Where descriptors or places run out, they wait in the
- * kernel for a while.
+ * New connections, from http_event(). Where descriptors run out, or there are
+ * as many connections as there may be, nothing is accepted for ACCEPT_PAUSE;
+ * clients wait in the kernel's queue meanwhile. SURPLUS more than
+ * --max-connections are accepted, so that they get an answer that says so.
  */
 
 static void accept_pause(struct http *http, bool pause)
@@ -1763,11 +1706,11 @@ static void accept_pause(struct http *http, bool pause)
                           pause ? 0 : EPOLLIN);
 }
 
-/* Begins a connection on a descriptor that was just accepted. There is no
- * place for one beyond the limit on descriptors as it was at the start:
- * somebody has raised it since. */
-static struct conn *conn_open(struct http *http, int fd,
-                              const struct sockaddr_storage *peer)
+/* Begins a connection on a descriptor that was just accepted; returns 0 or
+ * an errno. The table has no entry for one beyond the limit on descriptors as
+ * it was at the start: somebody has raised it since. */
+static int conn_open(struct http *http, int fd,
+                     const struct sockaddr_storage *peer, uint8_t flags)
 {
     struct epoll_event event = { .events = READABLE, .data.u32 = (uint32_t)fd };
     bool fits = (uint32_t)fd < http->conn_limit;
@@ -1777,17 +1720,19 @@ static struct conn *conn_open(struct http *http, int fd,
         int error = fits ? errno : EMFILE;
 
         close(fd);
-        errno = error;
-        return NULL;
+        return error;
     }
     conn = conn_at(http, (uint32_t)fd);
-    *conn = (struct conn){ .flags = FLAG_BUSY, .interest = READABLE };
+    *conn = (struct conn){ .flags = FLAG_BUSY | flags, .interest = READABLE };
     set_peer(conn, peer);
     conn_set_state(http, conn, CONN_REQUEST);
     if (http->connections++ >= http->max_connections)
         conn->flags |= FLAG_SURPLUS;
     timer_start(http, conn, http->head_timeout);
-    return conn;
+    /* a client sends its request at once, so it is looked for in this turn:
+     * that saves it a slice of the delivery that is under way */
+    work_push(http, conn);
+    return 0;
 }
 
 static bool is_full(const struct http *http)
@@ -1797,20 +1742,19 @@ static bool is_full(const struct http *http)
 
 static void accept_failed(struct http *http, int error)
 {
-    if (http->now >= http->accept_again + 1000)
+    if (http->now >= http->accept_again + 1000) /* else it still goes on */
         http->handlers->accept_paused(http->server, error);
     accept_pause(http, true);
 }
 
-/* A client sends its request at once, so it is looked for in this turn: that
- * saves it a slice of the delivery that is under way. */
 static void accept_all(struct http *http, int listener)
 {
+    uint8_t flags = conn_at(http, (uint32_t)listener)->flags;
+
     for (int i = 0; i < ACCEPTS_MAX; i++) {
         struct sockaddr_storage peer = { 0 };
-        struct conn *conn;
         socklen_t length = sizeof(peer);
-        int fd;
+        int fd, error;
 
         if (is_full(http)) {
             accept_failed(http, 0);
@@ -1818,25 +1762,25 @@ static void accept_all(struct http *http, int listener)
         }
         fd = accept4(listener, (struct sockaddr *)&peer, &length,
                      SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0 && errno == EAGAIN)
+        error = fd < 0 ? errno : conn_open(http, fd, &peer, flags);
+        if (error == EAGAIN)
             return;
-        if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
-            continue;
-        conn = fd < 0 ? NULL : conn_open(http, fd, &peer);
-        if (!conn) {
-            accept_failed(http, errno);
+        if (error && error != EINTR && error != ECONNABORTED) {
+            accept_failed(http, error);
             return;
         }
-        conn->flags |= conn_at(http, (uint32_t)listener)->flags;
-        work_push(http, conn);
     }
 }
 
 /* ----------------------------------------------------------------- answers
  *
- * Answers are put down in exchange->out, one behind the other, while requests
- * are worked on; they are sent later in the turn, when what they promise is
- * true. A file is sent from where it is, behind them.
+ * Answers are put into exchange->out, one behind the other, while requests are
+ * worked on. send_answers() sends them later in the turn: one call for all, and
+ * when what they promise is true. A file is sent from where it is, behind them,
+ * and no request after it is looked at before.
+ *
+ * A request is only parsed when there is room for its answer, so respond()
+ * needs no way to fail. sse.c calls the respond functions from its handlers.
  */
 
 /* Whether there is room for one more answer. There is if none waits. */
@@ -1853,19 +1797,21 @@ static bool has_answer_room(struct http *http, struct exchange *exchange)
 void respond(struct http *http, struct conn *conn, struct response *response,
              struct slice content)
 {
-    static const struct response too_long = { .status = 500, .close = true };
     struct exchange *exchange = conn->exchange;
     char *out = exchange->out.bytes + exchange->out.end;
     size_t room = exchange->out.room - exchange->out.end, length;
 
-    /* a body that nobody will read cannot be told from the next request */
+    /* a body that is not read cannot be told from the next request */
     response->close = response->close || exchange->request.close ||
                       exchange->body.state != BODY_DONE;
     response->date = http->date;
     length = http_head(out, room, response);
     if (!length || room - length < content.length) {
-        *response = too_long;
-        response->date = http->date;
+        *response = (struct response){
+            .status = 500,
+            .close = true,
+            .date = http->date,
+        };
         content.length = 0;
         length = http_head(out, room, response);
     }
@@ -1890,10 +1836,9 @@ void respond_promise(struct http *http, struct conn *conn,
 {
     struct exchange *exchange = conn->exchange;
 
-    if (!exchange->promises) {
-        exchange->promises = true;
+    if (!exchange->promises)
         exchange->promise = exchange->out.end;
-    }
+    exchange->promises = true;
     respond(http, conn, response, content);
 }
 
@@ -1918,16 +1863,16 @@ void respond_error(struct http *http, struct conn *conn, int status,
 
 void respond_method(struct http *http, struct conn *conn, const char *allow)
 {
+    struct response response = { .status = 204, .allow = allow };
     char text[128];
 
     if (conn->exchange->request.method == METHOD_OPTIONS) {
-        respond(http, conn, &(struct response){ .status = 204, .allow = allow },
-                SLICE(""));
+        respond(http, conn, &response, SLICE(""));
         return;
     }
+    response.status = 405;
     snprintf(text, sizeof(text), "this resource takes %s", allow);
-    respond_text(http, conn, (struct response){ .status = 405, .allow = allow },
-                 text);
+    respond_text(http, conn, response, text);
 }
 
 /* What the answers promise has to be true before they go: the first of them
@@ -1970,18 +1915,15 @@ static void respond_file(struct http *http, struct conn *conn)
     struct exchange *exchange = conn->exchange;
     struct response response = { 0 };
     bool head = exchange->request.method == METHOD_HEAD;
-    uint64_t first, length;
 
-    http_file_response(&exchange->file, &exchange->request, &response, &first);
-    length = response.length;
+    http_file_response(&exchange->file, &exchange->request, &response,
+                       &exchange->file_at);
     respond(http, conn, &response, SLICE(""));
-    exchange->file_at = first;
-    exchange->file_left =
-        head || response.status == 304 || response.status == 416 ? 0 : length;
-    if (exchange->file_left == 0) {
+    if (head || response.status == 304 || response.length == 0) {
         exchange_drop_file(exchange);
         return;
     }
+    exchange->file_left = response.length;
     conn_set_state(http, conn, CONN_RESPOND);
     answers_push(http, conn);
 }
@@ -2004,98 +1946,79 @@ void respond_page(struct http *http, struct conn *conn)
         respond_text(http, conn,
                      (struct response){ .status = 301, .location = path },
                      "this is a folder: its path ends in a slash");
-    else if (status == 404)
-        respond_error(http, conn, 404, "there is no such page");
     else
-        respond_error(http, conn, status, "no descriptor is free for it");
-}
-
-/* Sends a piece of what waits to be sent; as send(2). */
-static ssize_t send_piece(int fd, struct exchange *exchange)
-{
-    int more = exchange->file_left ? MSG_MORE : 0;
-    size_t length = buffer_length(&exchange->out);
-    off_t at = (off_t)exchange->file_at;
-
-    if (length)
-        return send(fd, exchange->out.bytes + exchange->out.start, length,
-                    MSG_NOSIGNAL | more);
-    length = exchange->file_left < SEND_BUDGET ? (size_t)exchange->file_left
-                                               : SEND_BUDGET;
-    if (exchange->file.data)
-        return send(fd, exchange->file.data + at, length, MSG_NOSIGNAL);
-    return sendfile(fd, exchange->file.fd, &at, length);
-}
-
-static void sent_piece(struct exchange *exchange, size_t sent)
-{
-    struct buffer *out = &exchange->out;
-
-    if (buffer_length(out) > 0) {
-        out->start += sent;
-        if (out->start == out->end)
-            out->start = out->end = 0;
-        return;
-    }
-    exchange->file_at += sent;
-    exchange->file_left -= sent;
+        respond_error(http, conn, status,
+                      status == 404 ? "there is no such page"
+                                    : "no descriptor is free for it");
 }
 
 /* Sends until all is sent, the socket is full, or it is others' turn. */
 static enum io write_answers(const struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
-    size_t total = 0;
+    struct buffer *out = &exchange->out;
+    int fd = (int)conn_fd(http, conn);
 
-    while (buffer_length(&exchange->out) > 0 || exchange->file_left) {
+    for (size_t total = 0; buffer_length(out) > 0 || exchange->file_left;) {
+        size_t length = buffer_length(out);
+        size_t part = exchange->file_left < SEND_BUDGET
+                          ? (size_t)exchange->file_left
+                          : SEND_BUDGET;
+        off_t at = (off_t)exchange->file_at;
         ssize_t sent;
 
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
-        sent = send_piece((int)conn_fd(http, conn), exchange);
+        if (length)
+            sent = send(fd, out->bytes + out->start, length,
+                        MSG_NOSIGNAL | (part ? MSG_MORE : 0));
+        else if (exchange->file.data)
+            sent = send(fd, exchange->file.data + at, part, MSG_NOSIGNAL);
+        else
+            sent = sendfile(fd, exchange->file.fd, &at, part);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent < 0 && errno == EAGAIN)
             return IO_FULL;
         if (sent <= 0) /* 0: the file has become shorter */
             return IO_ERROR;
-        sent_piece(exchange, (size_t)sent);
         total += (size_t)sent;
+        if (length) {
+            out->start += (size_t)sent;
+            if (out->start == out->end)
+                out->start = out->end = 0;
+        } else {
+            exchange->file_at += (size_t)sent;
+            exchange->file_left -= (size_t)sent;
+        }
     }
     return IO_DONE;
 }
 
-/* All answers have been sent. */
+/* All answers have been sent: the next request is looked at, or waited for; or
+ * that was the last answer. */
 static void answers_sent(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
 
     exchange_drop_file(exchange);
     conn_set_interest(http, conn, READABLE);
-    if (exchange->close) {
-        conn_linger(http, conn);
-        return;
-    }
-    if (conn->state == CONN_RESPOND)
-        conn_set_state(http, conn, CONN_REQUEST);
+    conn_set_state(http, conn, exchange->close ? CONN_LINGER : CONN_REQUEST);
     exchange->left = buffer_length(&exchange->in) > 0;
-    if (!exchange->left) {
-        conn_idle(http, conn);
-        return;
-    }
-    conn_set_busy(conn, true);
-    work_push(http, conn);
-}
-
-/* The answers to a body that is still coming have been sent, or not all of
- * them. */
-static void body_answered(struct http *http, struct conn *conn, enum io outcome)
-{
-    conn_await_room(http, conn, outcome == IO_FULL);
-    if (outcome == IO_BUDGET)
-        answers_push(http, conn);
-    else if (conn->exchange->left)
+    if (exchange->close) {
+        /* closing at once, with bytes of the peer unread, would reset the
+         * connection and could take the answer with it: RFC 9112, section 9.6
+         */
+        conn_release_exchange(http, conn);
+        shutdown((int)conn_fd(http, conn), SHUT_WR);
+        timer_start(http, conn, LINGER);
+    } else if (exchange->left) {
+        conn_set_busy(conn, true);
         work_push(http, conn);
+    } else {
+        conn_release_exchange(http, conn);
+        timer_start(http, conn, http->idle_timeout);
+    }
 }
 
 /* Sends the answers that wait. The requests after them are looked at when
@@ -2109,17 +2032,21 @@ static void send_answers(struct http *http, struct conn *conn)
     outcome = write_answers(http, conn);
     if (outcome == IO_ERROR) {
         conn_cut(http, conn, "cannot send");
-    } else if (conn->state == CONN_BODY) {
-        body_answered(http, conn, outcome);
+        return;
+    }
+    if (conn->state == CONN_BODY) { /* a 100, or answers to requests before */
+        conn_await_room(http, conn, outcome == IO_FULL);
+        if (conn->exchange->left && outcome != IO_BUDGET)
+            work_push(http, conn);
     } else if (outcome == IO_DONE) {
         answers_sent(http, conn);
     } else {
         conn_set_state(http, conn, CONN_RESPOND);
         conn_set_interest(http, conn, outcome == IO_FULL ? EPOLLOUT : 0);
         timer_start(http, conn, http->idle_timeout);
-        if (outcome == IO_BUDGET)
-            answers_push(http, conn);
     }
+    if (outcome == IO_BUDGET)
+        answers_push(http, conn);
 }
 
 /* Joins many small pieces: an iovec costs the kernel more than that copy. */
@@ -2160,16 +2087,19 @@ ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
  * Reading, and taking in what has been read, a step at a time: a request that
  * has arrived whole, or a piece of a body. A connection has a visit of a
  * bounded time; what it leaves waits until others have had theirs.
+ *
+ * exchange->left says that not all of `in` has been looked at: the next visit
+ * goes on with that, and reads nothing. A connection is busy while its bytes
+ * take more than a visit or fill the buffer, and no longer when a read brings
+ * less.
+ *
+ * http_serve() makes the visits; handlers begin the bodies.
  */
 
-/* Moves what has not been parsed to the front, to make room behind it. */
-static void compact(struct buffer *buffer)
+/* Whether a call that has returned `n` is to be made again later. */
+static bool is_not_yet(ssize_t n)
 {
-    if (buffer->start == 0)
-        return;
-    buffer->end -= buffer->start;
-    memmove(buffer->bytes, buffer->bytes + buffer->start, buffer->end);
-    buffer->start = 0;
+    return n < 0 && (errno == EAGAIN || errno == EINTR);
 }
 
 /* Takes in a request that has arrived whole, if there is room for its answer.
@@ -2197,63 +2127,37 @@ static bool request_step(struct http *http, struct conn *conn)
     return taken != 0;
 }
 
-/* Finds the next piece of the body in what has arrived. False if that is
- * used up. */
-static bool next_piece(struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct slice data = { exchange->in.bytes + exchange->in.start,
-                          buffer_length(&exchange->in) };
-    ssize_t taken = http_body_read(&exchange->body, data, &exchange->piece);
-
-    if (taken < 0)
-        http->handlers->body_failed(http->server, conn, 400,
-                                    "a chunk is malformed");
-    else
-        exchange->in.start += (size_t)taken;
-    return taken != 0 || exchange->body.state == BODY_DONE;
-}
-
-/* Takes in a part of what has arrived of a body. False if that is used up. */
+/* Takes in a piece of a body, or finds the next one in what has arrived. False
+ * if that is used up. */
 static bool body_step(struct http *http, struct conn *conn)
 {
-    const struct exchange *exchange = conn->exchange;
+    struct exchange *exchange = conn->exchange;
+    struct buffer *in = &exchange->in;
+    ssize_t taken;
 
-    if (exchange->piece.length == 0 && exchange->body.state != BODY_DONE)
-        return next_piece(http, conn);
-    http->handlers->body(http->server, conn);
-    return true;
-}
-
-/* Takes in a part of what has arrived. False if there is nothing more to take
- * in, now or ever. */
-static bool conn_step(struct http *http, struct conn *conn)
-{
-    switch ((enum conn_state)conn->state) {
-    case CONN_REQUEST:
-        return request_step(http, conn);
-    case CONN_BODY:
-        return body_step(http, conn);
-    default:
-        return false;
+    if (exchange->piece.length > 0 || exchange->body.state == BODY_DONE) {
+        http->handlers->body(http->server, conn);
+        return true;
     }
-}
-
-/* Asks for the body of a client that waits to be asked. */
-static void respond_continue(struct http *http, struct conn *conn)
-{
-    static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    struct buffer *out = &conn->exchange->out;
-
-    memcpy(out->bytes + out->end, line, sizeof(line) - 1);
-    out->end += sizeof(line) - 1;
-    answers_push(http, conn);
+    taken = http_body_read(
+        &exchange->body,
+        (struct slice){ in->bytes + in->start, buffer_length(in) },
+        &exchange->piece);
+    if (taken < 0) {
+        http->handlers->body_failed(http->server, conn, 400,
+                                    "a chunk is malformed");
+        return true;
+    }
+    in->start += (size_t)taken;
+    return taken > 0 || exchange->body.state == BODY_DONE;
 }
 
 void conn_begin_body(struct http *http, struct conn *conn, bool streams,
                      uint64_t size)
 {
+    static const char asked[] = "HTTP/1.1 100 Continue\r\n\r\n";
     struct exchange *exchange = conn->exchange;
+    struct buffer *out = &exchange->out;
 
     conn_set_state(http, conn, CONN_BODY);
     exchange->streams = streams;
@@ -2263,8 +2167,12 @@ void conn_begin_body(struct http *http, struct conn *conn, bool streams,
     } else {
         timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
     }
-    if (exchange->request.expect_continue && buffer_length(&exchange->in) == 0)
-        respond_continue(http, conn);
+    /* a client that has begun to send the body no longer waits to be asked */
+    if (!exchange->request.expect_continue || buffer_length(&exchange->in) > 0)
+        return;
+    memcpy(out->bytes + out->end, asked, strlen(asked));
+    out->end += strlen(asked);
+    answers_push(http, conn);
 }
 
 /* Begins an exchange on a connection that has had none. */
@@ -2283,33 +2191,24 @@ static bool conn_begin_exchange(struct http *http, struct conn *conn)
     return false;
 }
 
-/* As read(2), but of standard input, which never waits: another process that
- * reads the same may have taken what epoll has told of. */
-static ssize_t input_receive(const struct http *http, char *bytes, size_t size)
-{
-    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
-
-    if (http->input_is_socket)
-        return recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
-    /* where it could not be opened anew, the next best */
-    if (http->input_fd == STDIN_FILENO && poll(&data, 1, 0) == 0) {
-        errno = EAGAIN;
-        return -1;
-    }
-    return read(http->input_fd, bytes, size);
-}
-
-/* As read(2). Standard input ends as a body does. */
+/* As read(2). Standard input ends as a body does, and never waits: another
+ * process that reads the same may have taken what epoll has told of. */
 static ssize_t conn_receive(struct http *http, struct conn *conn, char *bytes,
                             size_t size)
 {
     struct exchange *exchange = conn->exchange;
-    ssize_t n;
+    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
+    ssize_t n = -1;
 
     if (!(conn->flags & FLAG_INPUT))
         return read((int)conn_fd(http, conn), bytes, size);
-    n = input_receive(http, bytes, size);
-    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+    if (http->input_is_socket)
+        n = recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
+    else if (http->input_fd == STDIN_FILENO && poll(&data, 1, 0) == 0)
+        errno = EAGAIN; /* the next best, where it could not be opened anew */
+    else
+        n = read(http->input_fd, bytes, size);
+    if (n > 0 || is_not_yet(n))
         return n;
     exchange->error = n < 0 ? errno : 0;
     exchange->body.state = BODY_DONE;
@@ -2328,7 +2227,11 @@ static bool conn_fill(struct http *http, struct conn *conn)
     if (first && !conn_begin_exchange(http, conn))
         return false;
     in = &conn->exchange->in;
-    compact(in);
+    if (in->start > 0) { /* makes room behind what has not been parsed */
+        in->end -= in->start;
+        memmove(in->bytes, in->bytes + in->start, in->end);
+        in->start = 0;
+    }
     if (in->end == in->room) {
         conn->exchange->request.close = true;
         http->handlers->body_failed(
@@ -2339,10 +2242,12 @@ static bool conn_fill(struct http *http, struct conn *conn)
     n = conn_receive(http, conn, in->bytes + in->end, in->room - in->end);
     if (n == 0 && (conn->flags & FLAG_INPUT))
         return true;
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+    if (n <= 0 && !is_not_yet(n)) {
         conn_close(http, conn, "closed");
-    else if (n < 0 && first)
-        conn_wait_for_input(http, conn);
+    } else if (n < 0 && first) {
+        conn_release_exchange(http, conn);
+        conn_set_interest(http, conn, READABLE);
+    }
     if (n <= 0)
         return false;
     in->end += (size_t)n;
@@ -2379,14 +2284,31 @@ static void shrink(struct http *http, struct conn *conn)
     in->room = IN_FIRST;
 }
 
-/* After a visit: what has been answered is sent; what has not been looked at
- * is, once others have had theirs. A busy body is read until nothing has
- * come. */
-static void conn_settle(struct http *http, struct conn *conn, bool came)
+/*
+ * Looks at what a connection has sent, until that is used up, has to wait, or
+ * VISIT is over. Then what has been answered is sent; what has not been looked
+ * at is, once others have had their visit. A busy body is read until nothing
+ * has come.
+ */
+static void conn_visit(struct http *http, struct conn *conn)
 {
-    struct exchange *exchange = conn->exchange;
-    bool body = conn->state == CONN_BODY;
+    bool came =
+        (conn->exchange && conn->exchange->left) || conn_fill(http, conn);
+    bool left = came, body;
+    struct exchange *exchange;
 
+    http->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
+    while (left && !visit_is_over(http))
+        left = conn->state == CONN_REQUEST
+                   ? request_step(http, conn)
+                   : conn->state == CONN_BODY && body_step(http, conn);
+    body = conn->state == CONN_BODY;
+    if ((!body && conn->state != CONN_REQUEST) || !conn->exchange)
+        return;
+    exchange = conn->exchange;
+    exchange->left = left && (body || buffer_length(&exchange->in) > 0);
+    if (exchange->left)
+        conn_set_busy(conn, true);
     if (buffer_length(&exchange->out) > 0)
         answers_push(http, conn);
     else if (exchange->left || (body && came && (conn->flags & FLAG_BUSY)))
@@ -2397,40 +2319,14 @@ static void conn_settle(struct http *http, struct conn *conn, bool came)
         conn_set_interest(http, conn, READABLE);
 }
 
-/* Whether there is nothing left to be looked at. */
-static bool is_used_up(const struct conn *conn)
-{
-    return conn->state == CONN_REQUEST && conn->exchange &&
-           buffer_length(&conn->exchange->in) == 0;
-}
-
-/*
- * Looks at what a connection has sent, until that is used up, has to wait, or
- * VISIT is over. The connection is busy when that is not enough or when it
- * fills the buffer, and no longer so when a read brings less.
- */
-static void conn_visit(struct http *http, struct conn *conn)
-{
-    bool fills = !conn->exchange || !conn->exchange->left;
-    bool came = !fills || conn_fill(http, conn);
-    bool left = came;
-
-    http->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
-    while (left && !visit_is_over(http))
-        left = conn_step(http, conn);
-    if ((conn->state != CONN_REQUEST && conn->state != CONN_BODY) ||
-        !conn->exchange)
-        return;
-    conn->exchange->left = left && !is_used_up(conn);
-    if (conn->exchange->left)
-        conn_set_busy(conn, true);
-    conn_settle(http, conn, came);
-}
-
 /* ------------------------------------------------------------------ a turn
  *
- * What sse.c's loop calls, in this order. epoll's word only queues; then each
- * part stops when its time is used up, and goes on in the next turn.
+ * What sse.c's loop calls, in the order in which sse.h lists it. An event of
+ * epoll's only queues its connection, or ends it. Each later part stops when
+ * its time is used up, and goes on in the next turn: http_next() is 0 then.
+ *
+ * So a turn takes a few milliseconds however many connections have something
+ * to say, and delivery, between two turns, is never held up for longer.
  */
 
 void http_update_time(struct http *http)
@@ -2444,8 +2340,17 @@ void http_update_time(struct http *http)
     http_date(http->date, second);
 }
 
-/* What epoll says of a subscriber: its FIN ends the stream at once, what it
- * sends is thrown away. */
+/* Reads and throws away. False if the peer has ended. */
+static bool conn_discard(struct http *http, struct conn *conn)
+{
+    char bytes[16384];
+    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
+
+    return n > 0 || is_not_yet(n);
+}
+
+/* The peer's FIN ends a stream at once: it can be sent more, but most likely
+ * nobody reads it. */
 static void stream_event(struct http *http, struct conn *conn, uint32_t events)
 {
     if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
@@ -2455,9 +2360,8 @@ static void stream_event(struct http *http, struct conn *conn, uint32_t events)
         http->handlers->writable(http->server, conn);
 }
 
-/* What epoll says of a connection that is asked something. One that is in a
- * queue has its turn anyway: epoll need not say so again. One that waits for
- * memory is told of here only when it is at an end. */
+/* One that is in a queue has its turn anyway: epoll need not say so again.
+ * One that waits for memory has asked for nothing, so this is its end. */
 static void request_event(struct http *http, struct conn *conn, uint32_t events)
 {
     if (conn->queue == QUEUE_STARVED)
@@ -2474,7 +2378,7 @@ void http_event(struct http *http, const struct epoll_event *event)
 {
     struct conn *conn = conn_at(http, event->data.u32);
 
-    switch ((enum conn_state)conn->state) {
+    switch (conn->state) {
     case CONN_LISTENER:
         accept_all(http, (int)event->data.u32);
         break;
@@ -2496,30 +2400,21 @@ void http_event(struct http *http, const struct epoll_event *event)
         if (!conn_discard(http, conn))
             conn_close(http, conn, "closed");
         break;
-    case CONN_FREE:
-    case CONN_CLOSED:
-    case CONN_STATES:
+    default: /* ended in this turn */
         break;
     }
 }
 
-static void request_expired(struct http *http, struct conn *conn)
-{
-    const struct exchange *exchange = conn->exchange;
-
-    if (exchange && exchange->in.end > 0)
-        respond_text(http, conn,
-                     (struct response){ .status = 408, .close = true },
-                     "the request's head did not arrive in time");
-    else
-        conn_close(http, conn, "idle");
-}
-
 static void conn_expired(struct http *http, struct conn *conn)
 {
-    switch ((enum conn_state)conn->state) {
+    switch (conn->state) {
     case CONN_REQUEST:
-        request_expired(http, conn);
+        if (conn->exchange && conn->exchange->in.end > 0)
+            respond_text(http, conn,
+                         (struct response){ .status = 408, .close = true },
+                         "the request's head did not arrive in time");
+        else
+            conn_close(http, conn, "idle");
         break;
     case CONN_BODY:
         http->handlers->body_failed(http->server, conn, 408,
@@ -2534,33 +2429,9 @@ static void conn_expired(struct http *http, struct conn *conn)
     case CONN_LINGER:
         conn_close(http, conn, "closed");
         break;
-    case CONN_FREE:
-    case CONN_LISTENER:
-    case CONN_WAITING:
-    case CONN_CLOSED:
-    case CONN_STATES:
+    default:
         assert(false); /* has no timer */
     }
-}
-
-/* The connections of a slot, of which some may have a later turn. False if
- * the time is used up before the slot is. */
-static bool expire_slot(struct http *http, uint64_t tick, uint64_t end)
-{
-    uint32_t fd = http->wheel[tick % WHEEL_SLOTS].first;
-
-    while (fd != NONE) {
-        struct conn *conn = conn_at(http, fd);
-
-        fd = conn->timer_link.next;
-        if ((int32_t)(conn->deadline - (uint32_t)tick) > 0)
-            continue;
-        timer_stop(http, conn);
-        conn_expired(http, conn);
-        if (clock_us(CLOCK_MONOTONIC) >= end)
-            return false;
-    }
-    return true;
 }
 
 void http_expire(struct http *http)
@@ -2570,9 +2441,22 @@ void http_expire(struct http *http)
 
     if (tick - http->wheel_tick > WHEEL_SLOTS)
         http->wheel_tick = tick - WHEEL_SLOTS;
-    while (http->wheel_tick < tick &&
-           expire_slot(http, http->wheel_tick + 1, end))
-        http->wheel_tick++;
+    for (; http->wheel_tick < tick; http->wheel_tick++) {
+        uint32_t due = (uint32_t)http->wheel_tick + 1;
+        uint32_t fd = http->wheel[due % WHEEL_SLOTS].first;
+
+        while (fd != NONE) {
+            struct conn *conn = conn_at(http, fd);
+
+            fd = conn->timer_link.next;
+            if ((int32_t)(conn->deadline - due) > 0) /* in a later round */
+                continue;
+            timer_stop(http, conn);
+            conn_expired(http, conn);
+            if (clock_us(CLOCK_MONOTONIC) >= end)
+                return;
+        }
+    }
 }
 
 /* Serves the connections of a queue for a part of the turn. */
@@ -2593,24 +2477,19 @@ void http_serve(struct http *http)
     serve(http, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
 }
 
-/* As many of those that wait for memory as there is some for: at the end of a
- * turn, for any part of it may have returned some. */
-static void feed_starved(struct http *http)
+void http_end_turn(struct http *http)
 {
     uint64_t left = http->memory_limit - http->request_memory;
     uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
 
+    /* as many of those that wait for memory as there is some for: only now,
+     * for any part of the turn may have returned some */
     for (; http->queues[QUEUE_STARVED].count && left >= each; left -= each) {
         struct conn *conn = queue_pop(http, QUEUE_STARVED);
 
         conn_set_interest(http, conn, READABLE);
         work_push(http, conn);
     }
-}
-
-void http_end_turn(struct http *http)
-{
-    feed_starved(http);
     reap(http);
     if (!http->accepting && http->now >= http->accept_again)
         accept_pause(http, is_full(http));
@@ -2638,8 +2517,12 @@ bool http_is_idle(const struct http *http)
 
 /* --------------------------------------------------------------- listeners
  *
- * Listening sockets, of our own or handed over; and standard input, which is
- * read as a body is. At the start, and closed when a drain begins.
+ * Listening sockets, made here or handed over by the service manager; the
+ * folder of --root; and standard input, which is read as a body is. All at the
+ * start. http_close_listeners() is for the begin of a drain.
+ *
+ * A Unix socket is a file that outlives its server. It is removed only when
+ * nothing listens on it, and, at the end, only if it is still our own.
  */
 
 /* Accepted sockets inherit these from their listener, so that no call is
@@ -2659,7 +2542,7 @@ static void tune_listener(int fd)
         { SOL_SOCKET, SO_SNDBUF, SENDBUF },
     };
 
-    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
+    for (size_t i = 0; i < COUNT(settings); i++)
         setsockopt(fd, settings[i].level, settings[i].name, &settings[i].value,
                    sizeof(settings[i].value));
 }
@@ -2673,12 +2556,11 @@ static void tune_listener(int fd)
 static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
 {
     const char *slash = strrchr(path, '/');
-    int length = slash ? (int)(slash - path) : 0;
+    int length = slash > path ? (int)(slash - path) : 1;
     uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
     char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
 
-    snprintf(folder, sizeof(folder), "%.*s", length ? length : 1,
-             slash ? path : ".");
+    snprintf(folder, sizeof(folder), "%.*s", length, slash ? path : ".");
     *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     while (*fd >= 0 && flock(*fd, LOCK_EX | LOCK_NB) < 0) {
         bool locked = errno == EWOULDBLOCK || errno == EINTR;
@@ -2699,8 +2581,8 @@ static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
     return 0;
 }
 
-/* A socket file that a http left behind is removed; one on which another
- * listens is not, be its queue full or not. */
+/* A socket file that a server left behind is removed. One on which another
+ * listens is not, even if its queue is full: then it is EAGAIN. */
 static void remove_stale_socket(const struct sockaddr_un *address)
 {
     struct stat status;
@@ -2717,32 +2599,51 @@ static void remove_stale_socket(const struct sockaddr_un *address)
     close(fd);
 }
 
-/* Whether a listener is bound to an address that only this machine has. */
-static bool is_loopback(int fd)
+/* What a listener is bound to, as people write it. With port 0 the kernel has
+ * chosen one. */
+static int name_address(char *name, size_t size,
+                        const struct sockaddr_storage *address,
+                        socklen_t length, char error[ERROR_SIZE])
 {
-    struct sockaddr_storage address = { 0 };
-    socklen_t length = sizeof(address);
-    struct conn bound = { 0 };
+    const struct sockaddr_un *local = (const void *)address;
+    bool v6 = address->ss_family == AF_INET6;
+    char host[64] = "", port[8] = "";
 
-    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
-        return false;
-    set_peer(&bound, &address);
-    return !(bound.flags & FLAG_UNIX) && peer_is_loopback(&bound);
+    if (address->ss_family == AF_UNIX) {
+        snprintf(name, size, "unix:%.*s", (int)sizeof(local->sun_path),
+                 local->sun_path);
+        return 0;
+    }
+    if (getnameinfo((const struct sockaddr *)address, length, host,
+                    sizeof(host), port, sizeof(port),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        return fail_with(error, "cannot tell the address: %s", strerror(errno));
+    snprintf(name, size, "%s%s%s:%s", v6 ? "[" : "", host, v6 ? "]" : "", port);
+    return 0;
 }
 
 static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+    struct listener *listener = &http->listeners[http->listener_count];
     struct conn *conn = conn_at(http, (uint32_t)fd);
+    struct sockaddr_storage address = { 0 };
+    socklen_t length = sizeof(address);
 
+    *listener = (struct listener){ .fd = fd };
     if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
         return fail_with(error, "cannot wait for connections: %s",
                          strerror(errno));
+    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+        return fail_with(error, "cannot tell the address: %s", strerror(errno));
+    set_peer(conn, &address); /* its own address, for conn_is_local() */
+    if (!(conn->flags & FLAG_UNIX) && conn_is_local(conn))
+        conn->flags |= FLAG_LOOPBACK;
     conn->interest = EPOLLIN;
-    conn->flags = is_loopback(fd) ? FLAG_LOOPBACK : 0;
     conn_set_state(http, conn, CONN_LISTENER);
-    http->listeners[http->listener_count++] = (struct listener){ .fd = fd };
-    return 0;
+    http->listener_count++;
+    return name_address(listener->address, sizeof(listener->address), &address,
+                        length, error);
 }
 
 static int listen_on(struct http *http, const char *name,
@@ -2770,57 +2671,31 @@ static int listen_on(struct http *http, const char *name,
     return -1;
 }
 
-/* Cuts "unix:PATH,mode=MODE" or "unix:PATH": the mode, and the length of the
- * path. */
-static int split_unix(const char *name, mode_t *mode, size_t *length,
-                      char error[ERROR_SIZE])
+/* Cuts "unix:PATH,mode=MODE" or "unix:PATH" in two. */
+static int split_unix(const char *name, struct sockaddr_un *address,
+                      mode_t *mode, char error[ERROR_SIZE])
 {
-    const char *path = name + strlen("unix:");
-    const char *comma = strrchr(path, ',');
-    const char *digits = comma ? comma + strlen(",mode=") : NULL;
-    size_t count;
+    static const char key[] = ",mode=";
+    const char *path = name + strlen("unix:"), *comma = strrchr(path, ',');
+    size_t length = strlen(path), digits;
 
-    *mode = UNIX_MODE_DEFAULT;
-    *length = strlen(path);
-    if (!comma || strncmp(comma, ",mode=", strlen(",mode=")) != 0)
-        return 0;
-    *length = (size_t)(comma - path);
-    count = strlen(digits);
-    if (strspn(digits, "01234567") != count ||
-        !(count == 3 || (count == 4 && *digits == '0')))
-        return fail_with(
-            error,
-            "'%s': the mode is not 3 or 4 octal digits up to 0777, "
-            "such as mode=660",
-            name);
-    *mode = (mode_t)strtoul(digits, NULL, 8);
-    return 0;
-}
-
-/* Listens at a path that no other server has; under the folder's lock. */
-static int listen_at_path(struct http *http, const char *name, mode_t mode,
-                          const struct sockaddr_un *address,
-                          char error[ERROR_SIZE])
-{
-    struct listener *listener = &http->listeners[http->listener_count];
-    struct stat status;
-    mode_t before;
-    int outcome;
-
-    remove_stale_socket(address);
-    before = umask(0777 & ~mode);
-    outcome = listen_on(http, name, (const struct sockaddr *)address,
-                        sizeof(*address), error);
-    umask(before);
-    if (outcome < 0)
-        return -1;
-    if (lstat(address->sun_path, &status) == 0) {
-        listener->device = status.st_dev;
-        listener->inode = status.st_ino;
+    if (comma && strncmp(comma, key, strlen(key)) == 0) {
+        length = (size_t)(comma - path);
+        comma += strlen(key);
+        digits = strlen(comma);
+        if (strspn(comma, "01234567") != digits ||
+            !(digits == 3 || (digits == 4 && *comma == '0')))
+            return fail_with(
+                error,
+                "'%s': the mode is not 3 or 4 octal digits up to 0777, "
+                "such as mode=660",
+                name);
+        *mode = (mode_t)strtoul(comma, NULL, 8);
     }
-    snprintf(listener->address, sizeof(listener->address), "unix:%s",
-             address->sun_path);
-    listener->unix_path = listener->address + strlen("unix:");
+    if (length == 0 || length >= sizeof(address->sun_path))
+        return fail_with(error, "'%s' needs a path of 1 to %zu bytes", name,
+                         sizeof(address->sun_path) - 1);
+    memcpy(address->sun_path, path, length);
     return 0;
 }
 
@@ -2828,42 +2703,28 @@ static int listen_unix(struct http *http, const char *name,
                        char error[ERROR_SIZE])
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct listener *listener = &http->listeners[http->listener_count];
+    mode_t mode = UNIX_MODE_DEFAULT, before;
+    struct stat status;
     int folder, outcome;
-    size_t length;
-    mode_t mode;
 
-    if (split_unix(name, &mode, &length, error) < 0)
+    if (split_unix(name, &address, &mode, error) < 0)
         return -2;
-    if (length == 0 || length >= sizeof(address.sun_path)) {
-        fail_with(error, "'%s' needs a path of 1 to %zu bytes", name,
-                  sizeof(address.sun_path) - 1);
-        return -2;
-    }
-    memcpy(address.sun_path, name + strlen("unix:"), length);
     if (lock_folder(address.sun_path, &folder, error) < 0)
         return -1;
-    outcome = listen_at_path(http, name, mode, &address, error);
+    remove_stale_socket(&address);
+    before = umask(0777 & ~mode);
+    outcome = listen_on(http, name, (const struct sockaddr *)&address,
+                        sizeof(address), error);
+    umask(before);
+    if (outcome == 0 && lstat(address.sun_path, &status) == 0) {
+        listener->device = status.st_dev;
+        listener->inode = status.st_ino;
+    }
+    listener->unix_path = listener->address + strlen("unix:");
     if (folder >= 0)
         close(folder);
     return outcome;
-}
-
-/* What the socket is bound to: with port 0 the kernel chose one. */
-static int name_listener(struct listener *listener, char error[ERROR_SIZE])
-{
-    struct sockaddr_storage address = { 0 };
-    socklen_t length = sizeof(address);
-    char host[64] = "", port[8] = "";
-    bool v6;
-
-    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0 ||
-        getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
-                    port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        return fail_with(error, "cannot tell the address: %s", strerror(errno));
-    v6 = address.ss_family == AF_INET6;
-    snprintf(listener->address, sizeof(listener->address), "%s%s%s:%s",
-             v6 ? "[" : "", host, v6 ? "]" : "", port);
-    return 0;
 }
 
 /* Cuts "ADDR:PORT", "[V6]:PORT" or "PORT" in two; false if it is none. */
@@ -2908,9 +2769,7 @@ static int listen_tcp(struct http *http, const char *name,
     }
     outcome = listen_on(http, name, found->ai_addr, found->ai_addrlen, error);
     freeaddrinfo(found);
-    return outcome < 0 ? -1
-                       : name_listener(
-                             &http->listeners[http->listener_count - 1], error);
+    return outcome;
 }
 
 int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
@@ -2932,22 +2791,8 @@ static bool is_listening(int fd, int *family)
            (*family == AF_INET || *family == AF_INET6 || *family == AF_UNIX);
 }
 
-/* The name of a Unix socket that was handed over. */
-static void name_unix_listener(struct listener *listener)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    socklen_t length = sizeof(address);
-
-    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0)
-        address.sun_path[0] = '\0';
-    snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
-             (int)strnlen(address.sun_path, sizeof(address.sun_path)),
-             address.sun_path);
-}
-
 int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
-    struct listener *listener = &http->listeners[http->listener_count];
     int family = AF_UNSPEC, flags = fcntl(fd, F_GETFL);
 
     if (!is_listening(fd, &family))
@@ -2958,38 +2803,26 @@ int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
         return fail_with(error, "descriptor %d: %s", fd, strerror(errno));
     if (family != AF_UNIX)
         tune_listener(fd);
-    if (add_listener(http, fd, error) < 0)
-        return -1;
-    if (family != AF_UNIX)
-        return name_listener(listener, error);
-    name_unix_listener(listener);
-    return 0;
-}
-
-/*
- * By now the path may be another http's, which has taken it over. The
- * listener is still open: as long as it is, a http that starts finds it in
- * use, and its inode's number goes to no other file.
- */
-static void unlink_own_socket(const struct listener *listener)
-{
-    struct stat status;
-
-    if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
-        status.st_dev == listener->device && status.st_ino == listener->inode)
-        unlink(listener->unix_path);
+    return add_listener(http, fd, error);
 }
 
 void http_close_listeners(struct http *http)
 {
-    for (unsigned i = 0; i < http->listener_count; i++) {
-        const struct listener *listener = &http->listeners[i];
+    while (http->listener_count > 0) {
+        const struct listener *listener =
+            &http->listeners[--http->listener_count];
+        struct stat status;
 
-        unlink_own_socket(listener);
+        /* By now the path may be another server's, which has taken it over.
+         * The listener is still open: so a server that starts now finds it in
+         * use, and no other file can have its inode's number. */
+        if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
+            status.st_dev == listener->device &&
+            status.st_ino == listener->inode)
+            unlink(listener->unix_path);
         close(listener->fd);
         conn_set_state(http, conn_at(http, (uint32_t)listener->fd), CONN_FREE);
     }
-    http->listener_count = 0;
 }
 
 /*
@@ -3049,7 +2882,6 @@ struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
     return conn;
 }
 
-/* 1: it has no index.html that can be read. */
 int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
 {
     struct file file;
@@ -3070,8 +2902,8 @@ int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
 
 /* -------------------------------------------------------------- credentials
  *
- * The token that publishers send. It is read from its file at the start and at
- * SIGHUP; a file that is refused leaves the one before.
+ * The token that publishers send. sse.c has it read from its file at the start
+ * and at SIGHUP; a file that is refused leaves the token before.
  */
 
 /* Whether a file has stayed as it was, and the same. */
@@ -3084,7 +2916,7 @@ static bool is_unchanged(const struct stat *a, const struct stat *b)
            a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-/* Reads a file that nobody writes or replaces meanwhile: half of a token is
+/* Reads a file that is not written or replaced meanwhile: half of a token is
  * one too. NULL, or why not. */
 static const char *read_unchanged(const char *path, int fd, char *bytes,
                                   size_t size, size_t *length,
@@ -3097,7 +2929,6 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
         return strerror(errno);
     if (!S_ISREG(status->st_mode))
         return "it is not a regular file";
-    *length = 0;
     while (*length < size &&
            (n = read(fd, bytes + *length, size - *length)) > 0)
         *length += (size_t)n;
@@ -3109,7 +2940,7 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
 }
 
 /* Takes the line end off. NULL, or why this is no token. */
-static const char *refused_token(const char *bytes, size_t *length)
+static const char *check_token(const char *bytes, size_t *length)
 {
     _Static_assert(TOKEN_MAX == 512, "the text below says so");
     if (*length && bytes[*length - 1] == '\n')
@@ -3127,36 +2958,28 @@ static const char *refused_token(const char *bytes, size_t *length)
     return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
 }
 
-/* NULL, or why not. */
-static const char *take_token(struct http *http, const char *path, mode_t *mode)
+int http_load_token(struct http *http, const char *path, mode_t *mode,
+                    char error[ERROR_SIZE])
 {
     char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
-    const char *refused;
     size_t length = 0;
     struct stat status;
+    const char *refused;
     /* O_NONBLOCK: opening a FIFO must not wait for its other end */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 
     if (fd < 0)
-        return strerror(errno);
+        return fail_with(error, "%s", strerror(errno));
     refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
     close(fd);
     if (!refused)
-        refused = refused_token(bytes, &length);
+        refused = check_token(bytes, &length);
     if (refused)
-        return refused;
+        return fail_with(error, "%s", refused);
     memcpy(http->token, bytes, length);
     http->token_length = length;
     *mode = status.st_mode;
-    return NULL;
-}
-
-int http_load_token(struct http *http, const char *path, mode_t *mode,
-                    char error[ERROR_SIZE])
-{
-    const char *refused = take_token(http, path, mode);
-
-    return refused ? fail_with(error, "%s", refused) : 0;
+    return 0;
 }
 
 /* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty
@@ -3164,7 +2987,7 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
 static struct slice bearer(struct slice authorization)
 {
     if (!slice_begins(authorization, "Bearer "))
-        return (struct slice){ "", 0 };
+        return SLICE("");
     return slice_trimmed(slice_from(authorization, 7));
 }
 
@@ -3179,13 +3002,19 @@ bool http_token_matches(const struct http *http, const struct request *request)
     return difference == 0;
 }
 
-/* ------------------------------------------------------- the start, the end */
+/* ------------------------------------------------------- the start, the end
+ *
+ * The table of connections has an entry for every descriptor that the process
+ * may have. calloc(3) takes its memory from the kernel as zero pages, so
+ * entries that are never used cost nothing.
+ */
 
-/* Has the limit on descriptors raised as far as it goes, but for no more than
- * are used; returns how many connections that allows. */
-static int raise_descriptors(uint64_t wanted, uint64_t *allowed,
-                             char error[ERROR_SIZE])
+/* Raises the limit on descriptors as far as it goes, but for no more than
+ * are used, and makes a table for as many connections as that allows. */
+static int make_table(struct http *http, char error[ERROR_SIZE])
 {
+    uint64_t asked = http->max_connections, allowed = 0;
+    uint64_t wanted = asked ? asked : CONNECTIONS_DEFAULT;
     struct rlimit limit;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
@@ -3196,19 +3025,9 @@ static int raise_descriptors(uint64_t wanted, uint64_t *allowed,
     if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
         return fail_with(error, "cannot raise the limit on descriptors: %s",
                          strerror(errno));
-    *allowed = limit.rlim_cur > RESERVE ? limit.rlim_cur - RESERVE : 0;
-    return 0;
-}
-
-static int make_table(struct http *http, char error[ERROR_SIZE])
-{
-    uint64_t wanted =
-        http->max_connections ? http->max_connections : CONNECTIONS_DEFAULT;
-    uint64_t allowed = 0;
-
-    if (raise_descriptors(wanted, &allowed, error) < 0)
-        return -1;
-    if (allowed == 0 || (http->max_connections && allowed < wanted))
+    if (limit.rlim_cur > RESERVE)
+        allowed = limit.rlim_cur - RESERVE;
+    if (allowed == 0 || allowed < asked)
         return fail_with(error,
                          "--max-connections: the limit on descriptors allows "
                          "%" PRIu64 "; raise it with ulimit -Hn %" PRIu64,
@@ -3216,11 +3035,11 @@ static int make_table(struct http *http, char error[ERROR_SIZE])
     http->max_connections = allowed < wanted ? allowed : wanted;
     http->conn_limit = (uint32_t)(http->max_connections + RESERVE);
     http->conns = calloc(http->conn_limit, sizeof(struct conn));
-    return http->conns ? 0
-                       : fail_with(error,
-                                   "no memory for %u connections: "
-                                   "--max-connections",
-                                   http->conn_limit);
+    if (!http->conns)
+        return fail_with(error,
+                         "no memory for %u connections: --max-connections",
+                         http->conn_limit);
+    return 0;
 }
 
 /* Begins with no connection; the table is there. */
@@ -3245,10 +3064,10 @@ int http_init(struct http *http, char error[ERROR_SIZE])
         return -1;
     begin_table(http);
     http->epoll = epoll_create1(EPOLL_CLOEXEC);
-    return http->epoll < 0
-               ? fail_with(error, "cannot begin to wait for events: %s",
-                           strerror(errno))
-               : 0;
+    if (http->epoll < 0)
+        return fail_with(error, "cannot begin to wait for events: %s",
+                         strerror(errno));
+    return 0;
 }
 
 void http_release(struct http *http)
