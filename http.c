@@ -672,14 +672,12 @@ bool http_media_type_is(struct slice content_type, const char *media_type)
 
 void http_body_init(struct body *body, const struct request *request)
 {
-    *body = (struct body){
-        .chunked = request->chunked,
-        .state = request->chunked              ? BODY_SIZE
-                 : request->content_length > 0 ? BODY_DATA
-                                               : BODY_DONE,
-    };
-    if (body->state == BODY_DATA)
-        body->left = (uint64_t)request->content_length;
+    uint64_t left =
+        request->content_length > 0 ? (uint64_t)request->content_length : 0;
+
+    *body = (struct body){ .chunked = request->chunked };
+    body->left = request->chunked ? 0 : left;
+    body->state = request->chunked ? BODY_SIZE : left ? BODY_DATA : BODY_DONE;
 }
 
 /* The bytes that nothing else may stand for, and what comes after them. */
@@ -883,17 +881,6 @@ static void put_cors(struct head *head, const struct response *response)
     put_field(head, "Access-Control-Max-Age", "86400");
 }
 
-/* no-transform and X-Accel-Buffering: a proxy that compresses or buffers would
- * hold events back. */
-static void put_stream(struct head *head, const struct response *response)
-{
-    put_field(head, "Content-Type", "text/event-stream");
-    put_field(head, "Cache-Control", "no-cache, no-transform");
-    put_field(head, "X-Accel-Buffering", "no");
-    put_field(head, "Connection", response->chunked ? "keep-alive" : "close");
-    put_field(head, "Transfer-Encoding", response->chunked ? "chunked" : NULL);
-}
-
 static void put_content(struct head *head, const struct response *response)
 {
     char modified[HTTP_DATE_SIZE];
@@ -927,10 +914,18 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_line(&head, "HTTP/1.1 %d %s\r\n", response->status,
              http_reason(response->status));
     put_field(&head, "Date", response->date);
-    if (response->stream)
-        put_stream(&head, response);
-    else
+    if (response->stream) {
+        put_field(&head, "Content-Type", "text/event-stream");
+        /* a proxy that compressed or buffered would hold events back */
+        put_field(&head, "Cache-Control", "no-cache, no-transform");
+        put_field(&head, "X-Accel-Buffering", "no");
+        put_line(&head, "Connection: %s\r\n",
+                 response->chunked ? "keep-alive" : "close");
+        put_field(&head, "Transfer-Encoding",
+                  response->chunked ? "chunked" : NULL);
+    } else {
         put_content(&head, response);
+    }
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
     put_field(&head, "WWW-Authenticate",
               response->status == 401 ? "Bearer" : NULL);
@@ -991,12 +986,11 @@ void http_bundle_init(time_t modified)
 
         for (const char *p = page->data; p < page->end; p++)
             hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
-        page->file = (struct file){
-            .data = page->data,
-            .fd = -1,
-            .length = (uint64_t)(page->end - page->data),
-            .modified = modified,
-        };
+        page->file =
+            (struct file){ .data = page->data,
+                           .fd = -1,
+                           .length = (uint64_t)(page->end - page->data),
+                           .modified = modified };
         snprintf(page->file.etag, sizeof(page->file.etag), "\"%016" PRIx64 "\"",
                  hash);
     }
@@ -1089,11 +1083,9 @@ static int open_in_root(struct file *file, int root, const char *path)
         close(fd);
         return S_ISDIR(status.st_mode) ? -301 : -404;
     }
-    *file = (struct file){
-        .fd = fd,
-        .length = (uint64_t)status.st_size,
-        .modified = status.st_mtime,
-    };
+    *file = (struct file){ .fd = fd,
+                           .length = (uint64_t)status.st_size,
+                           .modified = status.st_mtime };
     snprintf(file->etag, sizeof(file->etag),
              "\"%" PRIx64 "-%" PRIx64 "-%" PRIx64 "\"", (uint64_t)status.st_ino,
              (uint64_t)status.st_mtim.tv_sec * 1000000000 +
@@ -1407,6 +1399,8 @@ void memory_free(struct http *http, char **bytes, size_t *room)
 
 static void exchange_free(struct exchange *exchange)
 {
+    if (!exchange)
+        return;
     free(exchange->in.bytes);
     free(exchange->out.bytes);
     free(exchange);
@@ -1415,20 +1409,6 @@ static void exchange_free(struct exchange *exchange)
 static size_t exchange_size(const struct exchange *exchange)
 {
     return sizeof(*exchange) + exchange->in.room + exchange->out.room;
-}
-
-static struct exchange *exchange_make(void)
-{
-    struct exchange *exchange = calloc(1, sizeof(*exchange));
-
-    if (!exchange)
-        return NULL;
-    exchange->in = (struct buffer){ malloc(IN_FIRST), IN_FIRST, 0, 0 };
-    exchange->out = (struct buffer){ malloc(OUT_ROOM), OUT_ROOM, 0, 0 };
-    if (exchange->in.bytes && exchange->out.bytes)
-        return exchange;
-    exchange_free(exchange);
-    return NULL;
 }
 
 /* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
@@ -1440,7 +1420,12 @@ static struct exchange *exchange_take(struct http *http)
     if (exchange) {
         http->spare = exchange->next_spare;
         http->spare_count--;
-    } else if (!(exchange = exchange_make())) {
+    } else if ((exchange = calloc(1, sizeof(*exchange)))) {
+        exchange->in = (struct buffer){ malloc(IN_FIRST), IN_FIRST, 0, 0 };
+        exchange->out = (struct buffer){ malloc(OUT_ROOM), OUT_ROOM, 0, 0 };
+    }
+    if (!exchange || !exchange->in.bytes || !exchange->out.bytes) {
+        exchange_free(exchange);
         errno = ENOMEM;
         return NULL;
     }
@@ -1523,10 +1508,8 @@ static void conn_set_state(struct http *http, struct conn *conn,
 static void conn_set_interest(struct http *http, struct conn *conn,
                               uint32_t interest)
 {
-    struct epoll_event event = {
-        .events = interest,
-        .data.u32 = conn_fd(http, conn),
-    };
+    struct epoll_event event = { .events = interest,
+                                 .data.u32 = conn_fd(http, conn) };
     int operation = EPOLL_CTL_MOD;
 
     if (conn->interest == interest)
@@ -1787,11 +1770,12 @@ static void accept_all(struct http *http, int listener)
 static bool has_answer_room(struct http *http, struct exchange *exchange)
 {
     struct buffer *out = &exchange->out;
-    size_t wanted = out->room * 2 < OUT_SIZE ? out->room * 2 : OUT_SIZE;
+    size_t twice = out->room * 2;
 
-    return out->room - out->end >= OUT_ROOM ||
-           (memory_grow(http, &out->bytes, &out->room, wanted) &&
-            out->room - out->end >= OUT_ROOM);
+    if (out->room - out->end < OUT_ROOM)
+        memory_grow(http, &out->bytes, &out->room,
+                    twice < OUT_SIZE ? twice : OUT_SIZE);
+    return out->room - out->end >= OUT_ROOM;
 }
 
 void respond(struct http *http, struct conn *conn, struct response *response,
@@ -1807,11 +1791,9 @@ void respond(struct http *http, struct conn *conn, struct response *response,
     response->date = http->date;
     length = http_head(out, room, response);
     if (!length || room - length < content.length) {
-        *response = (struct response){
-            .status = 500,
-            .close = true,
-            .date = http->date,
-        };
+        *response = (struct response){ .status = 500,
+                                       .close = true,
+                                       .date = http->date };
         content.length = 0;
         length = http_head(out, room, response);
     }
@@ -1910,46 +1892,41 @@ size_t stream_head(struct http *http, struct conn *conn,
     return length + http_head(bytes + length, size - length, response);
 }
 
-static void respond_file(struct http *http, struct conn *conn)
+void respond_page(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
-    struct response response = { 0 };
-    bool head = exchange->request.method == METHOD_HEAD;
+    enum method method = exchange->request.method;
+    struct response response = { .location = exchange->request.path };
 
+    if (method != METHOD_GET && method != METHOD_HEAD) {
+        respond_method(http, conn, "GET, HEAD, OPTIONS");
+        return;
+    }
+    response.status =
+        -http_file_open(&exchange->file, http->root, exchange->request.path);
+    if (response.status == 301) {
+        respond_text(http, conn, response,
+                     "this is a folder: its path ends in a slash");
+        return;
+    }
+    if (response.status != 0) {
+        respond_error(http, conn, response.status,
+                      response.status == 404 ? "there is no such page"
+                                             : "no descriptor is free for it");
+        return;
+    }
+    response.location.length = 0;
     http_file_response(&exchange->file, &exchange->request, &response,
                        &exchange->file_at);
     respond(http, conn, &response, SLICE(""));
-    if (head || response.status == 304 || response.length == 0) {
+    if (method == METHOD_HEAD || response.status == 304 ||
+        response.length == 0) {
         exchange_drop_file(exchange);
         return;
     }
     exchange->file_left = response.length;
     conn_set_state(http, conn, CONN_RESPOND);
     answers_push(http, conn);
-}
-
-void respond_page(struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    enum method method = exchange->request.method;
-    struct slice path = exchange->request.path;
-    int status;
-
-    if (method != METHOD_GET && method != METHOD_HEAD) {
-        respond_method(http, conn, "GET, HEAD, OPTIONS");
-        return;
-    }
-    status = -http_file_open(&exchange->file, http->root, path);
-    if (status == 0)
-        respond_file(http, conn);
-    else if (status == 301)
-        respond_text(http, conn,
-                     (struct response){ .status = 301, .location = path },
-                     "this is a folder: its path ends in a slash");
-    else
-        respond_error(http, conn, status,
-                      status == 404 ? "there is no such page"
-                                    : "no descriptor is free for it");
 }
 
 /* Sends until all is sent, the socket is full, or it is others' turn. */
@@ -2349,34 +2326,10 @@ static bool conn_discard(struct http *http, struct conn *conn)
     return n > 0 || is_not_yet(n);
 }
 
-/* The peer's FIN ends a stream at once: it can be sent more, but most likely
- * nobody reads it. */
-static void stream_event(struct http *http, struct conn *conn, uint32_t events)
-{
-    if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
-        ((events & EPOLLIN) && !conn_discard(http, conn)))
-        conn_close(http, conn, "closed");
-    else if (events & EPOLLOUT)
-        http->handlers->writable(http->server, conn);
-}
-
-/* One that is in a queue has its turn anyway: epoll need not say so again.
- * One that waits for memory has asked for nothing, so this is its end. */
-static void request_event(struct http *http, struct conn *conn, uint32_t events)
-{
-    if (conn->queue == QUEUE_STARVED)
-        conn_close(http, conn, "closed");
-    else if (conn->queue == QUEUE_NONE && (events & EPOLLOUT))
-        answers_push(http, conn);
-    else if (conn->queue == QUEUE_NONE)
-        work_push(http, conn);
-    else
-        conn_set_interest(http, conn, 0);
-}
-
 void http_event(struct http *http, const struct epoll_event *event)
 {
     struct conn *conn = conn_at(http, event->data.u32);
+    bool ended = event->events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP);
 
     switch (conn->state) {
     case CONN_LISTENER:
@@ -2384,23 +2337,37 @@ void http_event(struct http *http, const struct epoll_event *event)
         break;
     case CONN_REQUEST:
     case CONN_BODY:
-        request_event(http, conn, event->events);
-        break;
-    case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
-        conn_close(http, conn, "closed");
+        /* one that waits for memory has asked for nothing: this is its end. One
+         * that has its turn anyway need not be told of again. */
+        if (conn->queue == QUEUE_STARVED)
+            conn_close(http, conn, "closed");
+        else if (conn->queue != QUEUE_NONE)
+            conn_set_interest(http, conn, 0);
+        else if (event->events & EPOLLOUT)
+            answers_push(http, conn);
+        else
+            work_push(http, conn);
         break;
     case CONN_RESPOND:
         if (conn->queue == QUEUE_NONE)
             answers_push(http, conn);
         break;
+    case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
+        conn_close(http, conn, "closed");
+        break;
     case CONN_STREAM:
-        stream_event(http, conn, event->events);
+        /* the peer's FIN ends a stream at once: it could be sent more, but
+         * most likely nobody reads it. What it sends is thrown away. */
+        if (ended || ((event->events & EPOLLIN) && !conn_discard(http, conn)))
+            conn_close(http, conn, "closed");
+        else if (event->events & EPOLLOUT)
+            http->handlers->writable(http->server, conn);
         break;
     case CONN_LINGER:
         if (!conn_discard(http, conn))
             conn_close(http, conn, "closed");
         break;
-    default: /* ended in this turn */
+    default: /* it ended in this turn */
         break;
     }
 }
@@ -2599,51 +2566,39 @@ static void remove_stale_socket(const struct sockaddr_un *address)
     close(fd);
 }
 
-/* What a listener is bound to, as people write it. With port 0 the kernel has
- * chosen one. */
-static int name_address(char *name, size_t size,
-                        const struct sockaddr_storage *address,
-                        socklen_t length, char error[ERROR_SIZE])
-{
-    const struct sockaddr_un *local = (const void *)address;
-    bool v6 = address->ss_family == AF_INET6;
-    char host[64] = "", port[8] = "";
-
-    if (address->ss_family == AF_UNIX) {
-        snprintf(name, size, "unix:%.*s", (int)sizeof(local->sun_path),
-                 local->sun_path);
-        return 0;
-    }
-    if (getnameinfo((const struct sockaddr *)address, length, host,
-                    sizeof(host), port, sizeof(port),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        return fail_with(error, "cannot tell the address: %s", strerror(errno));
-    snprintf(name, size, "%s%s%s:%s", v6 ? "[" : "", host, v6 ? "]" : "", port);
-    return 0;
-}
-
 static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
     struct listener *listener = &http->listeners[http->listener_count];
     struct conn *conn = conn_at(http, (uint32_t)fd);
     struct sockaddr_storage address = { 0 };
+    const struct sockaddr_un *local = (const void *)&address;
     socklen_t length = sizeof(address);
+    char host[64] = "", port[8] = "";
 
     *listener = (struct listener){ .fd = fd };
     if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
         return fail_with(error, "cannot wait for connections: %s",
                          strerror(errno));
-    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0 ||
+        (address.ss_family != AF_UNIX &&
+         getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
+                     port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV)))
         return fail_with(error, "cannot tell the address: %s", strerror(errno));
-    set_peer(conn, &address); /* its own address, for conn_is_local() */
+    if (address.ss_family == AF_UNIX)
+        snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
+                 (int)sizeof(local->sun_path), local->sun_path);
+    else
+        snprintf(listener->address, sizeof(listener->address),
+                 address.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host,
+                 port);
+    set_peer(conn, &address);
     if (!(conn->flags & FLAG_UNIX) && conn_is_local(conn))
         conn->flags |= FLAG_LOOPBACK;
     conn->interest = EPOLLIN;
     conn_set_state(http, conn, CONN_LISTENER);
     http->listener_count++;
-    return name_address(listener->address, sizeof(listener->address), &address,
-                        length, error);
+    return 0;
 }
 
 static int listen_on(struct http *http, const char *name,
@@ -2778,24 +2733,16 @@ int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
                                           : listen_tcp(http, name, error);
 }
 
-/* Whether a descriptor is a socket that listens for streams. */
-static bool is_listening(int fd, int *family)
-{
-    int listens = 0, type = 0;
-    socklen_t length = sizeof(int);
-
-    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_DOMAIN, family, &length) == 0 &&
-           listens && type == SOCK_STREAM &&
-           (*family == AF_INET || *family == AF_INET6 || *family == AF_UNIX);
-}
-
 int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
-    int family = AF_UNSPEC, flags = fcntl(fd, F_GETFL);
+    int family = AF_UNSPEC, listens = 0, type = 0, flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof(int);
 
-    if (!is_listening(fd, &family))
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) < 0 || !listens ||
+        type != SOCK_STREAM ||
+        (family != AF_INET && family != AF_INET6 && family != AF_UNIX))
         return fail_with(error,
                          "descriptor %d is not a listening stream socket", fd);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
@@ -3009,9 +2956,9 @@ bool http_token_matches(const struct http *http, const struct request *request)
  * entries that are never used cost nothing.
  */
 
-/* Raises the limit on descriptors as far as it goes, but for no more than
- * are used, and makes a table for as many connections as that allows. */
-static int make_table(struct http *http, char error[ERROR_SIZE])
+/* Raises the limit on descriptors as far as it goes, but for no more than are
+ * used; sets how many connections that allows. */
+static int raise_limit(struct http *http, char error[ERROR_SIZE])
 {
     uint64_t asked = http->max_connections, allowed = 0;
     uint64_t wanted = asked ? asked : CONNECTIONS_DEFAULT;
@@ -3034,11 +2981,6 @@ static int make_table(struct http *http, char error[ERROR_SIZE])
                          allowed, wanted + RESERVE);
     http->max_connections = allowed < wanted ? allowed : wanted;
     http->conn_limit = (uint32_t)(http->max_connections + RESERVE);
-    http->conns = calloc(http->conn_limit, sizeof(struct conn));
-    if (!http->conns)
-        return fail_with(error,
-                         "no memory for %u connections: --max-connections",
-                         http->conn_limit);
     return 0;
 }
 
@@ -3060,8 +3002,13 @@ static void begin_table(struct http *http)
 
 int http_init(struct http *http, char error[ERROR_SIZE])
 {
-    if (make_table(http, error) < 0)
+    if (raise_limit(http, error) < 0)
         return -1;
+    http->conns = calloc(http->conn_limit, sizeof(struct conn));
+    if (!http->conns)
+        return fail_with(error,
+                         "no memory for %u connections: --max-connections",
+                         http->conn_limit);
     begin_table(http);
     http->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (http->epoll < 0)
