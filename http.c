@@ -233,13 +233,11 @@ static int hex_value(char c)
 /* The byte that "%XX" at the start of `text` stands for, or -1. */
 static int percent_decoded(struct slice text)
 {
-    int high, low;
+    int high =
+        text.length < 3 || text.data[0] != '%' ? -1 : hex_value(text.data[1]);
+    int low = high < 0 ? -1 : hex_value(text.data[2]);
 
-    if (text.length < 3 || text.data[0] != '%')
-        return -1;
-    high = hex_value(text.data[1]);
-    low = hex_value(text.data[2]);
-    return high < 0 || low < 0 ? -1 : high * 16 + low;
+    return low < 0 ? -1 : high * 16 + low;
 }
 
 static int decode_path(struct request *request, char *path, size_t length)
@@ -392,11 +390,7 @@ struct field {
  * matter here, and its initial alone tells so. */
 #define INITIAL(letter) ((letter)&31)
 
-enum {
-    FIELDS_OF_AN_INITIAL = 4
-};
-
-static const struct field fields[32][FIELDS_OF_AN_INITIAL] = {
+static const struct field fields[32][4] = {
     [INITIAL('A')] = { { NAME("Authorization"), KEPT(authorization) } },
     [INITIAL('C')] = { { NAME("Connection"), parse_connection, 0 },
                        { NAME("Content-Length"), parse_content_length, 0 },
@@ -424,7 +418,7 @@ static const struct field fields[32][FIELDS_OF_AN_INITIAL] = {
 static const struct field *find_field(struct slice name)
 {
     const struct field *field = fields[INITIAL(name.data[0])];
-    const struct field *end = field + FIELDS_OF_AN_INITIAL;
+    const struct field *end = field + COUNT(fields[0]);
 
     if (field == fields[INITIAL('X')] && slice_begins(name, field->name.data))
         return field;
@@ -598,13 +592,13 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
 
 static struct slice without_port(struct slice host)
 {
-    for (size_t i = host.length; i > 0; i--) {
-        if (host.data[i - 1] == ':')
-            return (struct slice){ host.data, i - 1 };
-        if (!isdigit((unsigned char)host.data[i - 1]))
-            break;
-    }
-    return host;
+    size_t end = host.length;
+
+    while (end > 0 && isdigit((unsigned char)host.data[end - 1]))
+        end--;
+    return end > 0 && host.data[end - 1] == ':'
+               ? (struct slice){ host.data, end - 1 }
+               : host;
 }
 
 bool http_host_is(struct slice host, const char *name)
@@ -827,8 +821,7 @@ void http_date(char *buffer, time_t when)
 /* A head being written; `length` goes beyond `size` if it does not fit. */
 struct head {
     char *buffer;
-    size_t size;
-    size_t length;
+    size_t size, length;
 };
 
 __attribute__((format(printf, 2, 3))) static void
@@ -1001,8 +994,7 @@ void http_bundle_init(time_t modified)
 static const char *media_type(struct slice path)
 {
     static const struct {
-        const char *ending;
-        const char *type;
+        const char *ending, *type;
     } types[] = {
         { "css", "text/css" UTF8 },       { "csv", "text/csv" UTF8 },
         { "gif", "image/gif" },           { "htm", "text/html" UTF8 },
@@ -1040,21 +1032,14 @@ static int open_bundled(struct file *file, const char *path)
     return -404;
 }
 
-/* openat2(2), of which some libcs have no header. */
-enum {
-    NO_MAGIC_LINKS = 2, /* RESOLVE_NO_MAGICLINKS */
-    BENEATH = 8,        /* RESOLVE_BENEATH */
-};
-
 static int open_beneath(int root, const char *path)
 {
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end. Some libcs
+     * have no header for openat2(2), its struct, and RESOLVE_BENEATH (8) and
+     * RESOLVE_NO_MAGICLINKS (2). */
     struct {
         uint64_t flags, mode, resolve;
-    } how = {
-        .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
-        .resolve = BENEATH | NO_MAGIC_LINKS,
-    };
+    } how = { O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0, 8 | 2 };
     int fd, tries = 0;
 
     /* EAGAIN: something was renamed meanwhile, and the kernel cannot tell
@@ -1070,10 +1055,9 @@ static int open_in_root(struct file *file, int root, const char *path)
     struct stat status;
     int fd = open_beneath(root, path + 1);
 
-    if (fd < 0 && errno == ENOSYS)
-        return -501;
     if (fd < 0)
-        return errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
+        return errno == ENOSYS ? -501
+               : errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
                        errno == EAGAIN
                    ? -503
                    : -404;
@@ -1140,8 +1124,7 @@ static bool parse_date(struct slice text, time_t *when)
 
     if (text.length != sizeof(copy) - 1)
         return false;
-    memcpy(copy, text.data, text.length);
-    copy[text.length] = '\0';
+    snprintf(copy, sizeof(copy), "%.*s", (int)text.length, text.data);
     end = strptime(copy, "%a, %d %b %Y %H:%M:%S GMT", &tm);
     if (!end || *end)
         return false;
@@ -1256,7 +1239,9 @@ uint64_t clock_ms(clockid_t clock)
     return clock_us(clock) / 1000;
 }
 
-/* `of` is where the link is in struct conn. */
+#define QUEUE_LINK offsetof(struct conn, queue_link)
+#define TIMER_LINK offsetof(struct conn, timer_link)
+
 static struct link *link_of(struct http *http, uint32_t fd, size_t of)
 {
     return (struct link *)(void *)((char *)conn_at(http, fd) + of);
@@ -1294,8 +1279,7 @@ void queue_push(struct http *http, enum queue_name name, struct conn *conn)
 
     assert(conn->queue == QUEUE_NONE);
     conn->queue = (uint8_t)name;
-    list_add(http, &queue->list, conn_fd(http, conn),
-             offsetof(struct conn, queue_link));
+    list_add(http, &queue->list, conn_fd(http, conn), QUEUE_LINK);
     queue->count++;
 }
 
@@ -1305,8 +1289,7 @@ void queue_remove(struct http *http, struct conn *conn)
 
     if (conn->queue == QUEUE_NONE)
         return;
-    list_remove(http, &queue->list, conn_fd(http, conn),
-                offsetof(struct conn, queue_link));
+    list_remove(http, &queue->list, conn_fd(http, conn), QUEUE_LINK);
     queue->count--;
     conn->queue = QUEUE_NONE;
 }
@@ -1324,7 +1307,7 @@ void timer_stop(struct http *http, struct conn *conn)
     if (conn->deadline == 0)
         return;
     list_remove(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
-                conn_fd(http, conn), offsetof(struct conn, timer_link));
+                conn_fd(http, conn), TIMER_LINK);
     conn->deadline = 0;
 }
 
@@ -1333,7 +1316,7 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
     timer_stop(http, conn);
     conn->deadline = (uint32_t)((http->now + delay) >> TICK_SHIFT) + 1;
     list_add(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
-             conn_fd(http, conn), offsetof(struct conn, timer_link));
+             conn_fd(http, conn), TIMER_LINK);
 }
 
 /* When the next connection's timer may be due, in ms. */
@@ -1723,13 +1706,6 @@ static bool is_full(const struct http *http)
     return http->connections >= http->max_connections + SURPLUS;
 }
 
-static void accept_failed(struct http *http, int error)
-{
-    if (http->now >= http->accept_again + 1000) /* else it still goes on */
-        http->handlers->accept_paused(http->server, error);
-    accept_pause(http, true);
-}
-
 static void accept_all(struct http *http, int listener)
 {
     uint8_t flags = conn_at(http, (uint32_t)listener)->flags;
@@ -1737,19 +1713,20 @@ static void accept_all(struct http *http, int listener)
     for (int i = 0; i < ACCEPTS_MAX; i++) {
         struct sockaddr_storage peer = { 0 };
         socklen_t length = sizeof(peer);
-        int fd, error;
+        bool full = is_full(http);
+        int fd = -1, error = 0;
 
-        if (is_full(http)) {
-            accept_failed(http, 0);
-            return;
+        if (!full) {
+            fd = accept4(listener, (struct sockaddr *)&peer, &length,
+                         SOCK_NONBLOCK | SOCK_CLOEXEC);
+            error = fd < 0 ? errno : conn_open(http, fd, &peer, flags);
         }
-        fd = accept4(listener, (struct sockaddr *)&peer, &length,
-                     SOCK_NONBLOCK | SOCK_CLOEXEC);
-        error = fd < 0 ? errno : conn_open(http, fd, &peer, flags);
         if (error == EAGAIN)
             return;
-        if (error && error != EINTR && error != ECONNABORTED) {
-            accept_failed(http, error);
+        if (full || (error && error != EINTR && error != ECONNABORTED)) {
+            if (http->now >= http->accept_again + 1000) /* else it goes on */
+                http->handlers->accept_paused(http->server, error);
+            accept_pause(http, true);
             return;
         }
     }
@@ -1904,18 +1881,16 @@ void respond_page(struct http *http, struct conn *conn)
     }
     response.status =
         -http_file_open(&exchange->file, http->root, exchange->request.path);
-    if (response.status == 301) {
-        respond_text(http, conn, response,
-                     "this is a folder: its path ends in a slash");
-        return;
-    }
+    if (response.status != 301)
+        response.location.length = 0;
     if (response.status != 0) {
-        respond_error(http, conn, response.status,
-                      response.status == 404 ? "there is no such page"
-                                             : "no descriptor is free for it");
+        respond_text(http, conn, response,
+                     response.status == 301
+                         ? "this is a folder: its path ends in a slash"
+                     : response.status == 404 ? "there is no such page"
+                                              : "no descriptor is free for it");
         return;
     }
-    response.location.length = 0;
     http_file_response(&exchange->file, &exchange->request, &response,
                        &exchange->file_at);
     respond(http, conn, &response, SLICE(""));
@@ -2311,10 +2286,9 @@ void http_update_time(struct http *http)
     time_t second = time(NULL);
 
     http->now = clock_ms(CLOCK_MONOTONIC);
-    if (second == http->date_of)
-        return;
+    if (second != http->date_of)
+        http_date(http->date, second);
     http->date_of = second;
-    http_date(http->date, second);
 }
 
 /* Reads and throws away. False if the peer has ended. */
@@ -2374,30 +2348,23 @@ void http_event(struct http *http, const struct epoll_event *event)
 
 static void conn_expired(struct http *http, struct conn *conn)
 {
-    switch (conn->state) {
-    case CONN_REQUEST:
+    if (conn->state == CONN_STREAM) {
+        http->handlers->expired(http->server, conn);
+    } else if (conn->state == CONN_BODY) {
+        http->handlers->body_failed(http->server, conn, 408,
+                                    "the body did not get on");
+    } else if (conn->state == CONN_RESPOND) {
+        conn_cut(http, conn, "cannot send");
+    } else if (conn->state == CONN_LINGER) {
+        conn_close(http, conn, "closed");
+    } else {
+        assert(conn->state == CONN_REQUEST);
         if (conn->exchange && conn->exchange->in.end > 0)
             respond_text(http, conn,
                          (struct response){ .status = 408, .close = true },
                          "the request's head did not arrive in time");
         else
             conn_close(http, conn, "idle");
-        break;
-    case CONN_BODY:
-        http->handlers->body_failed(http->server, conn, 408,
-                                    "the body did not get on");
-        break;
-    case CONN_RESPOND:
-        conn_cut(http, conn, "cannot send");
-        break;
-    case CONN_STREAM:
-        http->handlers->expired(http->server, conn);
-        break;
-    case CONN_LINGER:
-        conn_close(http, conn, "closed");
-        break;
-    default:
-        assert(false); /* has no timer */
     }
 }
 
@@ -2530,20 +2497,19 @@ static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
     snprintf(folder, sizeof(folder), "%.*s", length, slash ? path : ".");
     *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     while (*fd >= 0 && flock(*fd, LOCK_EX | LOCK_NB) < 0) {
-        bool locked = errno == EWOULDBLOCK || errno == EINTR;
-
-        if (locked && clock_ms(CLOCK_MONOTONIC) < deadline) {
-            poll(NULL, 0, 10);
-            continue;
-        }
-        close(*fd);
-        *fd = -1;
-        if (locked)
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            close(*fd);
+            *fd = -1;
+        } else if (clock_ms(CLOCK_MONOTONIC) >= deadline) {
+            close(*fd);
             return fail_with(
                 error,
                 "cannot listen on 'unix:%s': another process has kept "
                 "its folder locked for %d s, see flock(2)",
                 path, LOCK_PATIENCE / 1000);
+        } else {
+            poll(NULL, 0, 10);
+        }
     }
     return 0;
 }
