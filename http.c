@@ -522,6 +522,7 @@ static int parse_head(struct request *request, struct slice head)
 ssize_t http_parse(char *data, size_t length, struct request *request)
 {
     size_t begin, end;
+    struct slice head;
     int status;
 
     do {
@@ -545,8 +546,8 @@ ssize_t http_parse(char *data, size_t length, struct request *request)
             request->start = end;
         request->scanned = end;
     } while (end - begin > 2 || request->lines == 0);
-    status = parse_head(
-        request, (struct slice){ data + request->start, end - request->start });
+    head = (struct slice){ data + request->start, end - request->start };
+    status = parse_head(request, head);
     return status < 0 ? status : (ssize_t)end;
 }
 
@@ -573,11 +574,12 @@ bool http_query_next(struct slice *query, const char *name, char *value,
         *result = (struct slice){ value, 0 };
         while (text.length && result->length < size) {
             int byte = percent_decoded(text);
+            size_t taken = byte < 0 ? 1 : 3;
 
-            value[result->length++] = byte >= 0           ? (char)byte
-                                      : *text.data == '+' ? ' '
-                                                          : *text.data;
-            text = slice_from(text, byte < 0 ? 1 : 3);
+            if (byte < 0)
+                byte = *text.data == '+' ? ' ' : (unsigned char)*text.data;
+            value[result->length++] = (char)byte;
+            text = slice_from(text, taken);
         }
         return true;
     }
@@ -979,11 +981,9 @@ void http_bundle_init(time_t modified)
 
         for (const char *p = page->data; p < page->end; p++)
             hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
-        page->file =
-            (struct file){ .data = page->data,
-                           .fd = -1,
-                           .length = (uint64_t)(page->end - page->data),
-                           .modified = modified };
+        page->file = (struct file){ .data = page->data, .fd = -1 };
+        page->file.length = (uint64_t)(page->end - page->data);
+        page->file.modified = modified;
         snprintf(page->file.etag, sizeof(page->file.etag), "\"%016" PRIx64 "\"",
                  hash);
     }
@@ -1011,10 +1011,9 @@ static const char *media_type(struct slice path)
         { "xml", "application/xml" },
     };
     const char *dot = memrchr(path.data, '.', path.length);
-    struct slice ending = path;
+    struct slice ending =
+        dot ? slice_from(path, (size_t)(dot + 1 - path.data)) : path;
 
-    if (dot)
-        ending = slice_from(path, (size_t)(dot + 1 - path.data));
     for (size_t i = 0; i < COUNT(types); i++)
         if (slice_equals(ending, types[i].ending))
             return types[i].type;
@@ -1491,8 +1490,8 @@ static void conn_set_state(struct http *http, struct conn *conn,
 static void conn_set_interest(struct http *http, struct conn *conn,
                               uint32_t interest)
 {
-    struct epoll_event event = { .events = interest,
-                                 .data.u32 = conn_fd(http, conn) };
+    uint32_t fd = conn_fd(http, conn);
+    struct epoll_event event = { .events = interest, .data.u32 = fd };
     int operation = EPOLL_CTL_MOD;
 
     if (conn->interest == interest)
@@ -1503,7 +1502,7 @@ static void conn_set_interest(struct http *http, struct conn *conn,
         operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
     conn->interest = interest;
     /* else it cannot fail: the descriptor was added, no memory is needed */
-    epoll_ctl(http->epoll, operation, (int)event.data.u32, &event);
+    epoll_ctl(http->epoll, operation, (int)fd, &event);
 }
 
 void conn_await_room(struct http *http, struct conn *conn, bool awaits)
@@ -1913,9 +1912,8 @@ static enum io write_answers(const struct http *http, struct conn *conn)
 
     for (size_t total = 0; buffer_length(out) > 0 || exchange->file_left;) {
         size_t length = buffer_length(out);
-        size_t part = exchange->file_left < SEND_BUDGET
-                          ? (size_t)exchange->file_left
-                          : SEND_BUDGET;
+        size_t part = exchange->file_left < SEND_BUDGET ? exchange->file_left
+                                                        : SEND_BUDGET;
         off_t at = (off_t)exchange->file_at;
         ssize_t sent;
 
@@ -2085,16 +2083,15 @@ static bool body_step(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
     struct buffer *in = &exchange->in;
+    struct slice data;
     ssize_t taken;
 
     if (exchange->piece.length > 0 || exchange->body.state == BODY_DONE) {
         http->handlers->body(http->server, conn);
         return true;
     }
-    taken = http_body_read(
-        &exchange->body,
-        (struct slice){ in->bytes + in->start, buffer_length(in) },
-        &exchange->piece);
+    data = (struct slice){ in->bytes + in->start, buffer_length(in) };
+    taken = http_body_read(&exchange->body, data, &exchange->piece);
     if (taken < 0) {
         http->handlers->body_failed(http->server, conn, 400,
                                     "a chunk is malformed");
@@ -2852,32 +2849,13 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
     return NULL;
 }
 
-/* Takes the line end off. NULL, or why this is no token. */
-static const char *check_token(const char *bytes, size_t *length)
-{
-    _Static_assert(TOKEN_MAX == 512, "the text below says so");
-    if (*length && bytes[*length - 1] == '\n')
-        --*length;
-    if (*length && bytes[*length - 1] == '\r')
-        --*length;
-    if (*length == 0)
-        return "it is empty";
-    for (size_t i = 0; i < *length; i++) {
-        if (bytes[i] == '\n' || bytes[i] == '\r')
-            return "it has more than one line";
-        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
-            return "it has a blank or a control character";
-    }
-    return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
-}
-
 int http_load_token(struct http *http, const char *path, mode_t *mode,
                     char error[ERROR_SIZE])
 {
     char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
+    const char *refused;
     size_t length = 0;
     struct stat status;
-    const char *refused;
     /* O_NONBLOCK: opening a FIFO must not wait for its other end */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 
@@ -2885,10 +2863,22 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
         return fail_with(error, "%s", strerror(errno));
     refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
     close(fd);
-    if (!refused)
-        refused = check_token(bytes, &length);
     if (refused)
         return fail_with(error, "%s", refused);
+    if (length && bytes[length - 1] == '\n')
+        length--;
+    if (length && bytes[length - 1] == '\r')
+        length--;
+    if (length == 0)
+        return fail_with(error, "it is empty");
+    for (size_t i = 0; i < length; i++) {
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            return fail_with(error, "it has more than one line");
+        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
+            return fail_with(error, "it has a blank or a control character");
+    }
+    if (length > TOKEN_MAX)
+        return fail_with(error, "it has more than %d bytes", TOKEN_MAX);
     memcpy(http->token, bytes, length);
     http->token_length = length;
     *mode = status.st_mode;
