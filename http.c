@@ -53,6 +53,14 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
+/*
+ * A turn has TURN_WORK for each queue of connections and TURN_BUSY for each of
+ * busy ones, so that a few that send without end cannot delay the many that
+ * ask now and then. VISIT is the same within a queue.
+ *
+ * SENDBUF and NOTSENT bound what a peer that does not read holds in the kernel.
+ * The bytes beyond stay in the ring or in the file, where all share them.
+ */
 enum {
     IN_FIRST = 2048, /* bytes of a request that are read at first */
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
@@ -183,6 +191,8 @@ static bool consists_of(unsigned kind, struct slice text)
     return true;
 }
 
+/* RFC 9110, section 9.1: a method that is known and that no resource has is a
+ * 405, which sse.c answers; one that is not known is a 501. */
 static int parse_method(struct request *request, struct slice name)
 {
     static const struct {
@@ -207,6 +217,8 @@ static int parse_method(struct request *request, struct slice name)
     return refuse(request, 501, "the method is not known here");
 }
 
+/* RFC 9112, section 2.3: a later 1.x is read as 1.1. Of HTTP/1.0 no connection
+ * is kept: its keep-alive was never specified. */
 static int parse_version(struct request *request, struct slice version)
 {
     if (version.length != 8 || memcmp(version.data, "HTTP/", 5) != 0 ||
@@ -240,6 +252,8 @@ static int percent_decoded(struct slice text)
     return low < 0 ? -1 : high * 16 + low;
 }
 
+/* An encoded slash or NUL would make the path another one after it has been
+ * checked, or cut it. */
 static int decode_path(struct request *request, char *path, size_t length)
 {
     struct slice rest = { path, 0 };
@@ -314,6 +328,8 @@ static int parse_connection(struct request *request, struct slice value)
     return 0;
 }
 
+/* RFC 9110, section 8.6, would allow the same value several times; no client
+ * needs that, and two of them are how requests are smuggled. */
 static int parse_content_length(struct request *request, struct slice value)
 {
     uint64_t length = 0;
@@ -326,6 +342,8 @@ static int parse_content_length(struct request *request, struct slice value)
     return 0;
 }
 
+/* RFC 9112, section 6.1: with HTTP/1.0 the framing is faulty, as a proxy may
+ * have passed the field on without understanding it. */
 static int parse_transfer_coding(struct request *request, struct slice value)
 {
     if (request->minor == 0)
@@ -347,6 +365,8 @@ static int parse_expect(struct request *request, struct slice value)
     return 0;
 }
 
+/* A proxy on this machine makes every client look local, so sse.c does not
+ * trust a peer's address where one of these fields is there. */
 static int note_forwarded(struct request *request, struct slice value)
 {
     (void)value;
@@ -375,15 +395,13 @@ static int parse_host(struct request *request, struct slice value)
 }
 
 struct field {
-    struct slice name;
+    const char *name;
+    size_t length; /* of the name */
     int (*parse)(struct request *request, struct slice value);
     size_t member; /* where parse is NULL: a slice in struct request */
 };
 
-#define NAME(literal)                  \
-    {                                  \
-        (literal), sizeof(literal) - 1 \
-    }
+#define NAME(literal) (literal), sizeof(literal) - 1
 #define KEPT(member) NULL, offsetof(struct request, member)
 
 /* By their initials, of either case. Most of what a browser sends does not
@@ -420,10 +438,10 @@ static const struct field *find_field(struct slice name)
     const struct field *field = fields[INITIAL(name.data[0])];
     const struct field *end = field + COUNT(fields[0]);
 
-    if (field == fields[INITIAL('X')] && slice_begins(name, field->name.data))
+    if (field == fields[INITIAL('X')] && slice_begins(name, field->name))
         return field;
-    for (; field < end && field->name.data; field++)
-        if (slices_equal(name, field->name))
+    for (; field < end && field->name; field++)
+        if (slices_equal(name, (struct slice){ field->name, field->length }))
             return field;
     return NULL;
 }
@@ -608,6 +626,8 @@ bool http_host_is(struct slice host, const char *name)
     return slice_equals(without_port(host), name);
 }
 
+/* An attacker's name that resolves to 127.0.0.1 (DNS rebinding) gets a browser
+ * to send requests here, but with that name as Host. */
 bool http_host_is_local(struct slice host)
 {
     char text[64];
@@ -697,7 +717,7 @@ static bool read_size_byte(struct body *body, char byte)
     if (++body->overhead > CHUNK_LINE_MAX || byte == '\n' || byte == '\0')
         return false;
     if (body->state != BODY_EXTENSION && digit >= 0) {
-        if (body->left > (UINT64_MAX >> 8))
+        if (body->left > (UINT64_MAX >> 8)) /* room for one more digit */
             return false;
         body->left = body->left * 16 + (unsigned)digit;
         body->state = BODY_SIZE_MORE;
@@ -930,6 +950,7 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
         put_location(&head, response->location);
     if (response->cors)
         put_cors(&head, response);
+    /* text that was published must not be run as a script or a page */
     put_line(&head, "X-Content-Type-Options: nosniff\r\n\r\n");
     return head.length < size ? head.length : 0;
 }
@@ -1049,6 +1070,8 @@ static int open_beneath(int root, const char *path)
     return fd;
 }
 
+/* An ETag of the inode, the time in ns and the length: a file that is replaced
+ * or written gets another. */
 static int open_in_root(struct file *file, int root, const char *path)
 {
     struct stat status;
@@ -1077,6 +1100,7 @@ static int open_in_root(struct file *file, int root, const char *path)
     return 0;
 }
 
+/* "//" at the start is refused: in a Location it would name a host. */
 int http_file_open(struct file *file, int root, struct slice path)
 {
     char name[REQUEST_LINE_MAX + sizeof("index.html")];
@@ -1833,9 +1857,9 @@ void respond_method(struct http *http, struct conn *conn, const char *allow)
     respond_text(http, conn, response, text);
 }
 
-/* What the answers promise has to be true before they go: the first of them
- * sees to it for all of a turn. If it cannot be, they are taken back, and the
- * connection ends: false. */
+/* What the answers promise has to be true before they go. The first call of a
+ * turn syncs for all of it. If that fails, the answers that promise are taken
+ * back, a 503 takes their place, and the connection ends: false. */
 static bool keep_promises(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
@@ -1903,7 +1927,8 @@ void respond_page(struct http *http, struct conn *conn)
     answers_push(http, conn);
 }
 
-/* Sends until all is sent, the socket is full, or it is others' turn. */
+/* Sends until all is sent, the socket is full, or it is others' turn. MSG_MORE
+ * puts a head into one segment with the file's first bytes. */
 static enum io write_answers(const struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
@@ -2113,7 +2138,7 @@ void conn_begin_body(struct http *http, struct conn *conn, bool streams,
     if (streams) {
         conn_set_busy(conn, true);
         timer_stop(http, conn);
-    } else {
+    } else { /* a body that trickles in must not hold memory for ever */
         timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
     }
     /* a client that has begun to send the body no longer waits to be asked */
@@ -2201,6 +2226,7 @@ static bool conn_fill(struct http *http, struct conn *conn)
         return false;
     in->end += (size_t)n;
     conn_set_busy(conn, in->end == in->room || conn->exchange->streams);
+    /* without memory it goes on with the room that there is */
     if (in->end == in->room && in->room < HEAD_MAX)
         memory_grow(http, &in->bytes, &in->room, in->room * 2);
     return true;
@@ -2216,8 +2242,8 @@ static bool visit_is_over(struct http *http)
     return clock_us(CLOCK_MONOTONIC) >= http->visit_end;
 }
 
-/* A body of which all that came has been taken in keeps no memory while it is
- * silent. */
+/* A streamed body that is silent, with all that came taken in, keeps no memory
+ * beyond IN_FIRST: there can be one for each connection. */
 static void shrink(struct http *http, struct conn *conn)
 {
     struct buffer *in = &conn->exchange->in;
@@ -2380,7 +2406,8 @@ void http_expire(struct http *http)
             struct conn *conn = conn_at(http, fd);
 
             fd = conn->timer_link.next;
-            if ((int32_t)(conn->deadline - due) > 0) /* in a later round */
+            /* in a later round; the difference is right when ticks wrap */
+            if ((int32_t)(conn->deadline - due) > 0)
                 continue;
             timer_stop(http, conn);
             conn_expired(http, conn);
@@ -2529,6 +2556,8 @@ static void remove_stale_socket(const struct sockaddr_un *address)
     close(fd);
 }
 
+/* Names a listener by what it is bound to, since with port 0 the kernel has
+ * chosen one, and has epoll watch it. */
 static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
@@ -2575,6 +2604,8 @@ static int listen_on(struct http *http, const char *name,
     if (fd < 0)
         return fail_with(error, "cannot make a socket for '%s': %s", name,
                          strerror(errno));
+    /* a restart does not wait for old connections in TIME_WAIT; and [::] takes
+     * no port of 0.0.0.0, which can be listened on beside it */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (address->sa_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
@@ -2631,6 +2662,8 @@ static int listen_unix(struct http *http, const char *name,
     if (lock_folder(address.sun_path, &folder, error) < 0)
         return -1;
     remove_stale_socket(&address);
+    /* bind(2) makes the file: with its mode at once, and not for a moment with
+     * one that lets others in */
     before = umask(0777 & ~mode);
     outcome = listen_on(http, name, (const struct sockaddr *)&address,
                         sizeof(address), error);
@@ -2696,6 +2729,8 @@ int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
                                           : listen_tcp(http, name, error);
 }
 
+/* O_NONBLOCK: another process may accept a connection that epoll has told of
+ * before this one does. */
 int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
     int family = AF_UNSPEC, listens = 0, type = 0, flags = fcntl(fd, F_GETFL);
@@ -2894,6 +2929,7 @@ static struct slice bearer(struct slice authorization)
     return slice_trimmed(slice_from(authorization, 7));
 }
 
+/* Without a branch on the bytes: the time does not tell how many are right. */
 bool http_token_matches(const struct http *http, const struct request *request)
 {
     struct slice given = bearer(request->authorization);
