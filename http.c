@@ -54,12 +54,11 @@
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
 /*
- * A turn has TURN_WORK for each queue of connections and TURN_BUSY for each of
- * busy ones, so that a few that send without end cannot delay the many that
- * ask now and then. VISIT is the same within a queue.
+ * TURN_WORK is the time of a turn for a queue of connections, TURN_BUSY that
+ * for a queue of busy ones. So a few connections that send without end do not
+ * delay the many that ask now and then. VISIT does the same within a queue.
  *
  * SENDBUF and NOTSENT bound what a peer that does not read holds in the kernel.
- * The bytes beyond stay in the ring or in the file, where all share them.
  */
 enum {
     IN_FIRST = 2048, /* bytes of a request that are read at first */
@@ -75,18 +74,18 @@ enum {
     CONNECTIONS_DEFAULT = 1000000,
     BODY_RATE = 1024,     /* bytes a second that a plain body must keep up */
     LINGER = 2000,        /* ms for a peer to read the last answer */
-    SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
+    SENDBUF = 128 * 1024, /* bytes of kernel memory, for each connection */
     NOTSENT = 64 * 1024,
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
     UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
-    LOCK_PATIENCE = 5000,      /* ms for others to make theirs beside it */
+    LOCK_PATIENCE = 5000,      /* ms for other servers to make theirs */
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
 };
 
 /* -------------------------------------------------------------- slices
  *
- * What the parsers need of slices beyond sse.h. HTTP compares field names,
- * schemes and options without regard to case, so these do.
+ * What the parsers need beyond sse.h's slices. These compare without regard to
+ * case, as HTTP does with field names, schemes and options.
  */
 
 static bool slices_equal(struct slice a, struct slice b)
@@ -149,12 +148,12 @@ bool slice_equals(struct slice slice, const char *text)
  * come. It checks the limits and the line ends. parse_head() then reads the
  * whole head once.
  *
- * The limits are checked first of all, so that a refusal does not depend on
- * how the bytes arrive. What two readers could understand in two ways is
- * refused, as sse.h says: a proxy in front that sees other requests in the same
- * bytes is how requests are smuggled.
+ * The limits are checked before anything else, so that a refusal does not
+ * depend on how the bytes arrive. What two readers could understand in two ways
+ * is refused, as sse.h says. If a proxy in front saw other requests in the same
+ * bytes, a client could smuggle one past it.
  *
- * request_step() calls this; so do bench/parse and the fuzzer.
+ * Callers: request_step(); bench/parse and the fuzzer.
  */
 
 static int refuse(struct request *request, int status, const char *why)
@@ -191,8 +190,8 @@ static bool consists_of(unsigned kind, struct slice text)
     return true;
 }
 
-/* RFC 9110, section 9.1: a method that is known and that no resource has is a
- * 405, which sse.c answers; one that is not known is a 501. */
+/* RFC 9110, section 9.1: 501 for a method that is not known. One that is known,
+ * but that no resource takes, is METHOD_OTHER: respond_method() answers 405. */
 static int parse_method(struct request *request, struct slice name)
 {
     static const struct {
@@ -217,8 +216,9 @@ static int parse_method(struct request *request, struct slice name)
     return refuse(request, 501, "the method is not known here");
 }
 
-/* RFC 9112, section 2.3: a later 1.x is read as 1.1. Of HTTP/1.0 no connection
- * is kept: its keep-alive was never specified. */
+/* A later 1.x is read as 1.1 (RFC 9110, section 2.5). A connection with
+ * HTTP/1.0 ends after the answer: keep-alive was never a part of that
+ * version. */
 static int parse_version(struct request *request, struct slice version)
 {
     if (version.length != 8 || memcmp(version.data, "HTTP/", 5) != 0 ||
@@ -252,8 +252,8 @@ static int percent_decoded(struct slice text)
     return low < 0 ? -1 : high * 16 + low;
 }
 
-/* An encoded slash or NUL would make the path another one after it has been
- * checked, or cut it. */
+/* An encoded slash would make two segments of one, and a NUL would cut the path
+ * where it is opened. Both are refused. */
 static int decode_path(struct request *request, char *path, size_t length)
 {
     struct slice rest = { path, 0 };
@@ -328,8 +328,8 @@ static int parse_connection(struct request *request, struct slice value)
     return 0;
 }
 
-/* RFC 9110, section 8.6, would allow the same value several times; no client
- * needs that, and two of them are how requests are smuggled. */
+/* RFC 9110, section 8.6, allows a server to accept the same value twice. It is
+ * refused here: no client needs it. */
 static int parse_content_length(struct request *request, struct slice value)
 {
     uint64_t length = 0;
@@ -342,8 +342,8 @@ static int parse_content_length(struct request *request, struct slice value)
     return 0;
 }
 
-/* RFC 9112, section 6.1: with HTTP/1.0 the framing is faulty, as a proxy may
- * have passed the field on without understanding it. */
+/* RFC 9112, section 6.1: in HTTP/1.0 the field means that the framing is
+ * faulty. A proxy may have passed it on without understanding it. */
 static int parse_transfer_coding(struct request *request, struct slice value)
 {
     if (request->minor == 0)
@@ -375,7 +375,7 @@ static int note_forwarded(struct request *request, struct slice value)
 }
 
 /* Only browsers send it, and no page can change it (Fetch Metadata, section
- * 2.4). "none" is what a person did: an address typed, a bookmark. */
+ * 2.4). "none" means that a person has typed the address or used a bookmark. */
 static int parse_fetch_site(struct request *request, struct slice value)
 {
     if (slice_equals(value, "cross-site") || slice_equals(value, "same-site"))
@@ -404,8 +404,8 @@ struct field {
 #define NAME(literal) (literal), sizeof(literal) - 1
 #define KEPT(member) NULL, offsetof(struct request, member)
 
-/* By their initials, of either case. Most of what a browser sends does not
- * matter here, and its initial alone tells so. */
+/* The fields that matter here, by their initials in either case. For most that
+ * a browser sends the initial is enough to pass over them. */
 #define INITIAL(letter) ((letter)&31)
 
 static const struct field fields[32][4] = {
@@ -447,8 +447,8 @@ static const struct field *find_field(struct slice name)
 }
 
 /* The control characters among eight bytes: the lowest of the bits set in the
- * result is the top bit of the first one's byte; 0: none. Eight at a
- * time, because most bytes of a head pass through here. */
+ * result is the top bit of the first one's byte; 0: none. It takes eight at a
+ * time because most bytes of a head pass through here. */
 static uint64_t control_bits(const char *eight)
 {
     const uint64_t each = UINT64_C(0x0101010101010101);
@@ -478,8 +478,8 @@ static const char *find_control(const char *at, const char *end)
     return at;
 }
 
-/* RFC 9112, section 5: no blank before the colon, no folded lines. *at is
- * then the next line, of which there is one: the head ends in an empty one. */
+/* RFC 9112, section 5: no blank before the colon, no folded lines. *at moves to
+ * the next line. There is one, because the head ends in an empty line. */
 static int parse_field(struct request *request, const char **at,
                        const char *end)
 {
@@ -548,7 +548,7 @@ ssize_t http_parse(char *data, size_t length, struct request *request)
 
         begin = request->scanned;
         lf = length > begin ? memchr(data + begin, '\n', length - begin) : NULL;
-        /* a line that has not ended will have one byte more, or several */
+        /* a line without its LF has at least one more byte to come */
         end = lf ? (size_t)(lf - data) + 1 : length + 1;
         if (request->lines == 0 && end - request->start > REQUEST_LINE_MAX)
             return refuse(request, 414, "the request line is too long");
@@ -576,8 +576,9 @@ bool http_has_body(const struct request *request)
 
 /* --------------------------------------------------- queries and hosts
  *
- * The parts of a request that http.c hands on as they came, and what sse.c
- * asks about them: a query's parameters, names of hosts, Origin, Content-Type.
+ * Some parts of a request stay in struct request as they came. These functions
+ * say what is in them: the parameters of a query, the names in Host and Origin,
+ * the type in Content-Type. sse.c calls them.
  */
 
 bool http_query_next(struct slice *query, const char *name, char *value,
@@ -626,8 +627,8 @@ bool http_host_is(struct slice host, const char *name)
     return slice_equals(without_port(host), name);
 }
 
-/* An attacker's name that resolves to 127.0.0.1 (DNS rebinding) gets a browser
- * to send requests here, but with that name as Host. */
+/* Against DNS rebinding: an attacker's name can resolve to 127.0.0.1, and then
+ * a browser sends requests here, but with that name as Host. */
 bool http_host_is_local(struct slice host)
 {
     char text[64];
@@ -647,7 +648,7 @@ bool http_host_is_local(struct slice host)
     return inet_pton(v6 ? AF_INET6 : AF_INET, text, &address) == 1;
 }
 
-/* Takes a port off that is the scheme's own: a browser leaves it out. */
+/* Without a port that is the scheme's default: a browser leaves that out. */
 static struct slice without_default_port(struct slice host, const char *port)
 {
     struct slice name = without_port(host);
@@ -678,12 +679,12 @@ bool http_media_type_is(struct slice content_type, const char *media_type)
 
 /* -------------------------------------------------------------- bodies
  *
- * The framing of a body (RFC 9112, section 7.1): content goes through as runs
- * of bytes, and what is around chunks byte by byte. A byte that is refused
- * leaves body->state as it was: a body that is not BODY_DONE cannot be told
- * from a next request, and respond() closes the connection by that.
+ * The framing of a body (RFC 9112, section 7.1). Content is passed on in runs
+ * of bytes; the lines around chunks are read byte by byte. A byte that is
+ * refused never makes body->state BODY_DONE. respond() depends on that: it
+ * closes the connection if the body has not been read to its end.
  *
- * body_step() reads with this.
+ * Caller: body_step().
  */
 
 void http_body_init(struct body *body, const struct request *request)
@@ -696,20 +697,20 @@ void http_body_init(struct body *body, const struct request *request)
     body->state = request->chunked ? BODY_SIZE : left ? BODY_DATA : BODY_DONE;
 }
 
-/* The bytes that nothing else may stand for, and what comes after them. */
+/* The states in which one byte alone is allowed, and the states after it. */
 static const struct {
     char byte;
     unsigned char next;
 } fixed_bytes[BODY_DONE] = {
     [BODY_DATA_END_CR] = { '\r', BODY_DATA_END_LF },
     [BODY_DATA_END_LF] = { '\n', BODY_SIZE },
-    [BODY_SIZE_LF] = { '\n', BODY_TRAILER }, /* or the chunk, if it has bytes */
+    [BODY_SIZE_LF] = { '\n', BODY_TRAILER }, /* BODY_DATA if the size is > 0 */
     [BODY_TRAILER_LF] = { '\n', BODY_TRAILER },
     [BODY_END_LF] = { '\n', BODY_DONE },
 };
 
-/* A byte of the line before a chunk: its size in hex, then perhaps
- * extensions, which are passed over. */
+/* A byte of the line before a chunk: its size in hex, then perhaps extensions,
+ * which are passed over. */
 static bool read_size_byte(struct body *body, char byte)
 {
     int digit = hex_value(byte);
@@ -787,11 +788,11 @@ ssize_t http_body_read(struct body *body, struct slice data,
 
 /* ------------------------------------------------------ response heads
  *
- * struct response in bytes. http_head() writes the fields of every answer in
- * one order; what is zero is left out. A head that does not fit is not cut:
- * http_head() returns 0, and respond() sends a short 500 in its place.
+ * How a struct response is written. http_head() puts the fields of every answer
+ * in one order and leaves out what is zero. A head that does not fit is not
+ * cut: http_head() returns 0, and respond() sends a short 500 in its place.
  *
- * respond() and stream_head() call it.
+ * Callers: respond(), stream_head().
  */
 
 const char *http_reason(int status)
@@ -864,8 +865,8 @@ static void put_field(struct head *head, const char *name, const char *value)
         put_line(head, "%s: %s\r\n", name, value);
 }
 
-/* The last segment alone, relative to the path that was asked for: then it is
- * as short as a file's name, and cannot lead to another host. */
+/* Only the last segment, relative to the path that was asked for. It is as
+ * short as a file's name, and it cannot lead to another host. */
 static void put_location(struct head *head, struct slice path)
 {
     const char *slash = memrchr(path.data, '/', path.length);
@@ -957,20 +958,21 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
 
 /* --------------------------------------------------------------- files
  *
- * What a path names: one of the bundled pages, or a file below --root; then
- * what part of it answers a request, by its conditions (RFC 9110, section 13)
- * and its range (section 14).
+ * Which file a path names: one of the bundled pages, or a file below --root.
+ * Then which part of it answers a request, by the request's conditions (RFC
+ * 9110, section 13) and range (section 14).
  *
- * A path is decoded and has no dot segments. That is not trusted below --root:
- * openat2(2) resolves it there, with symbolic links, and the kernel refuses
- * what leads out. A file has a strong ETag: it changes whenever the bytes may
- * have changed, so parts of two versions are never put together.
+ * The path has been decoded and has no dot segments. Below --root this is not
+ * relied on, because symbolic links could still lead out: openat2(2) resolves
+ * the path, and the kernel refuses what leaves the folder. The ETag is strong:
+ * it changes whenever the bytes may have changed, so a client never puts parts
+ * of two versions together.
  *
- * respond_page() calls this, and http_serve_root() at the start.
+ * Callers: respond_page(); http_serve_root() at the start.
  */
 
-/* The pages lie in the binary as they are, so that it is one file that can
- * be copied anywhere. */
+/* The assembler puts the pages into the binary as they are: the server is one
+ * file that can be copied anywhere. */
 #define BUNDLE(symbol, file)            \
     __asm__(".pushsection .rodata\n"    \
             "bundle_" #symbol ":\n"     \
@@ -1054,9 +1056,9 @@ static int open_bundled(struct file *file, const char *path)
 
 static int open_beneath(int root, const char *path)
 {
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end. Some libcs
-     * have no header for openat2(2), its struct, and RESOLVE_BENEATH (8) and
-     * RESOLVE_NO_MAGICLINKS (2). */
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end. 8 and 2 are
+     * RESOLVE_BENEATH and RESOLVE_NO_MAGICLINKS: some libcs have no header for
+     * openat2(2). */
     struct {
         uint64_t flags, mode, resolve;
     } how = { O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0, 8 | 2 };
@@ -1070,8 +1072,8 @@ static int open_beneath(int root, const char *path)
     return fd;
 }
 
-/* An ETag of the inode, the time in ns and the length: a file that is replaced
- * or written gets another. */
+/* The ETag is made of inode, modification time in ns, and length: a file that
+ * is replaced or written gets another one. */
 static int open_in_root(struct file *file, int root, const char *path)
 {
     struct stat status;
@@ -1100,7 +1102,7 @@ static int open_in_root(struct file *file, int root, const char *path)
     return 0;
 }
 
-/* "//" at the start is refused: in a Location it would name a host. */
+/* A path that begins with "//" is refused: browsers take it for a host. */
 int http_file_open(struct file *file, int root, struct slice path)
 {
     char name[REQUEST_LINE_MAX + sizeof("index.html")];
@@ -1137,8 +1139,8 @@ static bool etag_matches(struct slice list, const char *etag)
     return false;
 }
 
-/* The form that a sender must use, alone: of the two obsolete ones (RFC 9110,
- * section 5.6.7) no client in use makes any. */
+/* Only the form that senders must use. The two obsolete ones (RFC 9110, section
+ * 5.6.7) are not known here: the condition is then as if it were absent. */
 static bool parse_date(struct slice text, time_t *when)
 {
     char copy[HTTP_DATE_SIZE];
@@ -1155,7 +1157,8 @@ static bool parse_date(struct slice text, time_t *when)
     return true;
 }
 
-/* RFC 9110, section 13.2.2: If-None-Match, where there is one, counts alone. */
+/* RFC 9110, section 13.2.2: If-Modified-Since only counts without an
+ * If-None-Match. */
 static bool is_not_modified(const struct file *file,
                             const struct request *request)
 {
@@ -1168,7 +1171,8 @@ static bool is_not_modified(const struct file *file,
            file->modified <= since;
 }
 
-/* RFC 9110, section 13.1.5: a range only of what the client has a part of. */
+/* RFC 9110, section 13.1.5: a client that has a part of another version gets
+ * the whole file. */
 static bool range_applies(const struct file *file,
                           const struct request *request)
 {
@@ -1185,8 +1189,8 @@ static bool range_applies(const struct file *file,
 }
 
 /* The status for a range of a file with that length (RFC 9110, section 14.1.2):
- * 206, or 416 if nothing is in it. A range that is malformed, or one of
- * several, is passed over, as section 14.2 allows: 200. */
+ * 206, or 416 if it has no byte of the file. A range that is malformed, or one
+ * of several, is ignored, as section 14.2 allows: 200. */
 static int parse_range(struct slice range, uint64_t length, uint64_t *first,
                        uint64_t *last)
 {
@@ -1242,11 +1246,11 @@ void http_file_response(const struct file *file, const struct request *request,
  * connections, by descriptor: nothing is allocated, and any connection can
  * leave from anywhere.
  *
- * The timers are a wheel of WHEEL_SLOTS ticks. A timer is in the slot that its
- * tick falls to. One that is further away than the wheel is long stays there
- * until its turn comes round.
+ * The timers are a wheel of WHEEL_SLOTS slots, one for each tick; a timer is in
+ * the slot of its tick modulo WHEEL_SLOTS. A timer that is further away than
+ * one round of the wheel stays in its slot until its own round.
  *
- * sse.c uses queues and timers for its streams.
+ * Callers: the sections below; sse.c, for its streams.
  */
 
 uint64_t clock_us(clockid_t clock)
@@ -1358,9 +1362,11 @@ static uint64_t wheel_next(const struct http *http)
  * http->memory_limit: the exchanges with their buffers, and what sse.c takes
  * with memory_grow() and memory_take() for what it makes of requests.
  *
- * A connection has an exchange only while something of a request is there, so
- * that one that idles costs its entry in the table alone. Exchanges that are
- * not in use are kept for the next requests, and not counted.
+ * A connection has an exchange only while something of a request is there. One
+ * that idles costs no more than its entry in the table. Exchanges that are not
+ * in use are kept for the next requests, and are not counted.
+ *
+ * Callers: the sections below, for exchanges; sse.c.
  */
 
 bool memory_take(struct http *http, size_t bytes)
@@ -1471,18 +1477,19 @@ static void exchange_release(struct http *http, struct exchange *exchange)
 
 /* ------------------------------------------------------------- connections
  *
- * The life of a connection, but for what is said on it: its state, what epoll
- * is asked for, who its peer is, the queues for its turn, its end.
+ * The life of a connection, apart from what is said on it: its state, what
+ * epoll is asked for, its peer, the queues for its turn, its end.
  *
- * conn_set_state() alone changes a state, and conn_set_interest() alone what
- * epoll is asked for. conn_close() is the only end. It closes no descriptor:
- * reap() does so at the end of the turn, so that an event of the same turn
- * never meets another connection under the number.
+ * Only conn_set_state() changes a state, and only conn_set_interest() changes
+ * what epoll is asked for. conn_close() is the only end. It leaves the
+ * descriptor open until reap() closes it at the end of the turn: until then no
+ * new connection can get the same number, so a later event of this turn cannot
+ * be taken for one of the new connection.
  *
- * All sections below call this, and so does sse.c.
+ * Callers: the sections below; sse.c.
  */
 
-/* What epoll is asked for of a connection that is read. */
+/* The interest in a connection that is read. */
 #define READABLE ((uint32_t)(EPOLLIN | EPOLLRDHUP))
 
 #define MAY(state) (1U << (state))
@@ -1520,12 +1527,12 @@ static void conn_set_interest(struct http *http, struct conn *conn,
 
     if (conn->interest == interest)
         return;
-    /* epoll reports the end of standard input even without interest, so it is
-     * taken out. A file, which epoll refuses (EPERM), can always be read. */
+    /* epoll reports the end of a pipe even without interest, so standard input
+     * is taken out. A file, which epoll refuses (EPERM), can always be read. */
     if (conn->flags & FLAG_INPUT)
         operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
     conn->interest = interest;
-    /* else it cannot fail: the descriptor was added, no memory is needed */
+    /* MOD cannot fail: the descriptor was added, and no memory is needed */
     epoll_ctl(http->epoll, operation, (int)fd, &event);
 }
 
@@ -1626,8 +1633,8 @@ static void conn_set_busy(struct conn *conn, bool busy)
     conn->flags |= busy ? FLAG_BUSY : 0;
 }
 
-/* Moves a connection to the end of a queue, or of the one behind it in the
- * enum, which is for the busy ones. */
+/* Moves a connection to the end of a queue, or to the end of the queue of busy
+ * ones, which is the next one in the enum. */
 static void requeue(struct http *http, struct conn *conn, enum queue_name name,
                     bool busy)
 {
@@ -1641,8 +1648,8 @@ static void work_push(struct http *http, struct conn *conn)
     requeue(http, conn, QUEUE_WORK, conn->flags & FLAG_BUSY);
 }
 
-/* Has a connection's answers sent. Files take longer than all else, and go
- * after it. */
+/* Has a connection's answers sent. Files take longer than other answers, so
+ * they are in the queue that is served last. */
 static void answers_push(struct http *http, struct conn *conn)
 {
     requeue(http, conn, QUEUE_ANSWERS,
@@ -1680,10 +1687,12 @@ void conn_begin_stream(struct http *http, struct conn *conn)
 
 /* ---------------------------------------------------------------- accepting
  *
- * New connections, from http_event(). Where descriptors run out, or there are
- * as many connections as there may be, nothing is accepted for ACCEPT_PAUSE;
- * clients wait in the kernel's queue meanwhile. SURPLUS more than
- * --max-connections are accepted, so that they get an answer that says so.
+ * New connections. When descriptors run out, or there are as many connections
+ * as there may be, nothing is accepted for ACCEPT_PAUSE; clients wait in the
+ * kernel's queue meanwhile. SURPLUS more than --max-connections are accepted,
+ * so that those clients get an answer that says why they are refused.
+ *
+ * Callers: http_event(), http_end_turn().
  */
 
 static void accept_pause(struct http *http, bool pause)
@@ -1695,9 +1704,9 @@ static void accept_pause(struct http *http, bool pause)
                           pause ? 0 : EPOLLIN);
 }
 
-/* Begins a connection on a descriptor that was just accepted; returns 0 or
- * an errno. The table has no entry for one beyond the limit on descriptors as
- * it was at the start: somebody has raised it since. */
+/* Begins a connection on a descriptor that was just accepted; returns 0 or an
+ * errno. The table has no entry for it if the limit on descriptors has been
+ * raised from outside, prlimit(2), since the start. */
 static int conn_open(struct http *http, int fd,
                      const struct sockaddr_storage *peer, uint8_t flags)
 {
@@ -1718,8 +1727,8 @@ static int conn_open(struct http *http, int fd,
     if (http->connections++ >= http->max_connections)
         conn->flags |= FLAG_SURPLUS;
     timer_start(http, conn, http->head_timeout);
-    /* a client sends its request at once, so it is looked for in this turn:
-     * that saves it a slice of the delivery that is under way */
+    /* most clients send the request at once, so it is looked for in this turn:
+     * otherwise it would wait until what sse.c does between turns is done */
     work_push(http, conn);
     return 0;
 }
@@ -1747,7 +1756,8 @@ static void accept_all(struct http *http, int listener)
         if (error == EAGAIN)
             return;
         if (full || (error && error != EINTR && error != ECONNABORTED)) {
-            if (http->now >= http->accept_again + 1000) /* else it goes on */
+            /* told once, and not again while one pause follows another */
+            if (http->now >= http->accept_again + 1000)
                 http->handlers->accept_paused(http->server, error);
             accept_pause(http, true);
             return;
@@ -1757,13 +1767,17 @@ static void accept_all(struct http *http, int listener)
 
 /* ----------------------------------------------------------------- answers
  *
- * Answers are put into exchange->out, one behind the other, while requests are
- * worked on. send_answers() sends them later in the turn: one call for all, and
- * when what they promise is true. A file is sent from where it is, behind them,
- * and no request after it is looked at before.
+ * respond() puts answers into exchange->out, one behind the other, while
+ * requests are worked on. send_answers() sends them later in the turn, all of a
+ * connection's with one call, after what they promise has become true. A file
+ * is sent from where it is, after the answers in `out`; the next request is
+ * parsed when the file has been sent.
  *
- * A request is only parsed when there is room for its answer, so respond()
- * needs no way to fail. sse.c calls the respond functions from its handlers.
+ * A request is parsed only when there is room for its answer, so respond()
+ * cannot fail. What becomes of the connection is decided in send_answers(): it
+ * alone sets interest and timer after an answer.
+ *
+ * Callers: sse.c's handlers, for the respond functions; http_serve().
  */
 
 /* Whether there is room for one more answer. There is if none waits. */
@@ -1785,7 +1799,7 @@ void respond(struct http *http, struct conn *conn, struct response *response,
     char *out = exchange->out.bytes + exchange->out.end;
     size_t room = exchange->out.room - exchange->out.end, length;
 
-    /* a body that is not read cannot be told from the next request */
+    /* what is left of a body would be taken for the next request */
     response->close = response->close || exchange->request.close ||
                       exchange->body.state != BODY_DONE;
     response->date = http->date;
@@ -1857,9 +1871,9 @@ void respond_method(struct http *http, struct conn *conn, const char *allow)
     respond_text(http, conn, response, text);
 }
 
-/* What the answers promise has to be true before they go. The first call of a
- * turn syncs for all of it. If that fails, the answers that promise are taken
- * back, a 503 takes their place, and the connection ends: false. */
+/* What the answers promise must be true before they are sent. If it cannot be
+ * made true, the answers from the first that promises are taken back, a 503
+ * takes their place, and the connection ends: false. */
 static bool keep_promises(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
@@ -1970,8 +1984,8 @@ static enum io write_answers(const struct http *http, struct conn *conn)
     return IO_DONE;
 }
 
-/* All answers have been sent: the next request is looked at, or waited for; or
- * that was the last answer. */
+/* All answers have been sent: what has arrived after the request is looked at,
+ * or the next request is waited for, or the connection ends. */
 static void answers_sent(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
@@ -1981,9 +1995,8 @@ static void answers_sent(struct http *http, struct conn *conn)
     conn_set_state(http, conn, exchange->close ? CONN_LINGER : CONN_REQUEST);
     exchange->left = buffer_length(&exchange->in) > 0;
     if (exchange->close) {
-        /* closing at once, with bytes of the peer unread, would reset the
-         * connection and could take the answer with it: RFC 9112, section 9.6
-         */
+        /* to close with bytes of the peer unread would reset the connection,
+         * and the answer could be lost: RFC 9112, section 9.6 */
         conn_release_exchange(http, conn);
         shutdown((int)conn_fd(http, conn), SHUT_WR);
         timer_start(http, conn, LINGER);
@@ -2003,7 +2016,7 @@ static void send_answers(struct http *http, struct conn *conn)
     enum io outcome;
 
     keep_promises(http, conn);
-    queue_remove(http, conn); /* where keep_promises() has put it */
+    queue_remove(http, conn); /* a 503 of keep_promises() queues it again */
     outcome = write_answers(http, conn);
     if (outcome == IO_ERROR) {
         conn_cut(http, conn, "cannot send");
@@ -2024,7 +2037,7 @@ static void send_answers(struct http *http, struct conn *conn)
         answers_push(http, conn);
 }
 
-/* Joins many small pieces: an iovec costs the kernel more than that copy. */
+/* Joins small pieces: an iovec costs the kernel more than this copy does. */
 static struct slice join_iovecs(const struct iovec *iov, int count)
 {
     static char joined[IOV_ROOM * PIECE_SMALL];
@@ -2037,7 +2050,7 @@ static struct slice join_iovecs(const struct iovec *iov, int count)
     return (struct slice){ joined, (size_t)(end - joined) };
 }
 
-/* One piece, which is the rule, costs the kernel less by send(2) than by
+/* Most calls have one piece. For one, send(2) costs the kernel less than
  * writev(2). */
 ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
                            const struct iovec *iov, int count, size_t bytes)
@@ -2059,19 +2072,19 @@ ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
 
 /* ------------------------------------------------- requests and their bodies
  *
- * Reading, and taking in what has been read, a step at a time: a request that
- * has arrived whole, or a piece of a body. A connection has a visit of a
- * bounded time; what it leaves waits until others have had theirs.
+ * Reading, and working on what has been read, a step at a time: a request that
+ * has arrived whole, or a piece of a body. A visit reads once and makes steps
+ * until the bytes are used up, something has to be waited for, or VISIT is
+ * over. What is left waits until other connections have had their visit.
  *
- * exchange->left says that not all of `in` has been looked at: the next visit
- * goes on with that, and reads nothing. A connection is busy while its bytes
- * take more than a visit or fill the buffer, and no longer when a read brings
- * less.
+ * exchange->left: `in` has bytes that no step has looked at. The next visit
+ * goes on with them and does not read. A connection becomes busy when its bytes
+ * take more than a visit or fill the buffer; a read that brings less ends that.
  *
- * http_serve() makes the visits; handlers begin the bodies.
+ * Callers: http_serve(), for visits; sse.c's handlers, for conn_begin_body().
  */
 
-/* Whether a call that has returned `n` is to be made again later. */
+/* Whether a read that has returned `n` is to be made again later. */
 static bool is_not_yet(ssize_t n)
 {
     return n < 0 && (errno == EAGAIN || errno == EINTR);
@@ -2138,10 +2151,10 @@ void conn_begin_body(struct http *http, struct conn *conn, bool streams,
     if (streams) {
         conn_set_busy(conn, true);
         timer_stop(http, conn);
-    } else { /* a body that trickles in must not hold memory for ever */
+    } else { /* a body that trickles in must not hold its memory for long */
         timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
     }
-    /* a client that has begun to send the body no longer waits to be asked */
+    /* RFC 9110, section 10.1.1: no 100 if some of the body has arrived */
     if (!exchange->request.expect_continue || buffer_length(&exchange->in) > 0)
         return;
     memcpy(out->bytes + out->end, asked, strlen(asked));
@@ -2165,8 +2178,9 @@ static bool conn_begin_exchange(struct http *http, struct conn *conn)
     return false;
 }
 
-/* As read(2). Standard input ends as a body does, and never waits: another
- * process that reads the same may have taken what epoll has told of. */
+/* As read(2). Standard input must not be waited for either: another process
+ * that reads it may have taken what epoll has reported. Its end is a body's
+ * end. */
 static ssize_t conn_receive(struct http *http, struct conn *conn, char *bytes,
                             size_t size)
 {
@@ -2179,7 +2193,7 @@ static ssize_t conn_receive(struct http *http, struct conn *conn, char *bytes,
     if (http->input_is_socket)
         n = recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
     else if (http->input_fd == STDIN_FILENO && poll(&data, 1, 0) == 0)
-        errno = EAGAIN; /* the next best, where it could not be opened anew */
+        errno = EAGAIN; /* open_input() could not make it non-blocking */
     else
         n = read(http->input_fd, bytes, size);
     if (n > 0 || is_not_yet(n))
@@ -2189,9 +2203,8 @@ static ssize_t conn_receive(struct http *http, struct conn *conn, char *bytes,
     return 0;
 }
 
-/* Reads what there is room for: more of it next time if that was filled, and
- * the connection is busy then. False if nothing has come, or the connection has
- * ended. */
+/* Reads as much as there is room for. If that fills the room, there is more
+ * room next time. False if nothing has come, or if the connection has ended. */
 static bool conn_fill(struct http *http, struct conn *conn)
 {
     bool first = !conn->exchange;
@@ -2201,7 +2214,7 @@ static bool conn_fill(struct http *http, struct conn *conn)
     if (first && !conn_begin_exchange(http, conn))
         return false;
     in = &conn->exchange->in;
-    if (in->start > 0) { /* makes room behind what has not been parsed */
+    if (in->start > 0) { /* to have room behind what has not been parsed */
         in->end -= in->start;
         memmove(in->bytes, in->bytes + in->start, in->end);
         in->start = 0;
@@ -2232,8 +2245,8 @@ static bool conn_fill(struct http *http, struct conn *conn)
     return true;
 }
 
-/* Whether others are to have their turn. The clock is looked at now and then:
- * after each request, and after some events of a stream. */
+/* Whether other connections are to have their visit. The clock is read after
+ * each request, but only after some pieces of a body: they are that short. */
 static bool visit_is_over(struct http *http)
 {
     if (++http->steps < STEP_EVENTS)
@@ -2259,12 +2272,8 @@ static void shrink(struct http *http, struct conn *conn)
     in->room = IN_FIRST;
 }
 
-/*
- * Looks at what a connection has sent, until that is used up, has to wait, or
- * VISIT is over. Then what has been answered is sent; what has not been looked
- * at is, once others have had their visit. A busy body is read until nothing
- * has come.
- */
+/* After the steps, what comes next for the connection: its answers are sent, or
+ * another visit, or epoll is asked. A busy body is read until nothing comes. */
 static void conn_visit(struct http *http, struct conn *conn)
 {
     bool came =
@@ -2296,12 +2305,12 @@ static void conn_visit(struct http *http, struct conn *conn)
 
 /* ------------------------------------------------------------------ a turn
  *
- * What sse.c's loop calls, in the order in which sse.h lists it. An event of
- * epoll's only queues its connection, or ends it. Each later part stops when
- * its time is used up, and goes on in the next turn: http_next() is 0 then.
+ * The parts of a turn, in the order in which sse.c's loop calls them. An event
+ * of epoll only queues its connection, or ends it. The later parts stop when
+ * their time is used up and go on in the next turn; http_next() is 0 then.
  *
- * So a turn takes a few milliseconds however many connections have something
- * to say, and delivery, between two turns, is never held up for longer.
+ * So http_expire() and http_serve() take about 3.5 ms of a turn at most,
+ * however many connections have something to do.
  */
 
 void http_update_time(struct http *http)
@@ -2334,8 +2343,8 @@ void http_event(struct http *http, const struct epoll_event *event)
         break;
     case CONN_REQUEST:
     case CONN_BODY:
-        /* one that waits for memory has asked for nothing: this is its end. One
-         * that has its turn anyway need not be told of again. */
+        /* no interest is left while one waits for memory, so this is its end;
+         * one that is queued has its turn anyway, and needs no more events */
         if (conn->queue == QUEUE_STARVED)
             conn_close(http, conn, "closed");
         else if (conn->queue != QUEUE_NONE)
@@ -2349,12 +2358,12 @@ void http_event(struct http *http, const struct epoll_event *event)
         if (conn->queue == QUEUE_NONE)
             answers_push(http, conn);
         break;
-    case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
+    case CONN_WAITING: /* no interest is left: an error, or both ends closed */
         conn_close(http, conn, "closed");
         break;
     case CONN_STREAM:
-        /* the peer's FIN ends a stream at once: it could be sent more, but
-         * most likely nobody reads it. What it sends is thrown away. */
+        /* the peer's FIN ends a stream at once: browsers that go away send no
+         * more than that. What a peer sends is thrown away. */
         if (ended || ((event->events & EPOLLIN) && !conn_discard(http, conn)))
             conn_close(http, conn, "closed");
         else if (event->events & EPOLLOUT)
@@ -2406,7 +2415,7 @@ void http_expire(struct http *http)
             struct conn *conn = conn_at(http, fd);
 
             fd = conn->timer_link.next;
-            /* in a later round; the difference is right when ticks wrap */
+            /* a later round; the difference holds when 32 bits overflow */
             if ((int32_t)(conn->deadline - due) > 0)
                 continue;
             timer_stop(http, conn);
@@ -2440,8 +2449,8 @@ void http_end_turn(struct http *http)
     uint64_t left = http->memory_limit - http->request_memory;
     uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
 
-    /* as many of those that wait for memory as there is some for: only now,
-     * for any part of the turn may have returned some */
+    /* those that wait for memory, as far as it goes; at the end of the turn,
+     * because any part of it may have returned some */
     for (; http->queues[QUEUE_STARVED].count && left >= each; left -= each) {
         struct conn *conn = queue_pop(http, QUEUE_STARVED);
 
@@ -2476,15 +2485,17 @@ bool http_is_idle(const struct http *http)
 /* --------------------------------------------------------------- listeners
  *
  * Listening sockets, made here or handed over by the service manager; the
- * folder of --root; and standard input, which is read as a body is. All at the
- * start. http_close_listeners() is for the begin of a drain.
+ * folder of --root; standard input, which is read like a body.
  *
- * A Unix socket is a file that outlives its server. It is removed only when
- * nothing listens on it, and, at the end, only if it is still our own.
+ * A Unix socket is a file that outlives its server. A new server removes it
+ * only if nothing listens on it. A server that ends removes it only if it is
+ * still the file that it has made.
+ *
+ * Callers: sse.c at the start; http_close_listeners() when a drain begins.
  */
 
-/* Accepted sockets inherit these from their listener, so that no call is
- * needed for each. A failure only costs performance. */
+/* Accepted sockets inherit these from their listener, so that no call is needed
+ * for each. A failure only costs performance. */
 static void tune_listener(int fd)
 {
     static const struct {
@@ -2505,12 +2516,10 @@ static void tune_listener(int fd)
                    sizeof(settings[i].value));
 }
 
-/*
- * Servers that start at once must not remove each other's sockets: one at a
- * time looks, removes what is stale, and listens. Sets *fd to what is to be
- * closed then; -1 where the folder cannot be locked, which is no reason not
- * to serve.
- */
+/* Servers that start at the same time must not remove each other's sockets:
+ * under the lock one at a time looks, removes what is stale, and listens. The
+ * lock ends when *fd is closed. It is -1 if the folder cannot be locked, for
+ * example because it is not readable: that is no reason not to serve. */
 static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
 {
     const char *slash = strrchr(path, '/');
@@ -2538,8 +2547,9 @@ static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
     return 0;
 }
 
-/* A socket file that a server left behind is removed. One on which another
- * listens is not, even if its queue is full: then it is EAGAIN. */
+/* Removes a socket file that a server has left behind. If another server
+ * listens on it, connect(2) succeeds, or fails with EAGAIN when its queue is
+ * full. */
 static void remove_stale_socket(const struct sockaddr_un *address)
 {
     struct stat status;
@@ -2604,8 +2614,8 @@ static int listen_on(struct http *http, const char *name,
     if (fd < 0)
         return fail_with(error, "cannot make a socket for '%s': %s", name,
                          strerror(errno));
-    /* a restart does not wait for old connections in TIME_WAIT; and [::] takes
-     * no port of 0.0.0.0, which can be listened on beside it */
+    /* a restart must not wait for old connections in TIME_WAIT; and [::] must
+     * not take the port of 0.0.0.0, which can be listened on as well */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (address->sa_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
@@ -2662,8 +2672,8 @@ static int listen_unix(struct http *http, const char *name,
     if (lock_folder(address.sun_path, &folder, error) < 0)
         return -1;
     remove_stale_socket(&address);
-    /* bind(2) makes the file: with its mode at once, and not for a moment with
-     * one that lets others in */
+    /* bind(2) makes the file: the umask gives it its mode at once, so that
+     * there is no moment in which others can connect */
     before = umask(0777 & ~mode);
     outcome = listen_on(http, name, (const struct sockaddr *)&address,
                         sizeof(address), error);
@@ -2729,7 +2739,7 @@ int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
                                           : listen_tcp(http, name, error);
 }
 
-/* O_NONBLOCK: another process may accept a connection that epoll has told of
+/* O_NONBLOCK: another process may accept the connection that epoll has reported
  * before this one does. */
 int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
@@ -2758,9 +2768,9 @@ void http_close_listeners(struct http *http)
             &http->listeners[--http->listener_count];
         struct stat status;
 
-        /* By now the path may be another server's, which has taken it over.
-         * The listener is still open: so a server that starts now finds it in
-         * use, and no other file can have its inode's number. */
+        /* the path may be another server's by now. The listener is still open:
+         * a server that starts now finds the socket in use, and no new file can
+         * have got the number of its inode. */
         if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
             status.st_dev == listener->device &&
             status.st_ino == listener->inode)
@@ -2772,12 +2782,13 @@ void http_close_listeners(struct http *http)
 
 /*
  * O_NONBLOCK belongs to the open file description, which standard input may
- * share with other processes; so it is set on one of our own. A file is not
- * opened anew: where others stand in it is where it goes on.
+ * share with other processes. So a pipe or a terminal is opened anew, for a
+ * description of our own. A file is not: it is read from the offset that others
+ * have left.
  *
- * A pipe's descriptor stays: it is watched, and keeps its part in the pipe's
- * end, which comes when nobody has it open for writing. Of a device another
- * description may be another stream, so the new one takes the place.
+ * Of a pipe, descriptor 0 stays open and is what epoll watches. Of a device,
+ * two descriptions may be two different streams, so the new one replaces the
+ * old.
  */
 static void open_input(struct http *http)
 {
@@ -2847,11 +2858,11 @@ int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
 
 /* -------------------------------------------------------------- credentials
  *
- * The token that publishers send. sse.c has it read from its file at the start
- * and at SIGHUP; a file that is refused leaves the token before.
+ * The token that a request has to bear. sse.c has it read from its file at the
+ * start and at SIGHUP. If the file is refused, the token stays as it was.
  */
 
-/* Whether a file has stayed as it was, and the same. */
+/* Whether two looks at a file have found the same file, unchanged. */
 static bool is_unchanged(const struct stat *a, const struct stat *b)
 {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
@@ -2861,8 +2872,8 @@ static bool is_unchanged(const struct stat *a, const struct stat *b)
            a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-/* Reads a file that is not written or replaced meanwhile: half of a token is
- * one too. NULL, or why not. */
+/* Reads a file, and refuses it if it is written or replaced meanwhile: half of
+ * a token would be a valid token. NULL, or why it is refused. */
 static const char *read_unchanged(const char *path, int fd, char *bytes,
                                   size_t size, size_t *length,
                                   struct stat *status)
@@ -2920,8 +2931,8 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
     return 0;
 }
 
-/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty
- * if it is none. */
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
+ * it is none. */
 static struct slice bearer(struct slice authorization)
 {
     if (!slice_begins(authorization, "Bearer "))
@@ -2929,7 +2940,7 @@ static struct slice bearer(struct slice authorization)
     return slice_trimmed(slice_from(authorization, 7));
 }
 
-/* Without a branch on the bytes: the time does not tell how many are right. */
+/* No branch depends on a byte, so the time does not tell how many are right. */
 bool http_token_matches(const struct http *http, const struct request *request)
 {
     struct slice given = bearer(request->authorization);
@@ -2948,8 +2959,8 @@ bool http_token_matches(const struct http *http, const struct request *request)
  * entries that are never used cost nothing.
  */
 
-/* Raises the limit on descriptors as far as it goes, but for no more than are
- * used; sets how many connections that allows. */
+/* Raises the limit on descriptors to what the connections need, or as far as it
+ * goes, and sets how many connections that allows. */
 static int raise_limit(struct http *http, char error[ERROR_SIZE])
 {
     uint64_t asked = http->max_connections, allowed = 0;
