@@ -37,6 +37,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -166,15 +167,17 @@ static int refuse(struct request *request, int status, const char *why)
 enum {
     TOKEN = 1, /* RFC 9110, section 5.6.2: letters, digits, !#$%&'*+-.^_`|~ */
     HOST = 2,  /* RFC 3986, section 3.2: letters, digits, -._~:[]%!$&'()*+,;= */
+    TARGET = 4, /* visible ASCII but #; browsers leave more of it unencoded than
+                 * RFC 3986 allows */
 };
 
 static const unsigned char byte_kinds[256] = {
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 3, 3, 3, 3, 2, 2, 3, 3,
-    2, 3, 3, 0, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 0, 2, 0, 0, 0, 3,
-    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
-    3, 3, 3, 2, 0, 2, 1, 3, 1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
-    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 1, 0, 3, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 4, 1, 7, 7, 7, 7, 6, 6, 7, 7,
+    6, 7, 7, 4, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6, 6, 4, 6, 4, 4, 4, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 6, 4, 6, 5, 7, 5, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 4, 5, 4, 7, 0,
 };
 
 static bool is_kind(char byte, unsigned kind)
@@ -290,11 +293,9 @@ static int parse_target(struct request *request, struct slice target)
     struct slice path;
     size_t end = 0;
 
-    for (size_t i = 0; i < target.length; i++)
-        if (target.data[i] <= ' ' || target.data[i] >= 0x7F ||
-            target.data[i] == '#')
-            return refuse(request, 400,
-                          "the target has a byte that must be encoded");
+    if (!consists_of(TARGET, target))
+        return refuse(request, 400,
+                      "the target has a byte that must be encoded");
     if (request->method == METHOD_OPTIONS && slice_is(target, "*")) {
         request->path = target;
         return 0;
@@ -734,35 +735,29 @@ static bool read_size_byte(struct body *body, char byte)
     return true;
 }
 
-/* A byte of the trailer section, which is passed over. */
-static bool read_trailer_byte(struct body *body, char byte)
-{
-    if (++body->overhead > TRAILER_MAX || byte == '\n' || byte == '\0')
-        return false;
-    if (byte != '\r')
-        body->state = BODY_TRAILER_LINE;
-    else
-        body->state =
-            body->state == BODY_TRAILER ? BODY_END_LF : BODY_TRAILER_LF;
-    return true;
-}
-
 static bool read_framing_byte(struct body *body, char byte)
 {
     unsigned state = body->state;
 
-    if (!fixed_bytes[state].byte)
-        return state == BODY_TRAILER || state == BODY_TRAILER_LINE
-                   ? read_trailer_byte(body, byte)
-                   : read_size_byte(body, byte);
-    if (byte != fixed_bytes[state].byte)
-        return false;
-    body->state = fixed_bytes[state].next;
-    if (state == BODY_SIZE_LF) {
-        body->overhead = 0;
-        if (body->left)
-            body->state = BODY_DATA;
+    if (fixed_bytes[state].byte) {
+        if (byte != fixed_bytes[state].byte)
+            return false;
+        body->state = fixed_bytes[state].next;
+        if (state == BODY_SIZE_LF) {
+            body->overhead = 0;
+            if (body->left)
+                body->state = BODY_DATA;
+        }
+        return true;
     }
+    if (state != BODY_TRAILER && state != BODY_TRAILER_LINE)
+        return read_size_byte(body, byte);
+    /* the trailer section is passed over */
+    if (++body->overhead > TRAILER_MAX || byte == '\n' || byte == '\0')
+        return false;
+    body->state = byte != '\r'            ? BODY_TRAILER_LINE
+                  : state == BODY_TRAILER ? BODY_END_LF
+                                          : BODY_TRAILER_LF;
     return true;
 }
 
@@ -1780,18 +1775,6 @@ static void accept_all(struct http *http, int listener)
  * Callers: sse.c's handlers, for the respond functions; http_serve().
  */
 
-/* Whether there is room for one more answer. There is if none waits. */
-static bool has_answer_room(struct http *http, struct exchange *exchange)
-{
-    struct buffer *out = &exchange->out;
-    size_t twice = out->room * 2;
-
-    if (out->room - out->end < OUT_ROOM)
-        memory_grow(http, &out->bytes, &out->room,
-                    twice < OUT_SIZE ? twice : OUT_SIZE);
-    return out->room - out->end >= OUT_ROOM;
-}
-
 void respond(struct http *http, struct conn *conn, struct response *response,
              struct slice content)
 {
@@ -2037,35 +2020,28 @@ static void send_answers(struct http *http, struct conn *conn)
         answers_push(http, conn);
 }
 
-/* Joins small pieces: an iovec costs the kernel more than this copy does. */
-static struct slice join_iovecs(const struct iovec *iov, int count)
-{
-    static char joined[IOV_ROOM * PIECE_SMALL];
-    char *end = joined;
-
-    for (int i = 0; i < count; i++) {
-        memcpy(end, iov[i].iov_base, iov[i].iov_len);
-        end += iov[i].iov_len;
-    }
-    return (struct slice){ joined, (size_t)(end - joined) };
-}
-
 /* Most calls have one piece. For one, send(2) costs the kernel less than
- * writev(2). */
+ * writev(2). Small pieces are joined: an iovec costs it more than the copy. */
 ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
                            const struct iovec *iov, int count, size_t bytes)
 {
+    static char joined[IOV_ROOM * PIECE_SMALL];
     int fd = (int)conn_fd(http, conn);
-    struct slice one = { NULL, 0 };
+    const char *one = count == 1 ? iov->iov_base : NULL;
     ssize_t sent;
 
-    if (count == 1)
-        one = (struct slice){ iov->iov_base, iov->iov_len };
-    else if (bytes < (size_t)count * PIECE_SMALL)
-        one = join_iovecs(iov, count);
+    if (!one && bytes < (size_t)count * PIECE_SMALL) {
+        char *end = joined;
+
+        for (int i = 0; i < count; i++) {
+            memcpy(end, iov[i].iov_base, iov[i].iov_len);
+            end += iov[i].iov_len;
+        }
+        one = joined;
+    }
     do
-        sent = one.data ? send(fd, one.data, one.length, MSG_NOSIGNAL)
-                        : writev(fd, iov, count);
+        sent =
+            one ? send(fd, one, bytes, MSG_NOSIGNAL) : writev(fd, iov, count);
     while (sent < 0 && errno == EINTR);
     return sent;
 }
@@ -2095,10 +2071,16 @@ static bool is_not_yet(ssize_t n)
 static bool request_step(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
-    struct buffer *in = &exchange->in;
+    struct buffer *in = &exchange->in, *out = &exchange->out;
+    size_t twice = out->room * 2;
     ssize_t taken;
 
-    if (exchange->close || !has_answer_room(http, exchange))
+    if (exchange->close)
+        return false;
+    if (out->room - out->end < OUT_ROOM)
+        memory_grow(http, &out->bytes, &out->room,
+                    twice < OUT_SIZE ? twice : OUT_SIZE);
+    if (out->room - out->end < OUT_ROOM) /* there is room if none waits */
         return false;
     taken = http_parse(in->bytes + in->start, buffer_length(in),
                        &exchange->request);
@@ -2522,13 +2504,11 @@ static void tune_listener(int fd)
  * example because it is not readable: that is no reason not to serve. */
 static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
 {
-    const char *slash = strrchr(path, '/');
-    int length = slash > path ? (int)(slash - path) : 1;
     uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
     char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
 
-    snprintf(folder, sizeof(folder), "%.*s", length, slash ? path : ".");
-    *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    snprintf(folder, sizeof(folder), "%s", path);
+    *fd = open(dirname(folder), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     while (*fd >= 0 && flock(*fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno != EWOULDBLOCK && errno != EINTR) {
             close(*fd);
