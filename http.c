@@ -796,30 +796,18 @@ const char *http_reason(int status)
         int status;
         const char *reason;
     } reasons[] = {
-        { 200, "OK" },
-        { 201, "Created" },
-        { 204, "No Content" },
-        { 206, "Partial Content" },
-        { 301, "Moved Permanently" },
-        { 304, "Not Modified" },
-        { 400, "Bad Request" },
-        { 401, "Unauthorized" },
-        { 403, "Forbidden" },
-        { 404, "Not Found" },
-        { 405, "Method Not Allowed" },
-        { 408, "Request Timeout" },
-        { 409, "Conflict" },
-        { 413, "Content Too Large" },
-        { 414, "URI Too Long" },
-        { 415, "Unsupported Media Type" },
-        { 416, "Range Not Satisfiable" },
-        { 417, "Expectation Failed" },
-        { 421, "Misdirected Request" },
-        { 431, "Request Header Fields Too Large" },
-        { 500, "Internal Server Error" },
-        { 501, "Not Implemented" },
-        { 503, "Service Unavailable" },
-        { 505, "HTTP Version Not Supported" },
+        { 201, "Created" },         { 200, "OK" },
+        { 204, "No Content" },      { 301, "Moved Permanently" },
+        { 206, "Partial Content" }, { 405, "Method Not Allowed" },
+        { 304, "Not Modified" },    { 413, "Content Too Large" },
+        { 400, "Bad Request" },     { 415, "Unsupported Media Type" },
+        { 401, "Unauthorized" },    { 416, "Range Not Satisfiable" },
+        { 403, "Forbidden" },       { 417, "Expectation Failed" },
+        { 404, "Not Found" },       { 421, "Misdirected Request" },
+        { 408, "Request Timeout" }, { 431, "Request Header Fields Too Large" },
+        { 409, "Conflict" },        { 500, "Internal Server Error" },
+        { 414, "URI Too Long" },    { 503, "Service Unavailable" },
+        { 501, "Not Implemented" }, { 505, "HTTP Version Not Supported" },
     };
 
     for (size_t i = 0; i < COUNT(reasons); i++)
@@ -2574,10 +2562,10 @@ static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
         snprintf(listener->address, sizeof(listener->address),
                  address.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host,
                  port);
+    *conn = (struct conn){ .interest = EPOLLIN };
     set_peer(conn, &address);
     if (!(conn->flags & FLAG_UNIX) && conn_is_local(conn))
         conn->flags |= FLAG_LOOPBACK;
-    conn->interest = EPOLLIN;
     conn_set_state(http, conn, CONN_LISTENER);
     http->listener_count++;
     return 0;
