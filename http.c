@@ -10,7 +10,7 @@
  *
  * - A connection is known by its descriptor. It is in one state, in at most
  *   one queue, and has at most one timer. The picture is in sse.h.
- * - No call waits, but for the lock of a Unix socket's folder at the start.
+ * - No call blocks, except at the start: for the lock of a socket's folder.
  * - Each part of a turn is bounded in time. No connection gets more than a
  *   visit or SEND_BUDGET while others wait.
  * - Answers leave in the order of the requests. A request is parsed only when
@@ -582,6 +582,28 @@ bool http_has_body(const struct request *request)
  * the type in Content-Type. sse.c calls them.
  */
 
+static struct slice without_port(struct slice host)
+{
+    size_t end = host.length;
+
+    while (end > 0 && isdigit((unsigned char)host.data[end - 1]))
+        end--;
+    return end > 0 && host.data[end - 1] == ':'
+               ? (struct slice){ host.data, end - 1 }
+               : host;
+}
+
+/* Without a port that is the scheme's default: a browser leaves that out. */
+static struct slice without_default_port(struct slice host, const char *port)
+{
+    struct slice name = without_port(host);
+
+    if (name.length < host.length &&
+        slice_equals(slice_from(host, name.length), port))
+        return name;
+    return host;
+}
+
 bool http_query_next(struct slice *query, const char *name, char *value,
                      size_t size, struct slice *result)
 {
@@ -612,17 +634,6 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
     return http_query_next(&query, name, value, size, result);
 }
 
-static struct slice without_port(struct slice host)
-{
-    size_t end = host.length;
-
-    while (end > 0 && isdigit((unsigned char)host.data[end - 1]))
-        end--;
-    return end > 0 && host.data[end - 1] == ':'
-               ? (struct slice){ host.data, end - 1 }
-               : host;
-}
-
 bool http_host_is(struct slice host, const char *name)
 {
     return slice_equals(without_port(host), name);
@@ -647,17 +658,6 @@ bool http_host_is_local(struct slice host)
         return false;
     snprintf(text, sizeof(text), "%.*s", (int)host.length, host.data);
     return inet_pton(v6 ? AF_INET6 : AF_INET, text, &address) == 1;
-}
-
-/* Without a port that is the scheme's default: a browser leaves that out. */
-static struct slice without_default_port(struct slice host, const char *port)
-{
-    struct slice name = without_port(host);
-
-    if (name.length < host.length &&
-        slice_equals(slice_from(host, name.length), port))
-        return name;
-    return host;
 }
 
 bool http_origin_is_host(struct slice origin, struct slice host)
@@ -687,16 +687,6 @@ bool http_media_type_is(struct slice content_type, const char *media_type)
  *
  * Caller: body_step().
  */
-
-void http_body_init(struct body *body, const struct request *request)
-{
-    uint64_t left =
-        request->content_length > 0 ? (uint64_t)request->content_length : 0;
-
-    *body = (struct body){ .chunked = request->chunked };
-    body->left = request->chunked ? 0 : left;
-    body->state = request->chunked ? BODY_SIZE : left ? BODY_DATA : BODY_DONE;
-}
 
 /* The states in which one byte alone is allowed, and the states after it. */
 static const struct {
@@ -759,6 +749,16 @@ static bool read_framing_byte(struct body *body, char byte)
                   : state == BODY_TRAILER ? BODY_END_LF
                                           : BODY_TRAILER_LF;
     return true;
+}
+
+void http_body_init(struct body *body, const struct request *request)
+{
+    uint64_t left =
+        request->content_length > 0 ? (uint64_t)request->content_length : 0;
+
+    *body = (struct body){ .chunked = request->chunked };
+    body->left = request->chunked ? 0 : left;
+    body->state = request->chunked ? BODY_SIZE : left ? BODY_DATA : BODY_DONE;
 }
 
 ssize_t http_body_read(struct body *body, struct slice data,
@@ -980,21 +980,6 @@ static struct bundled {
     { "/clock.html", bundle_clock_html, bundle_clock_html_end, { 0 } },
 };
 
-void http_bundle_init(time_t modified)
-{
-    for (struct bundled *page = bundle; page < bundle + COUNT(bundle); page++) {
-        uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
-
-        for (const char *p = page->data; p < page->end; p++)
-            hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
-        page->file = (struct file){ .data = page->data, .fd = -1 };
-        page->file.length = (uint64_t)(page->end - page->data);
-        page->file.modified = modified;
-        snprintf(page->file.etag, sizeof(page->file.etag), "\"%016" PRIx64 "\"",
-                 hash);
-    }
-}
-
 #define UTF8 "; charset=utf-8"
 
 static const char *media_type(struct slice path)
@@ -1083,6 +1068,21 @@ static int open_in_root(struct file *file, int root, const char *path)
                  (uint64_t)status.st_mtim.tv_nsec,
              file->length);
     return 0;
+}
+
+void http_bundle_init(time_t modified)
+{
+    for (struct bundled *page = bundle; page < bundle + COUNT(bundle); page++) {
+        uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
+
+        for (const char *p = page->data; p < page->end; p++)
+            hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
+        page->file = (struct file){ .data = page->data, .fd = -1 };
+        page->file.length = (uint64_t)(page->end - page->data);
+        page->file.modified = modified;
+        snprintf(page->file.etag, sizeof(page->file.etag), "\"%016" PRIx64 "\"",
+                 hash);
+    }
 }
 
 /* A path that begins with "//" is refused: browsers take it for a host. */
@@ -1283,6 +1283,16 @@ static void list_remove(struct http *http, struct list *list, uint32_t fd,
         link_of(http, link->next, of)->previous = link->previous;
 }
 
+/* When the next connection's timer may be due, in ms. */
+static uint64_t wheel_next(const struct http *http)
+{
+    for (uint64_t tick = http->wheel_tick + 1;
+         tick <= http->wheel_tick + WHEEL_SLOTS; tick++)
+        if (http->wheel[tick % WHEEL_SLOTS].first != NONE)
+            return tick << TICK_SHIFT;
+    return NEVER;
+}
+
 void queue_push(struct http *http, enum queue_name name, struct conn *conn)
 {
     struct queue *queue = &http->queues[name];
@@ -1327,16 +1337,6 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
     conn->deadline = (uint32_t)((http->now + delay) >> TICK_SHIFT) + 1;
     list_add(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
              conn_fd(http, conn), TIMER_LINK);
-}
-
-/* When the next connection's timer may be due, in ms. */
-static uint64_t wheel_next(const struct http *http)
-{
-    for (uint64_t tick = http->wheel_tick + 1;
-         tick <= http->wheel_tick + WHEEL_SLOTS; tick++)
-        if (http->wheel[tick % WHEEL_SLOTS].first != NONE)
-            return tick << TICK_SHIFT;
-    return NEVER;
 }
 
 /* ------------------------------------------------------ memory of requests
@@ -1519,79 +1519,6 @@ static void conn_set_interest(struct http *http, struct conn *conn,
     epoll_ctl(http->epoll, operation, (int)fd, &event);
 }
 
-void conn_await_room(struct http *http, struct conn *conn, bool awaits)
-{
-    conn_set_interest(http, conn, READABLE | (awaits ? EPOLLOUT : 0));
-}
-
-static void conn_release_exchange(struct http *http, struct conn *conn)
-{
-    if (conn->exchange)
-        exchange_release(http, conn->exchange);
-    conn->exchange = NULL;
-}
-
-void conn_close(struct http *http, struct conn *conn, const char *reason)
-{
-    if (conn->state == CONN_CLOSED)
-        return;
-    http->handlers->closing(http->server, conn, reason);
-    if (conn->state != CONN_STREAM)
-        conn_release_exchange(http, conn);
-    timer_stop(http, conn);
-    queue_remove(http, conn);
-    conn_set_state(http, conn, CONN_CLOSED);
-    queue_push(http, QUEUE_CLOSED, conn);
-}
-
-void conn_cut(struct http *http, struct conn *conn, const char *reason)
-{
-    struct linger none = { .l_onoff = 1, .l_linger = 0 };
-
-    setsockopt((int)conn_fd(http, conn), SOL_SOCKET, SO_LINGER, &none,
-               sizeof(none));
-    conn_close(http, conn, reason);
-}
-
-static void reap(struct http *http)
-{
-    while (http->queues[QUEUE_CLOSED].count) {
-        struct conn *conn = queue_pop(http, QUEUE_CLOSED);
-
-        conn_set_state(http, conn, CONN_FREE);
-        if (!(conn->flags & FLAG_INPUT)) {
-            http->connections--;
-            close((int)conn_fd(http, conn));
-            continue;
-        }
-        /* standard input itself stays open: other processes may have it */
-        conn_set_interest(http, conn, 0);
-        if (http->input_fd != STDIN_FILENO)
-            close(http->input_fd);
-    }
-}
-
-bool conn_is_local(const struct conn *conn)
-{
-    const uint8_t *bytes = conn->address.s6_addr;
-
-    return (conn->flags & FLAG_UNIX) || IN6_IS_ADDR_LOOPBACK(&conn->address) ||
-           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
-}
-
-const char *conn_peer(char *buffer, const struct conn *conn)
-{
-    bool v4 = IN6_IS_ADDR_V4MAPPED(&conn->address);
-    char host[INET6_ADDRSTRLEN];
-
-    if (conn->flags & FLAG_UNIX)
-        return "unix";
-    inet_ntop(v4 ? AF_INET : AF_INET6, &conn->address.s6_addr[v4 ? 12 : 0],
-              host, sizeof(host));
-    snprintf(buffer, PEER_SIZE, v4 ? "%s:%u" : "[%s]:%u", host, conn->port);
-    return buffer;
-}
-
 /* An IPv4 address is kept as IPv6 maps it (RFC 4291, section 2.5.5.2). */
 static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
 {
@@ -1637,6 +1564,79 @@ static void answers_push(struct http *http, struct conn *conn)
 {
     requeue(http, conn, QUEUE_ANSWERS,
             (conn->flags & FLAG_BUSY) || conn->exchange->file_left);
+}
+
+static void reap(struct http *http)
+{
+    while (http->queues[QUEUE_CLOSED].count) {
+        struct conn *conn = queue_pop(http, QUEUE_CLOSED);
+
+        conn_set_state(http, conn, CONN_FREE);
+        if (!(conn->flags & FLAG_INPUT)) {
+            http->connections--;
+            close((int)conn_fd(http, conn));
+            continue;
+        }
+        /* standard input itself stays open: other processes may have it */
+        conn_set_interest(http, conn, 0);
+        if (http->input_fd != STDIN_FILENO)
+            close(http->input_fd);
+    }
+}
+
+void conn_await_room(struct http *http, struct conn *conn, bool awaits)
+{
+    conn_set_interest(http, conn, READABLE | (awaits ? EPOLLOUT : 0));
+}
+
+bool conn_is_local(const struct conn *conn)
+{
+    const uint8_t *bytes = conn->address.s6_addr;
+
+    return (conn->flags & FLAG_UNIX) || IN6_IS_ADDR_LOOPBACK(&conn->address) ||
+           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
+}
+
+const char *conn_peer(char *buffer, const struct conn *conn)
+{
+    bool v4 = IN6_IS_ADDR_V4MAPPED(&conn->address);
+    char host[INET6_ADDRSTRLEN];
+
+    if (conn->flags & FLAG_UNIX)
+        return "unix";
+    inet_ntop(v4 ? AF_INET : AF_INET6, &conn->address.s6_addr[v4 ? 12 : 0],
+              host, sizeof(host));
+    snprintf(buffer, PEER_SIZE, v4 ? "%s:%u" : "[%s]:%u", host, conn->port);
+    return buffer;
+}
+
+static void conn_release_exchange(struct http *http, struct conn *conn)
+{
+    if (conn->exchange)
+        exchange_release(http, conn->exchange);
+    conn->exchange = NULL;
+}
+
+void conn_close(struct http *http, struct conn *conn, const char *reason)
+{
+    if (conn->state == CONN_CLOSED)
+        return;
+    http->handlers->closing(http->server, conn, reason);
+    if (conn->state != CONN_STREAM)
+        conn_release_exchange(http, conn);
+    timer_stop(http, conn);
+    queue_remove(http, conn);
+    conn_set_state(http, conn, CONN_CLOSED);
+    queue_push(http, QUEUE_CLOSED, conn);
+}
+
+void conn_cut(struct http *http, struct conn *conn, const char *reason)
+{
+    struct linger none = { .l_onoff = 1, .l_linger = 0 };
+
+    setsockopt((int)conn_fd(http, conn), SOL_SOCKET, SO_LINGER, &none,
+               sizeof(none));
+    conn_close(http, conn, reason);
 }
 
 void conn_wait(struct http *http, struct conn *conn)
@@ -1798,17 +1798,6 @@ void respond(struct http *http, struct conn *conn, struct response *response,
     answers_push(http, conn);
 }
 
-void respond_promise(struct http *http, struct conn *conn,
-                     struct response *response, struct slice content)
-{
-    struct exchange *exchange = conn->exchange;
-
-    if (!exchange->promises)
-        exchange->promise = exchange->out.end;
-    exchange->promises = true;
-    respond(http, conn, response, content);
-}
-
 void respond_text(struct http *http, struct conn *conn,
                   struct response response, const char *text)
 {
@@ -1820,26 +1809,6 @@ void respond_text(struct http *http, struct conn *conn,
     if (response.status == 503 && !response.retry_after)
         response.retry_after = 2;
     respond(http, conn, &response, (struct slice){ line, (size_t)length });
-}
-
-void respond_error(struct http *http, struct conn *conn, int status,
-                   const char *text)
-{
-    respond_text(http, conn, (struct response){ .status = status }, text);
-}
-
-void respond_method(struct http *http, struct conn *conn, const char *allow)
-{
-    struct response response = { .status = 204, .allow = allow };
-    char text[128];
-
-    if (conn->exchange->request.method == METHOD_OPTIONS) {
-        respond(http, conn, &response, SLICE(""));
-        return;
-    }
-    response.status = 405;
-    snprintf(text, sizeof(text), "this resource takes %s", allow);
-    respond_text(http, conn, response, text);
 }
 
 /* What the answers promise must be true before they are sent. If it cannot be
@@ -1861,55 +1830,6 @@ static bool keep_promises(struct http *http, struct conn *conn)
     respond_text(http, conn, (struct response){ .status = 503, .close = true },
                  why);
     return false;
-}
-
-size_t stream_head(struct http *http, struct conn *conn,
-                   struct response *response, char *bytes, size_t size)
-{
-    const struct buffer *out = &conn->exchange->out;
-    size_t length;
-
-    if (!keep_promises(http, conn))
-        return 0;
-    length = buffer_length(out);
-    memcpy(bytes, out->bytes + out->start, length);
-    response->date = http->date;
-    return length + http_head(bytes + length, size - length, response);
-}
-
-void respond_page(struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    enum method method = exchange->request.method;
-    struct response response = { .location = exchange->request.path };
-
-    if (method != METHOD_GET && method != METHOD_HEAD) {
-        respond_method(http, conn, "GET, HEAD, OPTIONS");
-        return;
-    }
-    response.status =
-        -http_file_open(&exchange->file, http->root, exchange->request.path);
-    if (response.status != 301)
-        response.location.length = 0;
-    if (response.status != 0) {
-        respond_text(http, conn, response,
-                     response.status == 301
-                         ? "this is a folder: its path ends in a slash"
-                     : response.status == 404 ? "there is no such page"
-                                              : "no descriptor is free for it");
-        return;
-    }
-    http_file_response(&exchange->file, &exchange->request, &response,
-                       &exchange->file_at);
-    respond(http, conn, &response, SLICE(""));
-    if (method == METHOD_HEAD || response.status == 304 ||
-        response.length == 0) {
-        exchange_drop_file(exchange);
-        return;
-    }
-    exchange->file_left = response.length;
-    conn_set_state(http, conn, CONN_RESPOND);
-    answers_push(http, conn);
 }
 
 /* Sends until all is sent, the socket is full, or it is others' turn. MSG_MORE
@@ -2006,6 +1926,86 @@ static void send_answers(struct http *http, struct conn *conn)
     }
     if (outcome == IO_BUDGET)
         answers_push(http, conn);
+}
+
+void respond_promise(struct http *http, struct conn *conn,
+                     struct response *response, struct slice content)
+{
+    struct exchange *exchange = conn->exchange;
+
+    if (!exchange->promises)
+        exchange->promise = exchange->out.end;
+    exchange->promises = true;
+    respond(http, conn, response, content);
+}
+
+void respond_error(struct http *http, struct conn *conn, int status,
+                   const char *text)
+{
+    respond_text(http, conn, (struct response){ .status = status }, text);
+}
+
+void respond_method(struct http *http, struct conn *conn, const char *allow)
+{
+    struct response response = { .status = 204, .allow = allow };
+    char text[128];
+
+    if (conn->exchange->request.method == METHOD_OPTIONS) {
+        respond(http, conn, &response, SLICE(""));
+        return;
+    }
+    response.status = 405;
+    snprintf(text, sizeof(text), "this resource takes %s", allow);
+    respond_text(http, conn, response, text);
+}
+
+size_t stream_head(struct http *http, struct conn *conn,
+                   struct response *response, char *bytes, size_t size)
+{
+    const struct buffer *out = &conn->exchange->out;
+    size_t length;
+
+    if (!keep_promises(http, conn))
+        return 0;
+    length = buffer_length(out);
+    memcpy(bytes, out->bytes + out->start, length);
+    response->date = http->date;
+    return length + http_head(bytes + length, size - length, response);
+}
+
+void respond_page(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    enum method method = exchange->request.method;
+    struct response response = { .location = exchange->request.path };
+
+    if (method != METHOD_GET && method != METHOD_HEAD) {
+        respond_method(http, conn, "GET, HEAD, OPTIONS");
+        return;
+    }
+    response.status =
+        -http_file_open(&exchange->file, http->root, exchange->request.path);
+    if (response.status != 301)
+        response.location.length = 0;
+    if (response.status != 0) {
+        respond_text(http, conn, response,
+                     response.status == 301
+                         ? "this is a folder: its path ends in a slash"
+                     : response.status == 404 ? "there is no such page"
+                                              : "no descriptor is free for it");
+        return;
+    }
+    http_file_response(&exchange->file, &exchange->request, &response,
+                       &exchange->file_at);
+    respond(http, conn, &response, SLICE(""));
+    if (method == METHOD_HEAD || response.status == 304 ||
+        response.length == 0) {
+        exchange_drop_file(exchange);
+        return;
+    }
+    exchange->file_left = response.length;
+    conn_set_state(http, conn, CONN_RESPOND);
+    answers_push(http, conn);
 }
 
 /* Most calls have one piece. For one, send(2) costs the kernel less than
@@ -2107,29 +2107,6 @@ static bool body_step(struct http *http, struct conn *conn)
     }
     in->start += (size_t)taken;
     return taken > 0 || exchange->body.state == BODY_DONE;
-}
-
-void conn_begin_body(struct http *http, struct conn *conn, bool streams,
-                     uint64_t size)
-{
-    static const char asked[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    struct exchange *exchange = conn->exchange;
-    struct buffer *out = &exchange->out;
-
-    conn_set_state(http, conn, CONN_BODY);
-    exchange->streams = streams;
-    if (streams) {
-        conn_set_busy(conn, true);
-        timer_stop(http, conn);
-    } else { /* a body that trickles in must not hold its memory for long */
-        timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
-    }
-    /* RFC 9110, section 10.1.1: no 100 if some of the body has arrived */
-    if (!exchange->request.expect_continue || buffer_length(&exchange->in) > 0)
-        return;
-    memcpy(out->bytes + out->end, asked, strlen(asked));
-    out->end += strlen(asked);
-    answers_push(http, conn);
 }
 
 /* Begins an exchange on a connection that has had none. */
@@ -2273,6 +2250,29 @@ static void conn_visit(struct http *http, struct conn *conn)
         conn_set_interest(http, conn, READABLE);
 }
 
+void conn_begin_body(struct http *http, struct conn *conn, bool streams,
+                     uint64_t size)
+{
+    static const char asked[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    struct exchange *exchange = conn->exchange;
+    struct buffer *out = &exchange->out;
+
+    conn_set_state(http, conn, CONN_BODY);
+    exchange->streams = streams;
+    if (streams) {
+        conn_set_busy(conn, true);
+        timer_stop(http, conn);
+    } else { /* a body that trickles in must not hold its memory for long */
+        timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
+    }
+    /* RFC 9110, section 10.1.1: no 100 if some of the body has arrived */
+    if (!exchange->request.expect_continue || buffer_length(&exchange->in) > 0)
+        return;
+    memcpy(out->bytes + out->end, asked, strlen(asked));
+    out->end += strlen(asked);
+    answers_push(http, conn);
+}
+
 /* ------------------------------------------------------------------ a turn
  *
  * The parts of a turn, in the order in which sse.c's loop calls them. An event
@@ -2283,6 +2283,47 @@ static void conn_visit(struct http *http, struct conn *conn)
  * however many connections have something to do.
  */
 
+/* Reads and throws away. False if the peer has ended. */
+static bool conn_discard(struct http *http, struct conn *conn)
+{
+    char bytes[16384];
+    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
+
+    return n > 0 || is_not_yet(n);
+}
+
+static void conn_expired(struct http *http, struct conn *conn)
+{
+    if (conn->state == CONN_STREAM) {
+        http->handlers->expired(http->server, conn);
+    } else if (conn->state == CONN_BODY) {
+        http->handlers->body_failed(http->server, conn, 408,
+                                    "the body did not get on");
+    } else if (conn->state == CONN_RESPOND) {
+        conn_cut(http, conn, "cannot send");
+    } else if (conn->state == CONN_LINGER) {
+        conn_close(http, conn, "closed");
+    } else {
+        assert(conn->state == CONN_REQUEST);
+        if (conn->exchange && conn->exchange->in.end > 0)
+            respond_text(http, conn,
+                         (struct response){ .status = 408, .close = true },
+                         "the request's head did not arrive in time");
+        else
+            conn_close(http, conn, "idle");
+    }
+}
+
+/* Serves the connections of a queue for a part of the turn. */
+static void serve(struct http *http, enum queue_name queue, unsigned time,
+                  void (*act)(struct http *http, struct conn *conn))
+{
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
+
+    while (http->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
+        act(http, queue_pop(http, queue));
+}
+
 void http_update_time(struct http *http)
 {
     time_t second = time(NULL);
@@ -2291,15 +2332,6 @@ void http_update_time(struct http *http)
     if (second != http->date_of)
         http_date(http->date, second);
     http->date_of = second;
-}
-
-/* Reads and throws away. False if the peer has ended. */
-static bool conn_discard(struct http *http, struct conn *conn)
-{
-    char bytes[16384];
-    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
-
-    return n > 0 || is_not_yet(n);
 }
 
 void http_event(struct http *http, const struct epoll_event *event)
@@ -2348,28 +2380,6 @@ void http_event(struct http *http, const struct epoll_event *event)
     }
 }
 
-static void conn_expired(struct http *http, struct conn *conn)
-{
-    if (conn->state == CONN_STREAM) {
-        http->handlers->expired(http->server, conn);
-    } else if (conn->state == CONN_BODY) {
-        http->handlers->body_failed(http->server, conn, 408,
-                                    "the body did not get on");
-    } else if (conn->state == CONN_RESPOND) {
-        conn_cut(http, conn, "cannot send");
-    } else if (conn->state == CONN_LINGER) {
-        conn_close(http, conn, "closed");
-    } else {
-        assert(conn->state == CONN_REQUEST);
-        if (conn->exchange && conn->exchange->in.end > 0)
-            respond_text(http, conn,
-                         (struct response){ .status = 408, .close = true },
-                         "the request's head did not arrive in time");
-        else
-            conn_close(http, conn, "idle");
-    }
-}
-
 void http_expire(struct http *http)
 {
     uint64_t tick = http->now >> TICK_SHIFT;
@@ -2394,16 +2404,6 @@ void http_expire(struct http *http)
                 return;
         }
     }
-}
-
-/* Serves the connections of a queue for a part of the turn. */
-static void serve(struct http *http, enum queue_name queue, unsigned time,
-                  void (*act)(struct http *http, struct conn *conn))
-{
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
-
-    while (http->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
-        act(http, queue_pop(http, queue));
 }
 
 void http_serve(struct http *http)
@@ -2701,6 +2701,38 @@ static int listen_tcp(struct http *http, const char *name,
     return outcome;
 }
 
+/*
+ * O_NONBLOCK belongs to the open file description, which standard input may
+ * share with other processes. So a pipe or a terminal is opened anew, for a
+ * description of our own. A file is not: it is read from the offset that others
+ * have left.
+ *
+ * Of a pipe, descriptor 0 stays open and is what epoll watches. Of a device,
+ * two descriptions may be two different streams, so the new one replaces the
+ * old.
+ */
+static void open_input(struct http *http)
+{
+    struct stat status;
+    int fd;
+
+    http->input_fd = STDIN_FILENO;
+    if (fstat(STDIN_FILENO, &status) < 0)
+        return;
+    http->input_is_socket = S_ISSOCK(status.st_mode);
+    if (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode))
+        return;
+    fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (S_ISFIFO(status.st_mode)) {
+        http->input_fd = fd;
+        return;
+    }
+    dup2(fd, STDIN_FILENO);
+    close(fd);
+}
+
 int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
 {
     return strncmp(name, "unix:", 5) == 0 ? listen_unix(http, name, error)
@@ -2746,38 +2778,6 @@ void http_close_listeners(struct http *http)
         close(listener->fd);
         conn_set_state(http, conn_at(http, (uint32_t)listener->fd), CONN_FREE);
     }
-}
-
-/*
- * O_NONBLOCK belongs to the open file description, which standard input may
- * share with other processes. So a pipe or a terminal is opened anew, for a
- * description of our own. A file is not: it is read from the offset that others
- * have left.
- *
- * Of a pipe, descriptor 0 stays open and is what epoll watches. Of a device,
- * two descriptions may be two different streams, so the new one replaces the
- * old.
- */
-static void open_input(struct http *http)
-{
-    struct stat status;
-    int fd;
-
-    http->input_fd = STDIN_FILENO;
-    if (fstat(STDIN_FILENO, &status) < 0)
-        return;
-    http->input_is_socket = S_ISSOCK(status.st_mode);
-    if (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode))
-        return;
-    fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (S_ISFIFO(status.st_mode)) {
-        http->input_fd = fd;
-        return;
-    }
-    dup2(fd, STDIN_FILENO);
-    close(fd);
 }
 
 struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
@@ -2863,6 +2863,15 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
     return NULL;
 }
 
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
+ * it is none. */
+static struct slice bearer(struct slice authorization)
+{
+    if (!slice_begins(authorization, "Bearer "))
+        return SLICE("");
+    return slice_trimmed(slice_from(authorization, 7));
+}
+
 int http_load_token(struct http *http, const char *path, mode_t *mode,
                     char error[ERROR_SIZE])
 {
@@ -2897,15 +2906,6 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
     http->token_length = length;
     *mode = status.st_mode;
     return 0;
-}
-
-/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
- * it is none. */
-static struct slice bearer(struct slice authorization)
-{
-    if (!slice_begins(authorization, "Bearer "))
-        return SLICE("");
-    return slice_trimmed(slice_from(authorization, 7));
 }
 
 /* No branch depends on a byte, so the time does not tell how many are right. */
