@@ -1,12 +1,32 @@
 /*
- * http.c owns HTTP/1.1 (RFC 9110, RFC 9112): parsing a request head and a
- * body from bytes, the spelling of response heads, and the files. sse.h says
- * how line ends and ambiguous framing are dealt with. Parsing is pure: no
- * I/O, no allocation, no clock. The opening of a file is the only system
- * call.
+ * http.c owns the connections and what is said on them, in HTTP/1.1 (RFC 9110,
+ * RFC 9112): sockets, request heads and bodies, answers, files, credentials.
+ * What a request means is sse.c's business. http.c tells sse.c what has
+ * happened through struct handlers; sse.c answers with the respond functions,
+ * reads a body with conn_begin_body(), or makes the connection an event stream
+ * with conn_begin_stream().
  *
- * Refusals travel as minus the status to answer with; request->error says
- * why in one line for the client to read.
+ * Invariants:
+ *
+ * - A connection is known by its descriptor. It is in one state, in at most
+ *   one queue, and has at most one timer. The picture is in sse.h.
+ * - No call blocks, except at the start: for the lock of a socket's folder.
+ * - Each part of a turn is bounded in time. No connection gets more than a
+ *   visit or SEND_BUDGET while others wait.
+ * - Answers leave in the order of the requests. A request is parsed only when
+ *   there is room for its answer.
+ * - What a request holds in memory is counted, and bounded.
+ * - The parsers are pure: no I/O, no allocation, no clock. They give the same
+ *   result however the bytes are split between reads.
+ *
+ * A refusal travels as minus the status to answer with. request->error says
+ * why, in one line for the client to read.
+ *
+ * The sections, in order. Parsers and formatters: slices, request heads,
+ * queries and hosts, bodies, response heads, files. The table of connections:
+ * clock and lists, memory of requests, connections, accepting. A request's way
+ * through a turn: answers, requests and their bodies, a turn. The start and
+ * the end: listeners, credentials, the start and the end.
  */
 #include "sse.h"
 
@@ -17,13 +37,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <strings.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -34,22 +52,21 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* Sizes that a build for tests may have otherwise, with -D. */
-#ifndef IN_FIRST
-#define IN_FIRST 2048 /* bytes of a request that are read at first */
-#endif
-#ifndef STEP_EVENTS
-#define STEP_EVENTS 16 /* events or so between two looks at the clock */
-#endif
-#ifndef SPARE_EXCHANGES
-#define SPARE_EXCHANGES 64 /* kept for the next requests */
-#endif
-#ifndef ACCEPTS_MAX
-#define ACCEPTS_MAX 32 /* connections of one listener in one turn */
-#endif
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
+/*
+ * TURN_WORK is the time of a turn for a queue of connections, TURN_BUSY that
+ * for a queue of busy ones. So a few connections that send without end do not
+ * delay the many that ask now and then. VISIT does the same within a queue.
+ *
+ * SENDBUF and NOTSENT bound what a peer that does not read holds in the kernel.
+ */
 enum {
+    IN_FIRST = 2048, /* bytes of a request that are read at first */
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
+    SPARE_EXCHANGES = 64,               /* kept for the next requests */
+    STEP_EVENTS = 16,   /* events or so between two looks at the clock */
+    ACCEPTS_MAX = 32,   /* connections of one listener in one turn */
     PIECE_SMALL = 512,  /* bytes: copying it costs less than an iovec does */
     TURN_WORK = 1000,   /* us of a turn for a queue of connections */
     TURN_BUSY = 250,    /* and for one of those that are busy */
@@ -58,20 +75,23 @@ enum {
     CONNECTIONS_DEFAULT = 1000000,
     BODY_RATE = 1024,     /* bytes a second that a plain body must keep up */
     LINGER = 2000,        /* ms for a peer to read the last answer */
-    SENDBUF = 128 * 1024, /* kernel memory that a stalled reader can hold */
+    SENDBUF = 128 * 1024, /* bytes of kernel memory, for each connection */
     NOTSENT = 64 * 1024,
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
     UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
-    LOCK_PATIENCE = 5000,      /* ms for others to make theirs beside it */
+    LOCK_PATIENCE = 5000,      /* ms for other servers to make theirs */
     TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
 };
 
-/* -------------------------------------------------------------- slices */
+/* -------------------------------------------------------------- slices
+ *
+ * What the parsers need beyond sse.h's slices. These compare without regard to
+ * case, as HTTP does with field names, schemes and options.
+ */
 
-bool slice_equals(struct slice slice, const char *text)
+static bool slices_equal(struct slice a, struct slice b)
 {
-    return strlen(text) == slice.length &&
-           strncasecmp(slice.data, text, slice.length) == 0;
+    return a.length == b.length && strncasecmp(a.data, b.data, b.length) == 0;
 }
 
 static bool slice_begins(struct slice slice, const char *text)
@@ -81,6 +101,7 @@ static bool slice_begins(struct slice slice, const char *text)
     return slice.length >= length && strncasecmp(slice.data, text, length) == 0;
 }
 
+/* Without the blanks around it (RFC 9110, section 5.6.3). */
 static struct slice slice_trimmed(struct slice slice)
 {
     while (slice.length && (*slice.data == ' ' || *slice.data == '\t'))
@@ -91,8 +112,8 @@ static struct slice slice_trimmed(struct slice slice)
     return slice;
 }
 
-/* Cuts `rest` at the first `separator`; returns what was before it, and
- * leaves in `rest` what is after it. */
+/* Cuts `rest` at the first `separator`: returns what was before it, and leaves
+ * in `rest` what is after it. */
 static struct slice slice_split(struct slice *rest, char separator)
 {
     const char *end =
@@ -108,9 +129,35 @@ static struct slice slice_split(struct slice *rest, char separator)
     return first;
 }
 
-/* ------------------------------------------------------- request heads */
+/* Decimal digits as HTTP has them: with leading zeros. */
+static bool parse_digits(struct slice text, uint64_t *number)
+{
+    while (text.length > 1 && text.data[0] == '0')
+        text = slice_from(text, 1);
+    return slice_number(text, INT64_MAX, number);
+}
 
-static ssize_t refuse(struct request *request, int status, const char *why)
+bool slice_equals(struct slice slice, const char *text)
+{
+    return slices_equal(slice, slice_of(text));
+}
+
+/* ------------------------------------------------------- request heads
+ *
+ * From bytes to struct request, in two passes. http_parse() looks for the end
+ * of the head, line by line, and goes on where it stopped when more bytes have
+ * come. It checks the limits and the line ends. parse_head() then reads the
+ * whole head once.
+ *
+ * The limits are checked before anything else, so that a refusal does not
+ * depend on how the bytes arrive. What two readers could understand in two ways
+ * is refused, as sse.h says. If a proxy in front saw other requests in the same
+ * bytes, a client could smuggle one past it.
+ *
+ * Callers: request_step(); bench/parse and the fuzzer.
+ */
+
+static int refuse(struct request *request, int status, const char *why)
 {
     request->error = why;
     return -status;
@@ -120,15 +167,17 @@ static ssize_t refuse(struct request *request, int status, const char *why)
 enum {
     TOKEN = 1, /* RFC 9110, section 5.6.2: letters, digits, !#$%&'*+-.^_`|~ */
     HOST = 2,  /* RFC 3986, section 3.2: letters, digits, -._~:[]%!$&'()*+,;= */
+    TARGET = 4, /* visible ASCII but #; browsers leave more of it unencoded than
+                 * RFC 3986 allows */
 };
 
 static const unsigned char byte_kinds[256] = {
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 3, 3, 3, 3, 2, 2, 3, 3,
-    2, 3, 3, 0, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 0, 2, 0, 0, 0, 3,
-    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
-    3, 3, 3, 2, 0, 2, 1, 3, 1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
-    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 1, 0, 3, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 4, 1, 7, 7, 7, 7, 6, 6, 7, 7,
+    6, 7, 7, 4, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6, 6, 4, 6, 4, 4, 4, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 6, 4, 6, 5, 7, 5, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+    7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 4, 5, 4, 7, 0,
 };
 
 static bool is_kind(char byte, unsigned kind)
@@ -144,6 +193,8 @@ static bool consists_of(unsigned kind, struct slice text)
     return true;
 }
 
+/* RFC 9110, section 9.1: 501 for a method that is not known. One that is known,
+ * but that no resource takes, is METHOD_OTHER: respond_method() answers 405. */
 static int parse_method(struct request *request, struct slice name)
 {
     static const struct {
@@ -158,25 +209,28 @@ static int parse_method(struct request *request, struct slice name)
     };
 
     if (!name.length || !consists_of(TOKEN, name))
-        return (int)refuse(request, 400, "the method is not a token");
-    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+        return refuse(request, 400, "the method is not a token");
+    for (size_t i = 0; i < COUNT(methods); i++) {
         if (slice_is(name, methods[i].name)) {
             request->method = methods[i].method;
             return 0;
         }
     }
-    return (int)refuse(request, 501, "the method is not known here");
+    return refuse(request, 501, "the method is not known here");
 }
 
+/* A later 1.x is read as 1.1 (RFC 9110, section 2.5). A connection with
+ * HTTP/1.0 ends after the answer: keep-alive was never a part of that
+ * version. */
 static int parse_version(struct request *request, struct slice version)
 {
     if (version.length != 8 || memcmp(version.data, "HTTP/", 5) != 0 ||
         !isdigit((unsigned char)version.data[5]) || version.data[6] != '.' ||
         !isdigit((unsigned char)version.data[7]))
-        return (int)refuse(request, 400,
-                           "the request line does not end in HTTP/1.1");
+        return refuse(request, 400,
+                      "the request line does not end in HTTP/1.1");
     if (version.data[5] != '1')
-        return (int)refuse(request, 505, "only HTTP/1.1 and HTTP/1.0 here");
+        return refuse(request, 505, "only HTTP/1.1 and HTTP/1.0 here");
     request->minor = version.data[7] == '0' ? 0 : 1;
     request->close = request->minor == 0;
     return 0;
@@ -194,31 +248,18 @@ static int hex_value(char c)
 /* The byte that "%XX" at the start of `text` stands for, or -1. */
 static int percent_decoded(struct slice text)
 {
-    int high, low;
+    int high =
+        text.length < 3 || text.data[0] != '%' ? -1 : hex_value(text.data[1]);
+    int low = high < 0 ? -1 : hex_value(text.data[2]);
 
-    if (text.length < 3 || text.data[0] != '%')
-        return -1;
-    high = hex_value(text.data[1]);
-    low = hex_value(text.data[2]);
-    return high < 0 || low < 0 ? -1 : high * 16 + low;
+    return low < 0 ? -1 : high * 16 + low;
 }
 
-/* "." and ".." could lead elsewhere, and no path needs them: a client
- * resolves them before it asks (RFC 3986, section 5.2.4). */
-static bool has_dot_segment(struct slice path)
-{
-    while (path.length) {
-        struct slice segment = slice_split(&path, '/');
-
-        if (slice_equals(segment, ".") || slice_equals(segment, ".."))
-            return true;
-    }
-    return false;
-}
-
+/* An encoded slash would make two segments of one, and a NUL would cut the path
+ * where it is opened. Both are refused. */
 static int decode_path(struct request *request, char *path, size_t length)
 {
-    size_t out = 0;
+    struct slice rest = { path, 0 };
 
     for (size_t in = 0; in < length; in++) {
         int byte = (unsigned char)path[in];
@@ -226,56 +267,51 @@ static int decode_path(struct request *request, char *path, size_t length)
         if (byte == '%') {
             byte = percent_decoded((struct slice){ path + in, length - in });
             if (byte < 0)
-                return (int)refuse(request, 400,
-                                   "a % in the path without two hex digits");
+                return refuse(request, 400,
+                              "a % in the path without two hex digits");
             if (byte == '/' || byte == 0)
-                return (int)refuse(request, 400,
-                                   "an encoded slash or NUL in the path");
+                return refuse(request, 400,
+                              "an encoded slash or NUL in the path");
             in += 2;
         }
-        path[out++] = (char)byte;
+        path[rest.length++] = (char)byte;
     }
-    request->path = (struct slice){ path, out };
-    if (has_dot_segment(request->path))
-        return (int)refuse(request, 400, "a . or .. segment in the path");
-    return 0;
-}
+    request->path = rest;
+    /* "." and ".." could lead elsewhere, and no path needs them: a client
+     * resolves them before it asks (RFC 3986, section 5.2.4). */
+    while (rest.length) {
+        struct slice segment = slice_split(&rest, '/');
 
-/* RFC 9112, section 3.2.2: the authority of an absolute-form target counts,
- * and the Host field does not. */
-static int parse_absolute(struct request *request, struct slice *target)
-{
-    size_t scheme = slice_begins(*target, "http://") ? 7 : 8;
-    struct slice rest = slice_from(*target, scheme);
-    size_t end = 0;
-
-    while (end < rest.length && rest.data[end] != '/' && rest.data[end] != '?')
-        end++;
-    request->host = (struct slice){ rest.data, end };
-    if (end == 0 || !consists_of(HOST, request->host))
-        return (int)refuse(request, 400, "the target's host is malformed");
-    *target = slice_from(rest, end);
+        if (slice_is(segment, ".") || slice_is(segment, ".."))
+            return refuse(request, 400, "a . or .. segment in the path");
+    }
     return 0;
 }
 
 static int parse_target(struct request *request, struct slice target)
 {
     struct slice path;
+    size_t end = 0;
 
-    for (size_t i = 0; i < target.length; i++)
-        if (target.data[i] <= ' ' || target.data[i] >= 0x7F ||
-            target.data[i] == '#')
-            return (int)refuse(request, 400,
-                               "the target has a byte that must be encoded");
-    if (request->method == METHOD_OPTIONS && slice_equals(target, "*")) {
+    if (!consists_of(TARGET, target))
+        return refuse(request, 400,
+                      "the target has a byte that must be encoded");
+    if (request->method == METHOD_OPTIONS && slice_is(target, "*")) {
         request->path = target;
         return 0;
     }
     if (slice_begins(target, "http://") || slice_begins(target, "https://")) {
-        if (parse_absolute(request, &target) < 0)
-            return -400;
+        /* RFC 9112, section 3.2.2: this host replaces that of a Host field */
+        target = slice_from(target, slice_begins(target, "http://") ? 7 : 8);
+        while (end < target.length && target.data[end] != '/' &&
+               target.data[end] != '?')
+            end++;
+        request->host = (struct slice){ target.data, end };
+        if (end == 0 || !consists_of(HOST, request->host))
+            return refuse(request, 400, "the target's host is malformed");
+        target = slice_from(target, end);
     } else if (target.length == 0 || target.data[0] != '/') {
-        return (int)refuse(request, 400, "the target is not a path");
+        return refuse(request, 400, "the target is not a path");
     }
     path = slice_split(&target, '?');
     request->query = target;
@@ -285,177 +321,136 @@ static int parse_target(struct request *request, struct slice target)
                : 0;
 }
 
-static int parse_request_line(struct request *request, struct slice line)
+static int parse_connection(struct request *request, struct slice value)
 {
-    struct slice method = slice_split(&line, ' ');
-    struct slice target = slice_split(&line, ' ');
-    int status = parse_method(request, method);
-
-    if (status == 0)
-        status = parse_version(request, line);
-    if (status == 0)
-        status = parse_target(request, target);
-    return status;
-}
-
-static int field_connection(struct request *request, struct slice value)
-{
-    while (value.length) {
-        struct slice option = slice_trimmed(slice_split(&value, ','));
-
-        if (slice_equals(option, "close"))
+    while (value.length)
+        if (slice_equals(slice_trimmed(slice_split(&value, ',')), "close"))
             request->close = true;
-    }
     return 0;
 }
 
-static int field_content_length(struct request *request, struct slice value)
+/* RFC 9110, section 8.6, allows a server to accept the same value twice. It is
+ * refused here: no client needs it. */
+static int parse_content_length(struct request *request, struct slice value)
 {
     uint64_t length = 0;
 
     if (request->content_length >= 0)
-        return (int)refuse(request, 400, "more than one Content-Length");
-    while (value.length > 1 && value.data[0] == '0')
-        value = slice_from(value, 1);
-    if (!slice_number(value, INT64_MAX, &length))
-        return (int)refuse(request, 400, "Content-Length is not a number");
+        return refuse(request, 400, "more than one Content-Length");
+    if (!parse_digits(value, &length))
+        return refuse(request, 400, "Content-Length is not a number");
     request->content_length = (int64_t)length;
     return 0;
 }
 
-static int field_transfer_encoding(struct request *request, struct slice value)
+/* RFC 9112, section 6.1: in HTTP/1.0 the field means that the framing is
+ * faulty. A proxy may have passed it on without understanding it. */
+static int parse_transfer_coding(struct request *request, struct slice value)
 {
     if (request->minor == 0)
-        return (int)refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
+        return refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
     if (request->chunked)
-        return (int)refuse(request, 400, "more than one Transfer-Encoding");
+        return refuse(request, 400, "more than one Transfer-Encoding");
     if (!slice_equals(value, "chunked"))
-        return (int)refuse(request, 501,
-                           "the only Transfer-Encoding known is chunked");
+        return refuse(request, 501,
+                      "the only Transfer-Encoding known is chunked");
     request->chunked = true;
     return 0;
 }
 
-static int field_expect(struct request *request, struct slice value)
+static int parse_expect(struct request *request, struct slice value)
 {
     if (!slice_equals(value, "100-continue"))
-        return (int)refuse(request, 417,
-                           "the only Expect known is 100-continue");
+        return refuse(request, 417, "the only Expect known is 100-continue");
     request->expect_continue = request->minor > 0;
     return 0;
 }
 
-static int field_forwarded(struct request *request, struct slice value)
+/* A proxy on this machine makes every client look local, so sse.c does not
+ * trust a peer's address where one of these fields is there. */
+static int note_forwarded(struct request *request, struct slice value)
 {
     (void)value;
     request->forwarded = true;
     return 0;
 }
 
-/* Browsers alone send it, and no page can change it: Fetch Metadata, section
- * 2.4. "none" is the person's own doing. */
-static int field_fetch_site(struct request *request, struct slice value)
+/* Only browsers send it, and no page can change it (Fetch Metadata, section
+ * 2.4). "none" means that a person has typed the address or used a bookmark. */
+static int parse_fetch_site(struct request *request, struct slice value)
 {
     if (slice_equals(value, "cross-site") || slice_equals(value, "same-site"))
         request->cross_site = true;
     return 0;
 }
 
-/* A Host in an absolute-form target has been put down before, and counts. */
-static int field_host(struct request *request, struct slice value)
+static int parse_host(struct request *request, struct slice value)
 {
     if (++request->hosts > 1)
-        return (int)refuse(request, 400, "more than one Host");
+        return refuse(request, 400, "more than one Host");
     if (!consists_of(HOST, value))
-        return (int)refuse(request, 400, "Host is malformed");
-    if (!request->host.data)
+        return refuse(request, 400, "Host is malformed");
+    if (!request->host.data) /* else the target has one */
         request->host = value;
     return 0;
 }
 
 struct field {
-    struct slice name;
+    const char *name;
+    size_t length; /* of the name */
     int (*parse)(struct request *request, struct slice value);
-    size_t place; /* of a slice in struct request, where parse is NULL */
+    size_t member; /* where parse is NULL: a slice in struct request */
 };
 
-#define NAME(literal)                  \
-    {                                  \
-        (literal), sizeof(literal) - 1 \
-    }
+#define NAME(literal) (literal), sizeof(literal) - 1
+#define KEPT(member) NULL, offsetof(struct request, member)
 
-/* By their initials, of either case: most of what a browser sends is of no
- * account, and that is to be seen at once. */
+/* The fields that matter here, by their initials in either case. For most that
+ * a browser sends the initial is enough to pass over them. */
 #define INITIAL(letter) ((letter)&31)
 
-enum {
-    FIELDS_OF_AN_INITIAL = 4
-};
-
-static const struct field fields[32][FIELDS_OF_AN_INITIAL] = {
-    [INITIAL('A')] = { { NAME("Authorization"), NULL,
-                         offsetof(struct request, authorization) } },
-    [INITIAL('C')] = { { NAME("Connection"), field_connection, 0 },
-                       { NAME("Content-Length"), field_content_length, 0 },
-                       { NAME("Content-Type"), NULL,
-                         offsetof(struct request, content_type) },
-                       { NAME("CF-Connecting-IP"), field_forwarded, 0 } },
-    [INITIAL('E')] = { { NAME("Expect"), field_expect, 0 } },
-    [INITIAL('F')] = { { NAME("Forwarded"), field_forwarded, 0 } },
-    [INITIAL('H')] = { { NAME("Host"), field_host, 0 } },
-    [INITIAL('I')] = { { NAME("If-Modified-Since"), NULL,
-                         offsetof(struct request, if_modified_since) },
-                       { NAME("If-None-Match"), NULL,
-                         offsetof(struct request, if_none_match) },
-                       { NAME("If-Range"), NULL,
-                         offsetof(struct request, if_range) } },
-    [INITIAL('L')] = { { NAME("Last-Event-ID"), NULL,
-                         offsetof(struct request, last_event_id) } },
-    [INITIAL('O')] = { { NAME("Origin"), NULL,
-                         offsetof(struct request, origin) } },
-    [INITIAL('R')] = { { NAME("Range"), NULL,
-                         offsetof(struct request, range) } },
-    [INITIAL('S')] = { { NAME("Sec-Fetch-Site"), field_fetch_site, 0 } },
-    [INITIAL('T')] = { { NAME("Transfer-Encoding"), field_transfer_encoding,
-                         0 },
-                       { NAME("True-Client-IP"), field_forwarded, 0 } },
-    [INITIAL('V')] = { { NAME("Via"), field_forwarded, 0 } },
+static const struct field fields[32][4] = {
+    [INITIAL('A')] = { { NAME("Authorization"), KEPT(authorization) } },
+    [INITIAL('C')] = { { NAME("Connection"), parse_connection, 0 },
+                       { NAME("Content-Length"), parse_content_length, 0 },
+                       { NAME("Content-Type"), KEPT(content_type) },
+                       { NAME("CF-Connecting-IP"), note_forwarded, 0 } },
+    [INITIAL('E')] = { { NAME("Expect"), parse_expect, 0 } },
+    [INITIAL('F')] = { { NAME("Forwarded"), note_forwarded, 0 } },
+    [INITIAL('H')] = { { NAME("Host"), parse_host, 0 } },
+    [INITIAL('I')] = { { NAME("If-Modified-Since"), KEPT(if_modified_since) },
+                       { NAME("If-None-Match"), KEPT(if_none_match) },
+                       { NAME("If-Range"), KEPT(if_range) } },
+    [INITIAL('L')] = { { NAME("Last-Event-ID"), KEPT(last_event_id) } },
+    [INITIAL('O')] = { { NAME("Origin"), KEPT(origin) } },
+    [INITIAL('R')] = { { NAME("Range"), KEPT(range) } },
+    [INITIAL('S')] = { { NAME("Sec-Fetch-Site"), parse_fetch_site, 0 } },
+    [INITIAL('T')] = { { NAME("Transfer-Encoding"), parse_transfer_coding, 0 },
+                       { NAME("True-Client-IP"), note_forwarded, 0 } },
+    [INITIAL('V')] = { { NAME("Via"), note_forwarded, 0 } },
     /* the first stands for every name that begins with it */
-    [INITIAL('X')] = { { NAME("X-Forwarded-"), field_forwarded, 0 },
-                       { NAME("X-Real-IP"), field_forwarded, 0 } },
+    [INITIAL('X')] = { { NAME("X-Forwarded-"), note_forwarded, 0 },
+                       { NAME("X-Real-IP"), note_forwarded, 0 } },
 };
-
-static int take_field(struct request *request, const struct field *field,
-                      struct slice value)
-{
-    struct slice *place;
-
-    if (field->parse)
-        return field->parse(request, value);
-    place = (struct slice *)(void *)((char *)request + field->place);
-    if (!place->data)
-        *place = value; /* of several, the first counts */
-    return 0;
-}
 
 /* The field of that name, NULL if it is none that matters here. */
 static const struct field *find_field(struct slice name)
 {
     const struct field *field = fields[INITIAL(name.data[0])];
-    const struct field *end = field + FIELDS_OF_AN_INITIAL;
+    const struct field *end = field + COUNT(fields[0]);
 
-    if (field == fields[INITIAL('X')] && slice_begins(name, field->name.data))
+    if (field == fields[INITIAL('X')] && slice_begins(name, field->name))
         return field;
-    for (; field < end && field->name.data; field++)
-        if (name.length == field->name.length &&
-            strncasecmp(name.data, field->name.data, name.length) == 0)
+    for (; field < end && field->name; field++)
+        if (slices_equal(name, (struct slice){ field->name, field->length }))
             return field;
     return NULL;
 }
 
 /* The control characters among eight bytes: the lowest of the bits set in the
- * result is the top bit of the first one's byte; 0: none. */
-static uint64_t controls(const char *eight)
+ * result is the top bit of the first one's byte; 0: none. It takes eight at a
+ * time because most bytes of a head pass through here. */
+static uint64_t control_bits(const char *eight)
 {
     const uint64_t each = UINT64_C(0x0101010101010101);
     uint64_t bytes, delete;
@@ -467,128 +462,112 @@ static uint64_t controls(const char *eight)
            each * 0x80;
 }
 
-static bool is_control(char byte)
-{
-    return ((unsigned char)byte < ' ' && byte != '\t') || byte == 0x7F;
-}
-
 /* Where the first control character but HT is; `end` if there is none. */
 static const char *find_control(const char *at, const char *end)
 {
     while (end - at >= 8) {
-        uint64_t found = controls(at);
+        uint64_t found = control_bits(at);
 
         at += found ? __builtin_ctzll(found) / 8 : 8;
         if (found && *at != '\t')
             return at;
         at += found != 0;
     }
-    while (at < end && !is_control(*at))
+    while (at < end && *at != 0x7F &&
+           ((unsigned char)*at >= ' ' || *at == '\t'))
         at++;
     return at;
 }
 
-/* RFC 9112, section 5: no blank before the colon, no folded lines. *at is
- * then the next line, of which there is one. */
+/* RFC 9112, section 5: no blank before the colon, no folded lines. *at moves to
+ * the next line. There is one, because the head ends in an empty line. */
 static int parse_field(struct request *request, const char **at,
                        const char *end)
 {
-    struct slice name = { *at, 0 }, value;
+    struct slice name = { *at, 0 }, value, *kept;
     const struct field *field;
     const char *stop;
 
     while (is_kind(name.data[name.length], TOKEN))
         name.length++;
     if (name.length == 0 || name.data[name.length] != ':')
-        return (int)refuse(request, 400,
-                           "a header line is not a name and a colon");
+        return refuse(request, 400, "a header line is not a name and a colon");
     value.data = name.data + name.length + 1;
     stop = find_control(value.data, end);
     if (stop[0] != '\r')
-        return (int)refuse(request, 400, "a control character in a field");
+        return refuse(request, 400, "a control character in a field");
     if (stop[1] != '\n')
-        return (int)refuse(request, 400, "lines must end in CR LF");
+        return refuse(request, 400, "lines must end in CR LF");
     *at = stop + 2;
     value.length = (size_t)(stop - value.data);
     field = find_field(name);
-    return field ? take_field(request, field, slice_trimmed(value)) : 0;
-}
-
-static int check_head(struct request *request)
-{
-    if (request->minor > 0 && request->hosts == 0)
-        return (int)refuse(request, 400, "HTTP/1.1 needs a Host");
-    if (request->chunked && request->content_length >= 0)
-        return (int)refuse(request, 400,
-                           "Content-Length and Transfer-Encoding together");
+    if (!field)
+        return 0;
+    value = slice_trimmed(value);
+    if (field->parse)
+        return field->parse(request, value);
+    kept = (struct slice *)(void *)((char *)request + field->member);
+    if (!kept->data) /* of several, the first counts */
+        *kept = value;
     return 0;
 }
 
 /* `head` is whole lines, each with CR LF at its end, the last one empty. */
 static int parse_head(struct request *request, struct slice head)
 {
-    struct slice line = head;
-    struct slice first = slice_split(&line, '\n');
-    const char *at = line.data, *end = head.data + head.length;
+    struct slice rest = head, line = slice_split(&rest, '\n'), method, target;
+    const char *at = rest.data;
     int status;
 
-    first.length--;
+    line.length--;
+    method = slice_split(&line, ' ');
+    target = slice_split(&line, ' ');
     request->content_length = -1;
-    status = parse_request_line(request, first);
-    while (status == 0 && end - at > 2)
-        status = parse_field(request, &at, end);
-    return status == 0 ? check_head(request) : status;
-}
-
-/* Which limit bytes up to `end` go beyond, whatever they are; 0: none. It is
- * looked at first, so that the refusal does not depend on how they arrive. */
-static int check_limits(struct request *request, size_t end)
-{
-    if (request->lines == 0 && end - request->start > REQUEST_LINE_MAX)
-        return (int)refuse(request, 414, "the request line is too long");
-    if (end > HEAD_MAX)
-        return (int)refuse(request, 431, "the header fields are too long");
-    return 0;
-}
-
-/* Takes in one more line that ends before `end`. */
-static int scan_line(struct request *request, const char *data, size_t end)
-{
-    size_t length = end - request->scanned;
-    int status = check_limits(request, end);
-
-    if (status < 0)
-        return status;
-    if (length < 2 || data[end - 2] != '\r')
-        return (int)refuse(request, 400, "lines must end in CR LF");
-    if (length == 2 && request->lines == 0)
-        request->start = end; /* RFC 9112, section 2.2: skipped */
-    else if (length > 2 && ++request->lines > FIELD_COUNT_MAX + 1)
-        return (int)refuse(request, 431, "too many header fields");
-    request->scanned = end;
-    return 0;
+    status = parse_method(request, method);
+    if (status == 0)
+        status = parse_version(request, line);
+    if (status == 0)
+        status = parse_target(request, target);
+    while (status == 0 && head.data + head.length - at > 2)
+        status = parse_field(request, &at, head.data + head.length);
+    if (status == 0 && request->minor > 0 && request->hosts == 0)
+        return refuse(request, 400, "HTTP/1.1 needs a Host");
+    if (status == 0 && request->chunked && request->content_length >= 0)
+        return refuse(request, 400,
+                      "Content-Length and Transfer-Encoding together");
+    return status;
 }
 
 ssize_t http_parse(char *data, size_t length, struct request *request)
 {
-    bool complete = false;
-    int status = 0;
+    size_t begin, end;
+    struct slice head;
+    int status;
 
-    while (!complete && status == 0) {
-        size_t begin = request->scanned;
-        const char *lf =
-            length > begin ? memchr(data + begin, '\n', length - begin) : NULL;
+    do {
+        const char *lf;
 
-        if (!lf) /* at the least one byte more will come */
-            return check_limits(request, length + 1);
-        status = scan_line(request, data, (size_t)(lf - data) + 1);
-        complete = request->lines > 0 && request->scanned - begin == 2;
-    }
-    if (status == 0)
-        status = parse_head(
-            request, (struct slice){ data + request->start,
-                                     request->scanned - request->start });
-    return status < 0 ? status : (ssize_t)request->scanned;
+        begin = request->scanned;
+        lf = length > begin ? memchr(data + begin, '\n', length - begin) : NULL;
+        /* a line without its LF has at least one more byte to come */
+        end = lf ? (size_t)(lf - data) + 1 : length + 1;
+        if (request->lines == 0 && end - request->start > REQUEST_LINE_MAX)
+            return refuse(request, 414, "the request line is too long");
+        if (end > HEAD_MAX)
+            return refuse(request, 431, "the header fields are too long");
+        if (!lf)
+            return 0;
+        if (end - begin < 2 || data[end - 2] != '\r')
+            return refuse(request, 400, "lines must end in CR LF");
+        if (end - begin > 2 && ++request->lines > FIELD_COUNT_MAX + 1)
+            return refuse(request, 431, "too many header fields");
+        if (request->lines == 0) /* RFC 9112, section 2.2: skipped */
+            request->start = end;
+        request->scanned = end;
+    } while (end - begin > 2 || request->lines == 0);
+    head = (struct slice){ data + request->start, end - request->start };
+    status = parse_head(request, head);
+    return status < 0 ? status : (ssize_t)end;
 }
 
 bool http_has_body(const struct request *request)
@@ -596,32 +575,54 @@ bool http_has_body(const struct request *request)
     return request->chunked || request->content_length > 0;
 }
 
-static size_t query_decode(struct slice text, char *value, size_t size)
+/* --------------------------------------------------- queries and hosts
+ *
+ * Some parts of a request stay in struct request as they came. These functions
+ * say what is in them: the parameters of a query, the names in Host and Origin,
+ * the type in Content-Type. sse.c calls them.
+ */
+
+static struct slice without_port(struct slice host)
 {
-    size_t length = 0;
+    size_t end = host.length;
 
-    while (text.length && length < size) {
-        int byte = percent_decoded(text);
-        size_t taken = byte < 0 ? 1 : 3;
+    while (end > 0 && isdigit((unsigned char)host.data[end - 1]))
+        end--;
+    return end > 0 && host.data[end - 1] == ':'
+               ? (struct slice){ host.data, end - 1 }
+               : host;
+}
 
-        if (byte < 0)
-            byte = *text.data == '+' ? ' ' : (unsigned char)*text.data;
-        value[length++] = (char)byte;
-        text = slice_from(text, taken);
-    }
-    return length;
+/* Without a port that is the scheme's default: a browser leaves that out. */
+static struct slice without_default_port(struct slice host, const char *port)
+{
+    struct slice name = without_port(host);
+
+    if (name.length < host.length &&
+        slice_equals(slice_from(host, name.length), port))
+        return name;
+    return host;
 }
 
 bool http_query_next(struct slice *query, const char *name, char *value,
                      size_t size, struct slice *result)
 {
     while (query->length) {
-        struct slice pair = slice_split(query, '&');
-        struct slice key = slice_split(&pair, '=');
+        struct slice text = slice_split(query, '&');
+        struct slice key = slice_split(&text, '=');
 
         if (!slice_is(key, name))
             continue;
-        *result = (struct slice){ value, query_decode(pair, value, size) };
+        *result = (struct slice){ value, 0 };
+        while (text.length && result->length < size) {
+            int byte = percent_decoded(text);
+            size_t taken = byte < 0 ? 1 : 3;
+
+            if (byte < 0)
+                byte = *text.data == '+' ? ' ' : (unsigned char)*text.data;
+            value[result->length++] = (char)byte;
+            text = slice_from(text, taken);
+        }
         return true;
     }
     return false;
@@ -633,67 +634,42 @@ bool http_query(struct slice query, const char *name, char *value, size_t size,
     return http_query_next(&query, name, value, size, result);
 }
 
-static struct slice without_port(struct slice host)
-{
-    for (size_t i = host.length; i > 0; i--) {
-        if (host.data[i - 1] == ':')
-            return (struct slice){ host.data, i - 1 };
-        if (!isdigit((unsigned char)host.data[i - 1]))
-            break;
-    }
-    return host;
-}
-
 bool http_host_is(struct slice host, const char *name)
 {
     return slice_equals(without_port(host), name);
 }
 
+/* Against DNS rebinding: an attacker's name can resolve to 127.0.0.1, and then
+ * a browser sends requests here, but with that name as Host. */
 bool http_host_is_local(struct slice host)
 {
     char text[64];
     struct in6_addr address;
+    bool v6;
 
     host = without_port(host);
     if (slice_equals(host, "localhost"))
         return true;
+    v6 = host.length > 1 && host.data[0] == '[' &&
+         host.data[host.length - 1] == ']';
+    if (v6)
+        host = (struct slice){ host.data + 1, host.length - 2 };
     if (host.length == 0 || host.length >= sizeof(text))
         return false;
-    memcpy(text, host.data, host.length);
-    text[host.length] = '\0';
-    if (text[0] != '[')
-        return inet_pton(AF_INET, text, &address) == 1;
-    if (text[host.length - 1] != ']')
-        return false;
-    text[host.length - 1] = '\0';
-    return inet_pton(AF_INET6, text + 1, &address) == 1;
-}
-
-/* Takes a port that is the scheme's own off: a browser leaves it out. */
-static struct slice without_default_port(struct slice host, const char *port)
-{
-    struct slice name = without_port(host);
-
-    if (name.length < host.length &&
-        slice_equals(slice_from(host, name.length), port))
-        return name;
-    return host;
+    snprintf(text, sizeof(text), "%.*s", (int)host.length, host.data);
+    return inet_pton(v6 ? AF_INET6 : AF_INET, text, &address) == 1;
 }
 
 bool http_origin_is_host(struct slice origin, struct slice host)
 {
-    const char *port = slice_begins(origin, "https://") ? ":443" : ":80";
+    bool tls = slice_begins(origin, "https://");
+    const char *port = tls ? ":443" : ":80";
 
-    if (slice_begins(origin, "https://"))
-        origin = slice_from(origin, 8);
-    else if (slice_begins(origin, "http://"))
-        origin = slice_from(origin, 7);
-    else
+    if (!tls && !slice_begins(origin, "http://"))
         return false;
-    origin = without_default_port(origin, port);
-    host = without_default_port(host, port);
-    return origin.length > 0 && origin.length == host.length &&
-           strncasecmp(origin.data, host.data, host.length) == 0;
+    origin = without_default_port(slice_from(origin, tls ? 8 : 7), port);
+    return origin.length > 0 &&
+           slices_equal(origin, without_default_port(host, port));
 }
 
 bool http_media_type_is(struct slice content_type, const char *media_type)
@@ -702,98 +678,87 @@ bool http_media_type_is(struct slice content_type, const char *media_type)
                         media_type);
 }
 
-/* -------------------------------------------------------------- bodies */
+/* -------------------------------------------------------------- bodies
+ *
+ * The framing of a body (RFC 9112, section 7.1). Content is passed on in runs
+ * of bytes; the lines around chunks are read byte by byte. A byte that is
+ * refused never makes body->state BODY_DONE. respond() depends on that: it
+ * closes the connection if the body has not been read to its end.
+ *
+ * Caller: body_step().
+ */
 
-void http_body_init(struct body *body, const struct request *request)
-{
-    *body = (struct body){ .chunked = request->chunked };
-    if (body->chunked) {
-        body->state = BODY_SIZE;
-        return;
-    }
-    if (request->content_length > 0)
-        body->left = (uint64_t)request->content_length;
-    body->state = body->left ? BODY_DATA : BODY_DONE;
-}
+/* The states in which one byte alone is allowed, and the states after it. */
+static const struct {
+    char byte;
+    unsigned char next;
+} fixed_bytes[BODY_DONE] = {
+    [BODY_DATA_END_CR] = { '\r', BODY_DATA_END_LF },
+    [BODY_DATA_END_LF] = { '\n', BODY_SIZE },
+    [BODY_SIZE_LF] = { '\n', BODY_TRAILER }, /* BODY_DATA if the size is > 0 */
+    [BODY_TRAILER_LF] = { '\n', BODY_TRAILER },
+    [BODY_END_LF] = { '\n', BODY_DONE },
+};
 
-static bool expect_byte(struct body *body, char byte, char expected, int next)
-{
-    if (byte != expected)
-        return false;
-    body->state = (unsigned)next;
-    return true;
-}
-
-/* A byte of the line before a chunk: its size in hex, then perhaps
- * extensions, which are passed over. */
-static bool size_byte(struct body *body, char byte)
+/* A byte of the line before a chunk: its size in hex, then perhaps extensions,
+ * which are passed over. */
+static bool read_size_byte(struct body *body, char byte)
 {
     int digit = hex_value(byte);
 
-    if (++body->overhead > CHUNK_LINE_MAX)
+    if (++body->overhead > CHUNK_LINE_MAX || byte == '\n' || byte == '\0')
         return false;
     if (body->state != BODY_EXTENSION && digit >= 0) {
-        if (body->left > (UINT64_MAX >> 8))
+        if (body->left > (UINT64_MAX >> 8)) /* room for one more digit */
             return false;
         body->left = body->left * 16 + (unsigned)digit;
         body->state = BODY_SIZE_MORE;
-        return true;
-    }
-    if (body->state == BODY_SIZE || byte == '\n')
+    } else if (body->state == BODY_SIZE) {
         return false;
-    if (byte == '\r')
+    } else if (byte == '\r') {
         body->state = BODY_SIZE_LF;
-    else if (body->state == BODY_EXTENSION || byte == ';')
+    } else if (body->state == BODY_EXTENSION || byte == ';') {
         body->state = BODY_EXTENSION;
-    else
+    } else {
         return false;
-    return byte != '\0';
-}
-
-static bool size_end(struct body *body, char byte)
-{
-    body->overhead = 0;
-    return expect_byte(body, byte, '\n', body->left ? BODY_DATA : BODY_TRAILER);
-}
-
-/* A byte of the trailer section, which is passed over. */
-static bool trailer_byte(struct body *body, char byte)
-{
-    if (++body->overhead > TRAILER_MAX || byte == '\n' || byte == '\0')
-        return false;
-    if (byte != '\r')
-        body->state = BODY_TRAILER_LINE;
-    else
-        body->state =
-            body->state == BODY_TRAILER ? BODY_END_LF : BODY_TRAILER_LF;
+    }
     return true;
 }
 
-static bool framing_byte(struct body *body, char byte)
+static bool read_framing_byte(struct body *body, char byte)
 {
-    switch (body->state) {
-    case BODY_DATA_END_CR:
-        return expect_byte(body, byte, '\r', BODY_DATA_END_LF);
-    case BODY_DATA_END_LF:
-        return expect_byte(body, byte, '\n', BODY_SIZE);
-    case BODY_SIZE:
-    case BODY_SIZE_MORE:
-    case BODY_EXTENSION:
-        return size_byte(body, byte);
-    case BODY_SIZE_LF:
-        return size_end(body, byte);
-    case BODY_TRAILER:
-    case BODY_TRAILER_LINE:
-        return trailer_byte(body, byte);
-    case BODY_TRAILER_LF:
-        return expect_byte(body, byte, '\n', BODY_TRAILER);
-    case BODY_END_LF:
-        return expect_byte(body, byte, '\n', BODY_DONE);
-    case BODY_DATA:
-    case BODY_DONE:
-        break;
+    unsigned state = body->state;
+
+    if (fixed_bytes[state].byte) {
+        if (byte != fixed_bytes[state].byte)
+            return false;
+        body->state = fixed_bytes[state].next;
+        if (state == BODY_SIZE_LF) {
+            body->overhead = 0;
+            if (body->left)
+                body->state = BODY_DATA;
+        }
+        return true;
     }
-    return false;
+    if (state != BODY_TRAILER && state != BODY_TRAILER_LINE)
+        return read_size_byte(body, byte);
+    /* the trailer section is passed over */
+    if (++body->overhead > TRAILER_MAX || byte == '\n' || byte == '\0')
+        return false;
+    body->state = byte != '\r'            ? BODY_TRAILER_LINE
+                  : state == BODY_TRAILER ? BODY_END_LF
+                                          : BODY_TRAILER_LF;
+    return true;
+}
+
+void http_body_init(struct body *body, const struct request *request)
+{
+    uint64_t left =
+        request->content_length > 0 ? (uint64_t)request->content_length : 0;
+
+    *body = (struct body){ .chunked = request->chunked };
+    body->left = request->chunked ? 0 : left;
+    body->state = request->chunked ? BODY_SIZE : left ? BODY_DATA : BODY_DONE;
 }
 
 ssize_t http_body_read(struct body *body, struct slice data,
@@ -801,25 +766,29 @@ ssize_t http_body_read(struct body *body, struct slice data,
 {
     size_t taken = 0;
 
-    *piece = (struct slice){ data.data, 0 };
-    while (taken < data.length && body->state != BODY_DONE) {
-        if (body->state != BODY_DATA) {
-            if (!framing_byte(body, data.data[taken++]))
-                return -400;
-            continue;
-        }
-        *piece = slice_from(data, taken);
-        if (piece->length > body->left)
-            piece->length = (size_t)body->left;
-        body->left -= piece->length;
-        if (body->left == 0)
-            body->state = body->chunked ? BODY_DATA_END_CR : BODY_DONE;
-        return (ssize_t)(taken + piece->length);
-    }
-    return (ssize_t)taken;
+    while (taken < data.length && body->state != BODY_DATA &&
+           body->state != BODY_DONE)
+        if (!read_framing_byte(body, data.data[taken++]))
+            return -400;
+    *piece = slice_from(data, taken);
+    if (body->state != BODY_DATA)
+        piece->length = 0;
+    else if (piece->length > body->left)
+        piece->length = (size_t)body->left;
+    if (piece->length && piece->length == body->left)
+        body->state = body->chunked ? BODY_DATA_END_CR : BODY_DONE;
+    body->left -= piece->length;
+    return (ssize_t)(taken + piece->length);
 }
 
-/* ------------------------------------------------------ response heads */
+/* ------------------------------------------------------ response heads
+ *
+ * How a struct response is written. http_head() puts the fields of every answer
+ * in one order and leaves out what is zero. A head that does not fit is not
+ * cut: http_head() returns 0, and respond() sends a short 500 in its place.
+ *
+ * Callers: respond(), stream_head().
+ */
 
 const char *http_reason(int status)
 {
@@ -827,33 +796,21 @@ const char *http_reason(int status)
         int status;
         const char *reason;
     } reasons[] = {
-        { 200, "OK" },
-        { 201, "Created" },
-        { 204, "No Content" },
-        { 206, "Partial Content" },
-        { 301, "Moved Permanently" },
-        { 304, "Not Modified" },
-        { 400, "Bad Request" },
-        { 401, "Unauthorized" },
-        { 403, "Forbidden" },
-        { 404, "Not Found" },
-        { 405, "Method Not Allowed" },
-        { 408, "Request Timeout" },
-        { 409, "Conflict" },
-        { 413, "Content Too Large" },
-        { 414, "URI Too Long" },
-        { 415, "Unsupported Media Type" },
-        { 416, "Range Not Satisfiable" },
-        { 417, "Expectation Failed" },
-        { 421, "Misdirected Request" },
-        { 431, "Request Header Fields Too Large" },
-        { 500, "Internal Server Error" },
-        { 501, "Not Implemented" },
-        { 503, "Service Unavailable" },
-        { 505, "HTTP Version Not Supported" },
+        { 201, "Created" },         { 200, "OK" },
+        { 204, "No Content" },      { 301, "Moved Permanently" },
+        { 206, "Partial Content" }, { 405, "Method Not Allowed" },
+        { 304, "Not Modified" },    { 413, "Content Too Large" },
+        { 400, "Bad Request" },     { 415, "Unsupported Media Type" },
+        { 401, "Unauthorized" },    { 416, "Range Not Satisfiable" },
+        { 403, "Forbidden" },       { 417, "Expectation Failed" },
+        { 404, "Not Found" },       { 421, "Misdirected Request" },
+        { 408, "Request Timeout" }, { 431, "Request Header Fields Too Large" },
+        { 409, "Conflict" },        { 500, "Internal Server Error" },
+        { 414, "URI Too Long" },    { 503, "Service Unavailable" },
+        { 501, "Not Implemented" }, { 505, "HTTP Version Not Supported" },
     };
 
-    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
+    for (size_t i = 0; i < COUNT(reasons); i++)
         if (reasons[i].status == status)
             return reasons[i].reason;
     return "Unknown";
@@ -870,8 +827,7 @@ void http_date(char *buffer, time_t when)
 /* A head being written; `length` goes beyond `size` if it does not fit. */
 struct head {
     char *buffer;
-    size_t size;
-    size_t length;
+    size_t size, length;
 };
 
 __attribute__((format(printf, 2, 3))) static void
@@ -892,8 +848,8 @@ static void put_field(struct head *head, const char *name, const char *value)
         put_line(head, "%s: %s\r\n", name, value);
 }
 
-/* The last segment alone, relative to the path that was asked for: then it is
- * as short as a file's name, and cannot lead to another host. */
+/* Only the last segment, relative to the path that was asked for. It is as
+ * short as a file's name, and it cannot lead to another host. */
 static void put_location(struct head *head, struct slice path)
 {
     const char *slash = memrchr(path.data, '/', path.length);
@@ -909,10 +865,10 @@ static void put_location(struct head *head, struct slice path)
     put_line(head, "/\r\n");
 }
 
+/* A cache must not give one origin's answer to another: Vary (Fetch, section
+ * 3.2.5, "CORS protocol and HTTP caches"). */
 static void put_cors(struct head *head, const struct response *response)
 {
-    if (!response->cors)
-        return;
     put_field(head, "Access-Control-Allow-Origin", response->cors);
     if (strcmp(response->cors, "*") != 0)
         put_field(head, "Vary", "Origin");
@@ -924,48 +880,30 @@ static void put_cors(struct head *head, const struct response *response)
     put_field(head, "Access-Control-Max-Age", "86400");
 }
 
-static void put_stream(struct head *head, const struct response *response)
-{
-    put_field(head, "Content-Type", "text/event-stream");
-    put_field(head, "Cache-Control", "no-cache, no-transform");
-    put_field(head, "X-Accel-Buffering", "no");
-    put_field(head, "Connection", response->chunked ? "keep-alive" : "close");
-    if (response->chunked)
-        put_field(head, "Transfer-Encoding", "chunked");
-}
-
-static void put_modified(struct head *head, time_t modified)
-{
-    char date[HTTP_DATE_SIZE];
-
-    if (modified == 0)
-        return;
-    http_date(date, modified);
-    put_field(head, "Last-Modified", date);
-}
-
 static void put_content(struct head *head, const struct response *response)
 {
+    char modified[HTTP_DATE_SIZE];
+
     put_field(head, "Content-Type", response->type);
     if (response->status != 204 && response->status != 304)
-        put_line(head, "Content-Length: %llu\r\n",
-                 (unsigned long long)response->length);
+        put_line(head, "Content-Length: %" PRIu64 "\r\n", response->length);
     put_field(head, "ETag", response->etag);
-    put_modified(head, response->modified);
+    if (response->modified) {
+        http_date(modified, response->modified);
+        put_field(head, "Last-Modified", modified);
+    }
     if (response->etag) /* it is a file */
         put_field(head, "Accept-Ranges", "bytes");
     if (response->status == 206)
-        put_line(head, "Content-Range: bytes %llu-%llu/%llu\r\n",
-                 (unsigned long long)response->range_first,
-                 (unsigned long long)response->range_last,
-                 (unsigned long long)response->range_total);
+        put_line(head,
+                 "Content-Range: bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64 "\r\n",
+                 response->range_first, response->range_last,
+                 response->range_total);
     if (response->status == 416)
-        put_line(head, "Content-Range: bytes */%llu\r\n",
-                 (unsigned long long)response->range_total);
-    if (response->no_cache)
-        put_field(head, "Cache-Control", "no-cache");
-    if (response->close)
-        put_field(head, "Connection", "close");
+        put_line(head, "Content-Range: bytes */%" PRIu64 "\r\n",
+                 response->range_total);
+    put_field(head, "Cache-Control", response->no_cache ? "no-cache" : NULL);
+    put_field(head, "Connection", response->close ? "close" : NULL);
 }
 
 size_t http_head(char *buffer, size_t size, const struct response *response)
@@ -975,26 +913,49 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_line(&head, "HTTP/1.1 %d %s\r\n", response->status,
              http_reason(response->status));
     put_field(&head, "Date", response->date);
-    if (response->stream)
-        put_stream(&head, response);
-    else
+    if (response->stream) {
+        put_field(&head, "Content-Type", "text/event-stream");
+        /* a proxy that compressed or buffered would hold events back */
+        put_field(&head, "Cache-Control", "no-cache, no-transform");
+        put_field(&head, "X-Accel-Buffering", "no");
+        put_line(&head, "Connection: %s\r\n",
+                 response->chunked ? "keep-alive" : "close");
+        put_field(&head, "Transfer-Encoding",
+                  response->chunked ? "chunked" : NULL);
+    } else {
         put_content(&head, response);
+    }
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
-    if (response->status == 401)
-        put_field(&head, "WWW-Authenticate", "Bearer");
+    put_field(&head, "WWW-Authenticate",
+              response->status == 401 ? "Bearer" : NULL);
     if (response->retry_after)
         put_line(&head, "Retry-After: %u\r\n", response->retry_after);
     if (response->location.length)
         put_location(&head, response->location);
-    put_cors(&head, response);
+    if (response->cors)
+        put_cors(&head, response);
+    /* text that was published must not be run as a script or a page */
     put_line(&head, "X-Content-Type-Options: nosniff\r\n\r\n");
     return head.length < size ? head.length : 0;
 }
 
-/* --------------------------------------------------------------- files */
+/* --------------------------------------------------------------- files
+ *
+ * Which file a path names: one of the bundled pages, or a file below --root.
+ * Then which part of it answers a request, by the request's conditions (RFC
+ * 9110, section 13) and range (section 14).
+ *
+ * The path has been decoded and has no dot segments. Below --root this is not
+ * relied on, because symbolic links could still lead out: openat2(2) resolves
+ * the path, and the kernel refuses what leaves the folder. The ETag is strong:
+ * it changes whenever the bytes may have changed, so a client never puts parts
+ * of two versions together.
+ *
+ * Callers: respond_page(); http_serve_root() at the start.
+ */
 
-/* The pages lie in the binary as they are, so that it is one file that can
- * be copied anywhere. */
+/* The assembler puts the pages into the binary as they are: the server is one
+ * file that can be copied anywhere. */
 #define BUNDLE(symbol, file)            \
     __asm__(".pushsection .rodata\n"    \
             "bundle_" #symbol ":\n"     \
@@ -1005,160 +966,126 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     extern const char bundle_##symbol[], bundle_##symbol##_end[]
 
 BUNDLE(index_html, "static/index.html");
-
 BUNDLE(index_js, "static/index.js");
-
 BUNDLE(style_css, "static/style.css");
-
 BUNDLE(clock_html, "static/clock.html");
 
 static struct bundled {
-    const char *path;
-    const char *data;
-    const char *end;
-    char etag[64];
+    const char *path, *data, *end;
+    struct file file;
 } bundle[] = {
-    { "/index.html", bundle_index_html, bundle_index_html_end, "" },
-    { "/index.js", bundle_index_js, bundle_index_js_end, "" },
-    { "/style.css", bundle_style_css, bundle_style_css_end, "" },
-    { "/clock.html", bundle_clock_html, bundle_clock_html_end, "" },
+    { "/index.html", bundle_index_html, bundle_index_html_end, { 0 } },
+    { "/index.js", bundle_index_js, bundle_index_js_end, { 0 } },
+    { "/style.css", bundle_style_css, bundle_style_css_end, { 0 } },
+    { "/clock.html", bundle_clock_html, bundle_clock_html_end, { 0 } },
 };
 
-static time_t bundle_modified;
-
-void http_bundle_init(time_t modified)
-{
-    bundle_modified = modified;
-    for (size_t i = 0; i < sizeof(bundle) / sizeof(bundle[0]); i++) {
-        uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
-
-        for (const char *p = bundle[i].data; p < bundle[i].end; p++)
-            hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
-        snprintf(bundle[i].etag, sizeof(bundle[i].etag), "\"%016llx\"",
-                 (unsigned long long)hash);
-    }
-}
+#define UTF8 "; charset=utf-8"
 
 static const char *media_type(struct slice path)
 {
     static const struct {
-        const char *ending;
-        const char *type;
+        const char *ending, *type;
     } types[] = {
-        { ".css", "text/css; charset=utf-8" },
-        { ".csv", "text/csv; charset=utf-8" },
-        { ".gif", "image/gif" },
-        { ".htm", "text/html; charset=utf-8" },
-        { ".html", "text/html; charset=utf-8" },
-        { ".ico", "image/vnd.microsoft.icon" },
-        { ".jpeg", "image/jpeg" },
-        { ".jpg", "image/jpeg" },
-        { ".js", "text/javascript; charset=utf-8" },
-        { ".json", "application/json" },
-        { ".map", "application/json" },
-        { ".md", "text/markdown; charset=utf-8" },
-        { ".mjs", "text/javascript; charset=utf-8" },
-        { ".mp3", "audio/mpeg" },
-        { ".mp4", "video/mp4" },
-        { ".pdf", "application/pdf" },
-        { ".png", "image/png" },
-        { ".svg", "image/svg+xml; charset=utf-8" },
-        { ".txt", "text/plain; charset=utf-8" },
-        { ".wasm", "application/wasm" },
-        { ".webm", "video/webm" },
-        { ".webp", "image/webp" },
-        { ".woff", "font/woff" },
-        { ".woff2", "font/woff2" },
-        { ".xml", "application/xml" },
+        { "css", "text/css" UTF8 },       { "csv", "text/csv" UTF8 },
+        { "gif", "image/gif" },           { "htm", "text/html" UTF8 },
+        { "html", "text/html" UTF8 },     { "ico", "image/vnd.microsoft.icon" },
+        { "jpeg", "image/jpeg" },         { "jpg", "image/jpeg" },
+        { "js", "text/javascript" UTF8 }, { "json", "application/json" },
+        { "map", "application/json" },    { "mjs", "text/javascript" UTF8 },
+        { "md", "text/markdown" UTF8 },   { "mp3", "audio/mpeg" },
+        { "mp4", "video/mp4" },           { "pdf", "application/pdf" },
+        { "png", "image/png" },           { "txt", "text/plain" UTF8 },
+        { "svg", "image/svg+xml" UTF8 },  { "wasm", "application/wasm" },
+        { "webm", "video/webm" },         { "webp", "image/webp" },
+        { "woff", "font/woff" },          { "woff2", "font/woff2" },
+        { "xml", "application/xml" },
     };
+    const char *dot = memrchr(path.data, '.', path.length);
+    struct slice ending =
+        dot ? slice_from(path, (size_t)(dot + 1 - path.data)) : path;
 
-    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-        size_t length = strlen(types[i].ending);
-
-        if (path.length > length &&
-            slice_equals(slice_from(path, path.length - length),
-                         types[i].ending))
+    for (size_t i = 0; i < COUNT(types); i++)
+        if (slice_equals(ending, types[i].ending))
             return types[i].type;
-    }
     return "application/octet-stream";
 }
 
 static int open_bundled(struct file *file, const char *path)
 {
-    for (size_t i = 0; i < sizeof(bundle) / sizeof(bundle[0]); i++) {
-        const struct bundled *b = &bundle[i];
-
-        if (strcmp(b->path, path) != 0)
-            continue;
-        *file = (struct file){
-            .data = b->data,
-            .fd = -1,
-            .length = (uint64_t)(b->end - b->data),
-            .modified = bundle_modified,
-        };
-        memcpy(file->etag, b->etag, sizeof(file->etag));
-        return 0;
+    for (size_t i = 0; i < COUNT(bundle); i++) {
+        if (strcmp(bundle[i].path, path) == 0) {
+            *file = bundle[i].file;
+            return 0;
+        }
     }
     return -404;
 }
 
-/* openat2(2), of which some libcs have no header. */
-enum {
-    NO_MAGIC_LINKS = 2, /* RESOLVE_NO_MAGICLINKS */
-    BENEATH = 8,        /* RESOLVE_BENEATH */
-};
-
 static int open_beneath(int root, const char *path)
 {
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end. 8 and 2 are
+     * RESOLVE_BENEATH and RESOLVE_NO_MAGICLINKS: some libcs have no header for
+     * openat2(2). */
     struct {
         uint64_t flags, mode, resolve;
-    } how = {
-        .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
-        .resolve = BENEATH | NO_MAGIC_LINKS,
-    };
-    int fd = -1;
+    } how = { O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0, 8 | 2 };
+    int fd, tries = 0;
 
-    /* openat2(2): EAGAIN when something was renamed meanwhile. */
-    for (int tries = 0; fd < 0 && tries < 16; tries++) {
+    /* EAGAIN: something was renamed meanwhile, and the kernel cannot tell
+     * whether the path led out. */
+    do
         fd = (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
-        if (fd < 0 && errno != EAGAIN && errno != EINTR)
-            break;
-    }
+    while (fd < 0 && (errno == EAGAIN || errno == EINTR) && ++tries < 16);
     return fd;
 }
 
+/* The ETag is made of inode, modification time in ns, and length: a file that
+ * is replaced or written gets another one. */
 static int open_in_root(struct file *file, int root, const char *path)
 {
     struct stat status;
     int fd = open_beneath(root, path + 1);
-    bool known;
 
-    if (fd < 0 && errno == ENOSYS)
-        return -501;
     if (fd < 0)
-        return errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
+        return errno == ENOSYS ? -501
+               : errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
                        errno == EAGAIN
                    ? -503
                    : -404;
-    known = fstat(fd, &status) == 0;
-    if (!known || !S_ISREG(status.st_mode)) {
+    if (fstat(fd, &status) < 0)
+        status.st_mode = 0;
+    if (!S_ISREG(status.st_mode)) {
         close(fd);
-        return known && S_ISDIR(status.st_mode) ? -301 : -404;
+        return S_ISDIR(status.st_mode) ? -301 : -404;
     }
-    *file = (struct file){
-        .fd = fd,
-        .length = (uint64_t)status.st_size,
-        .modified = status.st_mtime,
-    };
-    snprintf(file->etag, sizeof(file->etag), "\"%llx-%llx-%lx\"",
-             (unsigned long long)status.st_ino,
-             (unsigned long long)status.st_mtim.tv_sec * 1000000000ull +
-                 (unsigned long long)status.st_mtim.tv_nsec,
-             (unsigned long)status.st_size);
+    *file = (struct file){ .fd = fd,
+                           .length = (uint64_t)status.st_size,
+                           .modified = status.st_mtime };
+    snprintf(file->etag, sizeof(file->etag),
+             "\"%" PRIx64 "-%" PRIx64 "-%" PRIx64 "\"", (uint64_t)status.st_ino,
+             (uint64_t)status.st_mtim.tv_sec * 1000000000 +
+                 (uint64_t)status.st_mtim.tv_nsec,
+             file->length);
     return 0;
 }
 
+void http_bundle_init(time_t modified)
+{
+    for (struct bundled *page = bundle; page < bundle + COUNT(bundle); page++) {
+        uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
+
+        for (const char *p = page->data; p < page->end; p++)
+            hash = (hash ^ (unsigned char)*p) * UINT64_C(1099511628211);
+        page->file = (struct file){ .data = page->data, .fd = -1 };
+        page->file.length = (uint64_t)(page->end - page->data);
+        page->file.modified = modified;
+        snprintf(page->file.etag, sizeof(page->file.etag), "\"%016" PRIx64 "\"",
+                 hash);
+    }
+}
+
+/* A path that begins with "//" is refused: browsers take it for a host. */
 int http_file_open(struct file *file, int root, struct slice path)
 {
     char name[REQUEST_LINE_MAX + sizeof("index.html")];
@@ -1168,22 +1095,21 @@ int http_file_open(struct file *file, int root, struct slice path)
     if (path.length == 0 || path.length > REQUEST_LINE_MAX ||
         (path.length > 1 && path.data[1] == '/'))
         return -404;
-    memcpy(name, path.data, path.length);
-    snprintf(name + path.length, sizeof(name) - path.length, "%s",
+    snprintf(name, sizeof(name), "%.*s%s", (int)path.length, path.data,
              folder ? "index.html" : "");
     status =
         root < 0 ? open_bundled(file, name) : open_in_root(file, root, name);
     if (folder && status == -301)
         status = -404; /* its index.html is a folder */
     if (status == 0)
-        file->type = media_type((struct slice){ name, strlen(name) });
+        file->type = media_type(slice_of(name));
     return status;
 }
 
 /* RFC 9110, section 13.1.2: weak comparison with each of a list. */
 static bool etag_matches(struct slice list, const char *etag)
 {
-    if (slice_equals(list, "*"))
+    if (slice_is(list, "*"))
         return true;
     while (list.length) {
         struct slice one = slice_trimmed(slice_split(&list, ','));
@@ -1196,6 +1122,8 @@ static bool etag_matches(struct slice list, const char *etag)
     return false;
 }
 
+/* Only the form that senders must use. The two obsolete ones (RFC 9110, section
+ * 5.6.7) are not known here: the condition is then as if it were absent. */
 static bool parse_date(struct slice text, time_t *when)
 {
     char copy[HTTP_DATE_SIZE];
@@ -1204,8 +1132,7 @@ static bool parse_date(struct slice text, time_t *when)
 
     if (text.length != sizeof(copy) - 1)
         return false;
-    memcpy(copy, text.data, text.length);
-    copy[text.length] = '\0';
+    snprintf(copy, sizeof(copy), "%.*s", (int)text.length, text.data);
     end = strptime(copy, "%a, %d %b %Y %H:%M:%S GMT", &tm);
     if (!end || *end)
         return false;
@@ -1213,7 +1140,10 @@ static bool parse_date(struct slice text, time_t *when)
     return true;
 }
 
-static bool not_modified(const struct file *file, const struct request *request)
+/* RFC 9110, section 13.2.2: If-Modified-Since only counts without an
+ * If-None-Match. */
+static bool is_not_modified(const struct file *file,
+                            const struct request *request)
 {
     time_t since;
 
@@ -1224,13 +1154,16 @@ static bool not_modified(const struct file *file, const struct request *request)
            file->modified <= since;
 }
 
-/* RFC 9110, section 13.1.5: a range only of what the client has a part of. */
+/* RFC 9110, section 13.1.5: a client that has a part of another version gets
+ * the whole file. */
 static bool range_applies(const struct file *file,
                           const struct request *request)
 {
     struct slice condition = request->if_range;
     time_t when;
 
+    if (request->method != METHOD_GET || !request->range.data)
+        return false;
     if (!condition.data)
         return true;
     if (condition.length && condition.data[0] == '"')
@@ -1238,87 +1171,69 @@ static bool range_applies(const struct file *file,
     return parse_date(condition, &when) && when == file->modified;
 }
 
-enum range {
-    RANGE_NONE,
-    RANGE_ONE,
-    RANGE_UNSATISFIABLE
-};
-
-static bool parse_digits(struct slice text, uint64_t *number)
-{
-    while (text.length > 1 && text.data[0] == '0')
-        text = slice_from(text, 1);
-    return slice_number(text, INT64_MAX, number);
-}
-
-/* RFC 9110, section 14.1.2. What is malformed or has several ranges is
- * passed over, as section 14.2 allows. */
-static enum range parse_range(struct slice range, uint64_t length,
-                              uint64_t *first, uint64_t *last)
+/* The status for a range of a file with that length (RFC 9110, section 14.1.2):
+ * 206, or 416 if it has no byte of the file. A range that is malformed, or one
+ * of several, is ignored, as section 14.2 allows: 200. */
+static int parse_range(struct slice range, uint64_t length, uint64_t *first,
+                       uint64_t *last)
 {
     struct slice from, to;
+    uint64_t count;
 
     if (!slice_begins(range, "bytes="))
-        return RANGE_NONE;
+        return 200;
     to = slice_from(range, 6);
     if (to.length == 0 || !memchr(to.data, '-', to.length))
-        return RANGE_NONE;
+        return 200;
     from = slice_split(&to, '-');
     if (from.length == 0) { /* the last so many bytes */
-        uint64_t count;
-
         if (!parse_digits(to, &count))
-            return RANGE_NONE;
+            return 200;
         *first = count < length ? length - count : 0;
         *last = length - 1;
-        return count && length ? RANGE_ONE : RANGE_UNSATISFIABLE;
+        return count && length ? 206 : 416;
     }
     *last = UINT64_MAX;
     if (!parse_digits(from, first) || (to.length && !parse_digits(to, last)) ||
         *last < *first)
-        return RANGE_NONE;
-    if (*first >= length)
-        return RANGE_UNSATISFIABLE;
+        return 200;
     if (*last >= length)
         *last = length - 1;
-    return RANGE_ONE;
+    return *first < length ? 206 : 416;
 }
 
 void http_file_response(const struct file *file, const struct request *request,
                         struct response *response, uint64_t *first)
 {
-    uint64_t last = 0;
-    enum range range = RANGE_NONE;
-
     *first = 0;
-    response->status = 200;
+    response->status = is_not_modified(file, request) ? 304 : 200;
     response->type = file->type;
     response->etag = file->etag;
     response->modified = file->modified;
-    response->length = file->length;
-    if (not_modified(file, request)) {
-        response->status = 304;
-        return;
+    response->length = response->range_total = file->length;
+    if (response->status == 200 && range_applies(file, request))
+        response->status =
+            parse_range(request->range, file->length, &response->range_first,
+                        &response->range_last);
+    if (response->status == 206) {
+        *first = response->range_first;
+        response->length = response->range_last - *first + 1;
+    } else if (response->status == 416) {
+        response->length = 0;
     }
-    if (request->method == METHOD_GET && request->range.data &&
-        range_applies(file, request))
-        range = parse_range(request->range, file->length, first, &last);
-    if (range == RANGE_NONE) {
-        *first = 0;
-        return;
-    }
-    response->status = range == RANGE_ONE ? 206 : 416;
-    response->length = range == RANGE_ONE ? last - *first + 1 : 0;
-    response->range_first = *first;
-    response->range_last = last;
-    response->range_total = file->length;
 }
 
-/* ------------------------------------------------------------ clock, lists
+/* ------------------------------------------------------ clock and lists
  *
- * The queues and the timers are lists through the table of connections, by
- * descriptor. A timer is in the slot of the wheel that its tick falls to; one
- * that is further away than the wheel is long is passed over until its turn.
+ * The queues and the timers are doubly linked lists through the table of
+ * connections, by descriptor: nothing is allocated, and any connection can
+ * leave from anywhere.
+ *
+ * The timers are a wheel of WHEEL_SLOTS slots, one for each tick; a timer is in
+ * the slot of its tick modulo WHEEL_SLOTS. A timer that is further away than
+ * one round of the wheel stays in its slot until its own round.
+ *
+ * Callers: the sections below; sse.c, for its streams.
  */
 
 uint64_t clock_us(clockid_t clock)
@@ -1334,12 +1249,9 @@ uint64_t clock_ms(clockid_t clock)
     return clock_us(clock) / 1000;
 }
 
-static bool list_is_empty(const struct list *list)
-{
-    return list->first == NONE;
-}
+#define QUEUE_LINK offsetof(struct conn, queue_link)
+#define TIMER_LINK offsetof(struct conn, timer_link)
 
-/* `of` is where the link is in struct conn. */
 static struct link *link_of(struct http *http, uint32_t fd, size_t of)
 {
     return (struct link *)(void *)((char *)conn_at(http, fd) + of);
@@ -1371,14 +1283,23 @@ static void list_remove(struct http *http, struct list *list, uint32_t fd,
         link_of(http, link->next, of)->previous = link->previous;
 }
 
+/* When the next connection's timer may be due, in ms. */
+static uint64_t wheel_next(const struct http *http)
+{
+    for (uint64_t tick = http->wheel_tick + 1;
+         tick <= http->wheel_tick + WHEEL_SLOTS; tick++)
+        if (http->wheel[tick % WHEEL_SLOTS].first != NONE)
+            return tick << TICK_SHIFT;
+    return NEVER;
+}
+
 void queue_push(struct http *http, enum queue_name name, struct conn *conn)
 {
     struct queue *queue = &http->queues[name];
 
     assert(conn->queue == QUEUE_NONE);
     conn->queue = (uint8_t)name;
-    list_add(http, &queue->list, conn_fd(http, conn),
-             offsetof(struct conn, queue_link));
+    list_add(http, &queue->list, conn_fd(http, conn), QUEUE_LINK);
     queue->count++;
 }
 
@@ -1388,8 +1309,7 @@ void queue_remove(struct http *http, struct conn *conn)
 
     if (conn->queue == QUEUE_NONE)
         return;
-    list_remove(http, &queue->list, conn_fd(http, conn),
-                offsetof(struct conn, queue_link));
+    list_remove(http, &queue->list, conn_fd(http, conn), QUEUE_LINK);
     queue->count--;
     conn->queue = QUEUE_NONE;
 }
@@ -1407,7 +1327,7 @@ void timer_stop(struct http *http, struct conn *conn)
     if (conn->deadline == 0)
         return;
     list_remove(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
-                conn_fd(http, conn), offsetof(struct conn, timer_link));
+                conn_fd(http, conn), TIMER_LINK);
     conn->deadline = 0;
 }
 
@@ -1416,25 +1336,20 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
     timer_stop(http, conn);
     conn->deadline = (uint32_t)((http->now + delay) >> TICK_SHIFT) + 1;
     list_add(http, &http->wheel[conn->deadline % WHEEL_SLOTS],
-             conn_fd(http, conn), offsetof(struct conn, timer_link));
-}
-
-/* When the next connection's timer may be due, in ms. */
-static uint64_t wheel_next(const struct http *http)
-{
-    for (uint64_t tick = http->wheel_tick + 1;
-         tick <= http->wheel_tick + WHEEL_SLOTS; tick++)
-        if (!list_is_empty(&http->wheel[tick % WHEEL_SLOTS]))
-            return tick << TICK_SHIFT;
-    return NEVER;
+             conn_fd(http, conn), TIMER_LINK);
 }
 
 /* ------------------------------------------------------ memory of requests
  *
  * All that requests hold is counted in http->request_memory and bounded by
- * http->memory_limit: the exchanges, with their buffers; what of a publication
- * is under way; what is put back of a stream's own bytes. Exchanges that are
- * not in use are kept for the next requests, and not counted.
+ * http->memory_limit: the exchanges with their buffers, and what sse.c takes
+ * with memory_grow() and memory_take() for what it makes of requests.
+ *
+ * A connection has an exchange only while something of a request is there. One
+ * that idles costs no more than its entry in the table. Exchanges that are not
+ * in use are kept for the next requests, and are not counted.
+ *
+ * Callers: the sections below, for exchanges; sse.c.
  */
 
 bool memory_take(struct http *http, size_t bytes)
@@ -1479,32 +1394,16 @@ void memory_free(struct http *http, char **bytes, size_t *room)
 
 static void exchange_free(struct exchange *exchange)
 {
+    if (!exchange)
+        return;
     free(exchange->in.bytes);
     free(exchange->out.bytes);
     free(exchange);
 }
 
-/* What an exchange has allocated, but for content. */
 static size_t exchange_size(const struct exchange *exchange)
 {
     return sizeof(*exchange) + exchange->in.room + exchange->out.room;
-}
-
-static struct exchange *exchange_make(void)
-{
-    struct exchange *exchange = calloc(1, sizeof(*exchange));
-
-    if (!exchange)
-        return NULL;
-    exchange->in.bytes = malloc(IN_FIRST);
-    exchange->out.bytes = malloc(OUT_ROOM);
-    if (!exchange->in.bytes || !exchange->out.bytes) {
-        exchange_free(exchange);
-        return NULL;
-    }
-    exchange->in.room = IN_FIRST;
-    exchange->out.room = OUT_ROOM;
-    return exchange;
 }
 
 /* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
@@ -1516,16 +1415,20 @@ static struct exchange *exchange_take(struct http *http)
     if (exchange) {
         http->spare = exchange->next_spare;
         http->spare_count--;
-    } else {
-        exchange = exchange_make();
+    } else if ((exchange = calloc(1, sizeof(*exchange)))) {
+        exchange->in = (struct buffer){ malloc(IN_FIRST), IN_FIRST, 0, 0 };
+        exchange->out = (struct buffer){ malloc(OUT_ROOM), OUT_ROOM, 0, 0 };
     }
-    errno = exchange ? EAGAIN : ENOMEM;
-    if (exchange && !memory_take(http, exchange_size(exchange))) {
+    if (!exchange || !exchange->in.bytes || !exchange->out.bytes) {
         exchange_free(exchange);
+        errno = ENOMEM;
         return NULL;
     }
-    if (!exchange)
+    if (!memory_take(http, exchange_size(exchange))) {
+        exchange_free(exchange);
+        errno = EAGAIN;
         return NULL;
+    }
     exchange->in.start = exchange->in.end = 0;
     exchange->out.start = exchange->out.end = 0;
     memset(&exchange->request, 0,
@@ -1555,22 +1458,21 @@ static void exchange_release(struct http *http, struct exchange *exchange)
     http->spare_count++;
 }
 
-static void conn_release_exchange(struct http *http, struct conn *conn)
-{
-    if (conn->exchange)
-        exchange_release(http, conn->exchange);
-    conn->exchange = NULL;
-}
-
 /* ------------------------------------------------------------- connections
  *
- * The life of a connection, but for what is said on it: its state, what epoll
- * tells of it, its end. Its descriptor is closed at the end of the turn, so
- * that an event of the same turn never meets another connection under the
- * number.
+ * The life of a connection, apart from what is said on it: its state, what
+ * epoll is asked for, its peer, the queues for its turn, its end.
+ *
+ * Only conn_set_state() changes a state, and only conn_set_interest() changes
+ * what epoll is asked for. conn_close() is the only end. It leaves the
+ * descriptor open until reap() closes it at the end of the turn: until then no
+ * new connection can get the same number, so a later event of this turn cannot
+ * be taken for one of the new connection.
+ *
+ * Callers: the sections below; sse.c.
  */
 
-/* What a connection that reads is asked of epoll. */
+/* The interest in a connection that is read. */
 #define READABLE ((uint32_t)(EPOLLIN | EPOLLRDHUP))
 
 #define MAY(state) (1U << (state))
@@ -1602,26 +1504,117 @@ static void conn_set_state(struct http *http, struct conn *conn,
 static void conn_set_interest(struct http *http, struct conn *conn,
                               uint32_t interest)
 {
-    struct epoll_event event = {
-        .events = interest,
-        .data.u32 = conn_fd(http, conn),
-    };
+    uint32_t fd = conn_fd(http, conn);
+    struct epoll_event event = { .events = interest, .data.u32 = fd };
     int operation = EPOLL_CTL_MOD;
 
     if (conn->interest == interest)
         return;
-    /* of standard input epoll would go on to tell the end. A file, which it
-     * does not take (EPERM), is never without anything to read. */
+    /* epoll reports the end of a pipe even without interest, so standard input
+     * is taken out. A file, which epoll refuses (EPERM), can always be read. */
     if (conn->flags & FLAG_INPUT)
         operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
     conn->interest = interest;
-    /* else it cannot fail: the descriptor was added, no memory is needed */
-    epoll_ctl(http->epoll, operation, (int)event.data.u32, &event);
+    /* MOD cannot fail: the descriptor was added, and no memory is needed */
+    epoll_ctl(http->epoll, operation, (int)fd, &event);
+}
+
+/* An IPv4 address is kept as IPv6 maps it (RFC 4291, section 2.5.5.2). */
+static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
+{
+    const struct sockaddr_in *v4 = (const void *)peer;
+    const struct sockaddr_in6 *v6 = (const void *)peer;
+
+    if (peer->ss_family == AF_INET6) {
+        conn->address = v6->sin6_addr;
+        conn->port = ntohs(v6->sin6_port);
+    } else if (peer->ss_family == AF_INET) {
+        conn->address.s6_addr[10] = conn->address.s6_addr[11] = 0xFF;
+        memcpy(&conn->address.s6_addr[12], &v4->sin_addr, 4);
+        conn->port = ntohs(v4->sin_port);
+    } else {
+        conn->flags |= FLAG_UNIX;
+    }
+}
+
+static void conn_set_busy(struct conn *conn, bool busy)
+{
+    conn->flags &= (uint8_t)~FLAG_BUSY;
+    conn->flags |= busy ? FLAG_BUSY : 0;
+}
+
+/* Moves a connection to the end of a queue, or to the end of the queue of busy
+ * ones, which is the next one in the enum. */
+static void requeue(struct http *http, struct conn *conn, enum queue_name name,
+                    bool busy)
+{
+    queue_remove(http, conn);
+    queue_push(http, busy ? name + 1 : name, conn);
+}
+
+/* Has a connection looked at when others have had their visit. */
+static void work_push(struct http *http, struct conn *conn)
+{
+    requeue(http, conn, QUEUE_WORK, conn->flags & FLAG_BUSY);
+}
+
+/* Has a connection's answers sent. Files take longer than other answers, so
+ * they are in the queue that is served last. */
+static void answers_push(struct http *http, struct conn *conn)
+{
+    requeue(http, conn, QUEUE_ANSWERS,
+            (conn->flags & FLAG_BUSY) || conn->exchange->file_left);
+}
+
+static void reap(struct http *http)
+{
+    while (http->queues[QUEUE_CLOSED].count) {
+        struct conn *conn = queue_pop(http, QUEUE_CLOSED);
+
+        conn_set_state(http, conn, CONN_FREE);
+        if (!(conn->flags & FLAG_INPUT)) {
+            http->connections--;
+            close((int)conn_fd(http, conn));
+            continue;
+        }
+        /* standard input itself stays open: other processes may have it */
+        conn_set_interest(http, conn, 0);
+        if (http->input_fd != STDIN_FILENO)
+            close(http->input_fd);
+    }
 }
 
 void conn_await_room(struct http *http, struct conn *conn, bool awaits)
 {
     conn_set_interest(http, conn, READABLE | (awaits ? EPOLLOUT : 0));
+}
+
+bool conn_is_local(const struct conn *conn)
+{
+    const uint8_t *bytes = conn->address.s6_addr;
+
+    return (conn->flags & FLAG_UNIX) || IN6_IS_ADDR_LOOPBACK(&conn->address) ||
+           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
+}
+
+const char *conn_peer(char *buffer, const struct conn *conn)
+{
+    bool v4 = IN6_IS_ADDR_V4MAPPED(&conn->address);
+    char host[INET6_ADDRSTRLEN];
+
+    if (conn->flags & FLAG_UNIX)
+        return "unix";
+    inet_ntop(v4 ? AF_INET : AF_INET6, &conn->address.s6_addr[v4 ? 12 : 0],
+              host, sizeof(host));
+    snprintf(buffer, PEER_SIZE, v4 ? "%s:%u" : "[%s]:%u", host, conn->port);
+    return buffer;
+}
+
+static void conn_release_exchange(struct http *http, struct conn *conn)
+{
+    if (conn->exchange)
+        exchange_release(http, conn->exchange);
+    conn->exchange = NULL;
 }
 
 void conn_close(struct http *http, struct conn *conn, const char *reason)
@@ -1646,135 +1639,6 @@ void conn_cut(struct http *http, struct conn *conn, const char *reason)
     conn_close(http, conn, reason);
 }
 
-/* Standard input itself stays open: others may have it. */
-static void input_close(struct http *http, struct conn *conn)
-{
-    conn_set_interest(http, conn, 0);
-    if (http->input_fd != STDIN_FILENO)
-        close(http->input_fd);
-}
-
-static void reap(struct http *http)
-{
-    while (http->queues[QUEUE_CLOSED].count) {
-        struct conn *conn = queue_pop(http, QUEUE_CLOSED);
-
-        conn_set_state(http, conn, CONN_FREE);
-        if (conn->flags & FLAG_INPUT) {
-            input_close(http, conn);
-            continue;
-        }
-        http->connections--;
-        close((int)conn_fd(http, conn));
-    }
-}
-
-/* After the last answer: closing at once, with bytes of the peer unread,
- * would reset the connection and could take the answer with it. */
-static void conn_linger(struct http *http, struct conn *conn)
-{
-    conn_release_exchange(http, conn);
-    shutdown((int)conn_fd(http, conn), SHUT_WR);
-    conn_set_state(http, conn, CONN_LINGER);
-    conn_set_interest(http, conn, READABLE);
-    timer_start(http, conn, LINGER);
-}
-
-/* Reads and throws away. False if the peer has ended. */
-static bool conn_discard(struct http *http, struct conn *conn)
-{
-    char bytes[16384];
-    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
-
-    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
-}
-
-static void conn_wait_for_input(struct http *http, struct conn *conn)
-{
-    conn_release_exchange(http, conn);
-    conn_set_interest(http, conn, READABLE);
-}
-
-/* Waits for the next request of a connection, whose last has been answered
- * and of which nothing more has arrived. */
-static void conn_idle(struct http *http, struct conn *conn)
-{
-    conn_wait_for_input(http, conn);
-    timer_start(http, conn, http->idle_timeout);
-}
-
-static bool peer_is_loopback(const struct conn *conn)
-{
-    const uint8_t *bytes = conn->address.s6_addr;
-
-    return IN6_IS_ADDR_LOOPBACK(&conn->address) ||
-           (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
-}
-
-bool conn_is_local(const struct conn *conn)
-{
-    return (conn->flags & FLAG_UNIX) || peer_is_loopback(conn);
-}
-
-const char *conn_peer(char *buffer, const struct conn *conn)
-{
-    char host[INET6_ADDRSTRLEN];
-
-    if (conn->flags & FLAG_UNIX)
-        return "unix";
-    if (IN6_IS_ADDR_V4MAPPED(&conn->address)) {
-        inet_ntop(AF_INET, &conn->address.s6_addr[12], host, sizeof(host));
-        snprintf(buffer, PEER_SIZE, "%s:%u", host, conn->port);
-    } else {
-        inet_ntop(AF_INET6, &conn->address, host, sizeof(host));
-        snprintf(buffer, PEER_SIZE, "[%s]:%u", host, conn->port);
-    }
-    return buffer;
-}
-
-static void set_peer(struct conn *conn, const struct sockaddr_storage *peer)
-{
-    const struct sockaddr_in *v4 = (const void *)peer;
-    const struct sockaddr_in6 *v6 = (const void *)peer;
-
-    if (peer->ss_family == AF_INET6) {
-        conn->address = v6->sin6_addr;
-        conn->port = ntohs(v6->sin6_port);
-    } else if (peer->ss_family == AF_INET) {
-        conn->address.s6_addr[10] = conn->address.s6_addr[11] = 0xFF;
-        memcpy(&conn->address.s6_addr[12], &v4->sin_addr, 4);
-        conn->port = ntohs(v4->sin_port);
-    } else {
-        conn->flags |= FLAG_UNIX;
-    }
-}
-
-static void conn_set_busy(struct conn *conn, bool busy)
-{
-    if (busy)
-        conn->flags |= FLAG_BUSY;
-    else
-        conn->flags &= (uint8_t)~FLAG_BUSY;
-}
-
-/* Has a connection looked at when others have had their visit. */
-static void work_push(struct http *http, struct conn *conn)
-{
-    queue_remove(http, conn);
-    queue_push(http, conn->flags & FLAG_BUSY ? QUEUE_WORK_BUSY : QUEUE_WORK,
-               conn);
-}
-
-/* Has a connection's answers sent; from whatever queue. Files take longer than
- * all else, and go after it. */
-static void answers_push(struct http *http, struct conn *conn)
-{
-    bool last = (conn->flags & FLAG_BUSY) || conn->exchange->file_left;
-
-    queue_remove(http, conn);
-    queue_push(http, last ? QUEUE_ANSWERS_BUSY : QUEUE_ANSWERS, conn);
-}
-
 void conn_wait(struct http *http, struct conn *conn)
 {
     if (conn->state == CONN_WAITING)
@@ -1782,10 +1646,7 @@ void conn_wait(struct http *http, struct conn *conn)
     conn_set_state(http, conn, CONN_WAITING);
     conn_set_interest(http, conn, 0);
     timer_stop(http, conn);
-    queue_remove(http, conn);
-    queue_push(http,
-               conn->flags & FLAG_BUSY ? QUEUE_WAITING_BUSY : QUEUE_WAITING,
-               conn);
+    requeue(http, conn, QUEUE_WAITING, conn->flags & FLAG_BUSY);
 }
 
 void conn_go_on(struct http *http, struct conn *conn)
@@ -1809,8 +1670,12 @@ void conn_begin_stream(struct http *http, struct conn *conn)
 
 /* ---------------------------------------------------------------- accepting
  *
- * New connections. Where descriptors or places run out, they wait in the
- * kernel for a while.
+ * New connections. When descriptors run out, or there are as many connections
+ * as there may be, nothing is accepted for ACCEPT_PAUSE; clients wait in the
+ * kernel's queue meanwhile. SURPLUS more than --max-connections are accepted,
+ * so that those clients get an answer that says why they are refused.
+ *
+ * Callers: http_event(), http_end_turn().
  */
 
 static void accept_pause(struct http *http, bool pause)
@@ -1822,11 +1687,11 @@ static void accept_pause(struct http *http, bool pause)
                           pause ? 0 : EPOLLIN);
 }
 
-/* Begins a connection on a descriptor that was just accepted. There is no
- * place for one beyond the limit on descriptors as it was at the start:
- * somebody has raised it since. */
-static struct conn *conn_open(struct http *http, int fd,
-                              const struct sockaddr_storage *peer)
+/* Begins a connection on a descriptor that was just accepted; returns 0 or an
+ * errno. The table has no entry for it if the limit on descriptors has been
+ * raised from outside, prlimit(2), since the start. */
+static int conn_open(struct http *http, int fd,
+                     const struct sockaddr_storage *peer, uint8_t flags)
 {
     struct epoll_event event = { .events = READABLE, .data.u32 = (uint32_t)fd };
     bool fits = (uint32_t)fd < http->conn_limit;
@@ -1836,17 +1701,19 @@ static struct conn *conn_open(struct http *http, int fd,
         int error = fits ? errno : EMFILE;
 
         close(fd);
-        errno = error;
-        return NULL;
+        return error;
     }
     conn = conn_at(http, (uint32_t)fd);
-    *conn = (struct conn){ .flags = FLAG_BUSY, .interest = READABLE };
+    *conn = (struct conn){ .flags = FLAG_BUSY | flags, .interest = READABLE };
     set_peer(conn, peer);
     conn_set_state(http, conn, CONN_REQUEST);
     if (http->connections++ >= http->max_connections)
         conn->flags |= FLAG_SURPLUS;
     timer_start(http, conn, http->head_timeout);
-    return conn;
+    /* most clients send the request at once, so it is looked for in this turn:
+     * otherwise it would wait until what sse.c does between turns is done */
+    work_push(http, conn);
+    return 0;
 }
 
 static bool is_full(const struct http *http)
@@ -1854,77 +1721,64 @@ static bool is_full(const struct http *http)
     return http->connections >= http->max_connections + SURPLUS;
 }
 
-static void accept_failed(struct http *http, int error)
-{
-    if (http->now >= http->accept_again + 1000)
-        http->handlers->accept_paused(http->server, error);
-    accept_pause(http, true);
-}
-
-/* A client sends its request at once, so it is looked for in this turn: that
- * saves it a slice of the delivery that is under way. */
 static void accept_all(struct http *http, int listener)
 {
+    uint8_t flags = conn_at(http, (uint32_t)listener)->flags;
+
     for (int i = 0; i < ACCEPTS_MAX; i++) {
         struct sockaddr_storage peer = { 0 };
-        struct conn *conn;
         socklen_t length = sizeof(peer);
-        int fd;
+        bool full = is_full(http);
+        int fd = -1, error = 0;
 
-        if (is_full(http)) {
-            accept_failed(http, 0);
+        if (!full) {
+            fd = accept4(listener, (struct sockaddr *)&peer, &length,
+                         SOCK_NONBLOCK | SOCK_CLOEXEC);
+            error = fd < 0 ? errno : conn_open(http, fd, &peer, flags);
+        }
+        if (error == EAGAIN)
+            return;
+        if (full || (error && error != EINTR && error != ECONNABORTED)) {
+            /* told once, and not again while one pause follows another */
+            if (http->now >= http->accept_again + 1000)
+                http->handlers->accept_paused(http->server, error);
+            accept_pause(http, true);
             return;
         }
-        fd = accept4(listener, (struct sockaddr *)&peer, &length,
-                     SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0 && errno == EAGAIN)
-            return;
-        if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
-            continue;
-        conn = fd < 0 ? NULL : conn_open(http, fd, &peer);
-        if (!conn) {
-            accept_failed(http, errno);
-            return;
-        }
-        conn->flags |= conn_at(http, (uint32_t)listener)->flags;
-        work_push(http, conn);
     }
 }
 
 /* ----------------------------------------------------------------- answers
  *
- * Answers are put down in exchange->out, one behind the other, while requests
- * are worked on; they are sent later in the turn, when what they promise is
- * true. A file is sent from where it is, behind them.
+ * respond() puts answers into exchange->out, one behind the other, while
+ * requests are worked on. send_answers() sends them later in the turn, all of a
+ * connection's with one call, after what they promise has become true. A file
+ * is sent from where it is, after the answers in `out`; the next request is
+ * parsed when the file has been sent.
+ *
+ * A request is parsed only when there is room for its answer, so respond()
+ * cannot fail. What becomes of the connection is decided in send_answers(): it
+ * alone sets interest and timer after an answer.
+ *
+ * Callers: sse.c's handlers, for the respond functions; http_serve().
  */
-
-/* Whether there is room for one more answer. There is if none waits. */
-static bool has_answer_room(struct http *http, struct exchange *exchange)
-{
-    struct buffer *out = &exchange->out;
-    size_t wanted = out->room * 2 < OUT_SIZE ? out->room * 2 : OUT_SIZE;
-
-    return out->room - out->end >= OUT_ROOM ||
-           (memory_grow(http, &out->bytes, &out->room, wanted) &&
-            out->room - out->end >= OUT_ROOM);
-}
 
 void respond(struct http *http, struct conn *conn, struct response *response,
              struct slice content)
 {
-    static const struct response too_long = { .status = 500, .close = true };
     struct exchange *exchange = conn->exchange;
     char *out = exchange->out.bytes + exchange->out.end;
     size_t room = exchange->out.room - exchange->out.end, length;
 
-    /* a body that nobody will read cannot be told from the next request */
+    /* what is left of a body would be taken for the next request */
     response->close = response->close || exchange->request.close ||
                       exchange->body.state != BODY_DONE;
     response->date = http->date;
     length = http_head(out, room, response);
     if (!length || room - length < content.length) {
-        *response = too_long;
-        response->date = http->date;
+        *response = (struct response){ .status = 500,
+                                       .close = true,
+                                       .date = http->date };
         content.length = 0;
         length = http_head(out, room, response);
     }
@@ -1944,18 +1798,6 @@ void respond(struct http *http, struct conn *conn, struct response *response,
     answers_push(http, conn);
 }
 
-void respond_promise(struct http *http, struct conn *conn,
-                     struct response *response, struct slice content)
-{
-    struct exchange *exchange = conn->exchange;
-
-    if (!exchange->promises) {
-        exchange->promises = true;
-        exchange->promise = exchange->out.end;
-    }
-    respond(http, conn, response, content);
-}
-
 void respond_text(struct http *http, struct conn *conn,
                   struct response response, const char *text)
 {
@@ -1969,29 +1811,9 @@ void respond_text(struct http *http, struct conn *conn,
     respond(http, conn, &response, (struct slice){ line, (size_t)length });
 }
 
-void respond_error(struct http *http, struct conn *conn, int status,
-                   const char *text)
-{
-    respond_text(http, conn, (struct response){ .status = status }, text);
-}
-
-void respond_method(struct http *http, struct conn *conn, const char *allow)
-{
-    char text[128];
-
-    if (conn->exchange->request.method == METHOD_OPTIONS) {
-        respond(http, conn, &(struct response){ .status = 204, .allow = allow },
-                SLICE(""));
-        return;
-    }
-    snprintf(text, sizeof(text), "this resource takes %s", allow);
-    respond_text(http, conn, (struct response){ .status = 405, .allow = allow },
-                 text);
-}
-
-/* What the answers promise has to be true before they go: the first of them
- * sees to it for all of a turn. If it cannot be, they are taken back, and the
- * connection ends: false. */
+/* What the answers promise must be true before they are sent. If it cannot be
+ * made true, the answers from the first that promises are taken back, a 503
+ * takes their place, and the connection ends: false. */
 static bool keep_promises(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
@@ -2010,6 +1832,133 @@ static bool keep_promises(struct http *http, struct conn *conn)
     return false;
 }
 
+/* Sends until all is sent, the socket is full, or it is others' turn. MSG_MORE
+ * puts a head into one segment with the file's first bytes. */
+static enum io write_answers(const struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+    struct buffer *out = &exchange->out;
+    int fd = (int)conn_fd(http, conn);
+
+    for (size_t total = 0; buffer_length(out) > 0 || exchange->file_left;) {
+        size_t length = buffer_length(out);
+        size_t part = exchange->file_left < SEND_BUDGET ? exchange->file_left
+                                                        : SEND_BUDGET;
+        off_t at = (off_t)exchange->file_at;
+        ssize_t sent;
+
+        if (total >= SEND_BUDGET)
+            return IO_BUDGET;
+        if (length)
+            sent = send(fd, out->bytes + out->start, length,
+                        MSG_NOSIGNAL | (part ? MSG_MORE : 0));
+        else if (exchange->file.data)
+            sent = send(fd, exchange->file.data + at, part, MSG_NOSIGNAL);
+        else
+            sent = sendfile(fd, exchange->file.fd, &at, part);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent < 0 && errno == EAGAIN)
+            return IO_FULL;
+        if (sent <= 0) /* 0: the file has become shorter */
+            return IO_ERROR;
+        total += (size_t)sent;
+        if (length) {
+            out->start += (size_t)sent;
+            if (out->start == out->end)
+                out->start = out->end = 0;
+        } else {
+            exchange->file_at += (size_t)sent;
+            exchange->file_left -= (size_t)sent;
+        }
+    }
+    return IO_DONE;
+}
+
+/* All answers have been sent: what has arrived after the request is looked at,
+ * or the next request is waited for, or the connection ends. */
+static void answers_sent(struct http *http, struct conn *conn)
+{
+    struct exchange *exchange = conn->exchange;
+
+    exchange_drop_file(exchange);
+    conn_set_interest(http, conn, READABLE);
+    conn_set_state(http, conn, exchange->close ? CONN_LINGER : CONN_REQUEST);
+    exchange->left = buffer_length(&exchange->in) > 0;
+    if (exchange->close) {
+        /* to close with bytes of the peer unread would reset the connection,
+         * and the answer could be lost: RFC 9112, section 9.6 */
+        conn_release_exchange(http, conn);
+        shutdown((int)conn_fd(http, conn), SHUT_WR);
+        timer_start(http, conn, LINGER);
+    } else if (exchange->left) {
+        conn_set_busy(conn, true);
+        work_push(http, conn);
+    } else {
+        conn_release_exchange(http, conn);
+        timer_start(http, conn, http->idle_timeout);
+    }
+}
+
+/* Sends the answers that wait. The requests after them are looked at when
+ * others have had their visit. */
+static void send_answers(struct http *http, struct conn *conn)
+{
+    enum io outcome;
+
+    keep_promises(http, conn);
+    queue_remove(http, conn); /* a 503 of keep_promises() queues it again */
+    outcome = write_answers(http, conn);
+    if (outcome == IO_ERROR) {
+        conn_cut(http, conn, "cannot send");
+        return;
+    }
+    if (conn->state == CONN_BODY) { /* a 100, or answers to requests before */
+        conn_await_room(http, conn, outcome == IO_FULL);
+        if (conn->exchange->left && outcome != IO_BUDGET)
+            work_push(http, conn);
+    } else if (outcome == IO_DONE) {
+        answers_sent(http, conn);
+    } else {
+        conn_set_state(http, conn, CONN_RESPOND);
+        conn_set_interest(http, conn, outcome == IO_FULL ? EPOLLOUT : 0);
+        timer_start(http, conn, http->idle_timeout);
+    }
+    if (outcome == IO_BUDGET)
+        answers_push(http, conn);
+}
+
+void respond_promise(struct http *http, struct conn *conn,
+                     struct response *response, struct slice content)
+{
+    struct exchange *exchange = conn->exchange;
+
+    if (!exchange->promises)
+        exchange->promise = exchange->out.end;
+    exchange->promises = true;
+    respond(http, conn, response, content);
+}
+
+void respond_error(struct http *http, struct conn *conn, int status,
+                   const char *text)
+{
+    respond_text(http, conn, (struct response){ .status = status }, text);
+}
+
+void respond_method(struct http *http, struct conn *conn, const char *allow)
+{
+    struct response response = { .status = 204, .allow = allow };
+    char text[128];
+
+    if (conn->exchange->request.method == METHOD_OPTIONS) {
+        respond(http, conn, &response, SLICE(""));
+        return;
+    }
+    response.status = 405;
+    snprintf(text, sizeof(text), "this resource takes %s", allow);
+    respond_text(http, conn, response, text);
+}
+
 size_t stream_head(struct http *http, struct conn *conn,
                    struct response *response, char *bytes, size_t size)
 {
@@ -2024,211 +1973,85 @@ size_t stream_head(struct http *http, struct conn *conn,
     return length + http_head(bytes + length, size - length, response);
 }
 
-static void respond_file(struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct response response = { 0 };
-    bool head = exchange->request.method == METHOD_HEAD;
-    uint64_t first, length;
-
-    http_file_response(&exchange->file, &exchange->request, &response, &first);
-    length = response.length;
-    respond(http, conn, &response, SLICE(""));
-    exchange->file_at = first;
-    exchange->file_left =
-        head || response.status == 304 || response.status == 416 ? 0 : length;
-    if (exchange->file_left == 0) {
-        exchange_drop_file(exchange);
-        return;
-    }
-    conn_set_state(http, conn, CONN_RESPOND);
-    answers_push(http, conn);
-}
-
 void respond_page(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
     enum method method = exchange->request.method;
-    struct slice path = exchange->request.path;
-    int status;
+    struct response response = { .location = exchange->request.path };
 
     if (method != METHOD_GET && method != METHOD_HEAD) {
         respond_method(http, conn, "GET, HEAD, OPTIONS");
         return;
     }
-    status = -http_file_open(&exchange->file, http->root, path);
-    if (status == 0)
-        respond_file(http, conn);
-    else if (status == 301)
-        respond_text(http, conn,
-                     (struct response){ .status = 301, .location = path },
-                     "this is a folder: its path ends in a slash");
-    else if (status == 404)
-        respond_error(http, conn, 404, "there is no such page");
-    else
-        respond_error(http, conn, status, "no descriptor is free for it");
-}
-
-/* Sends a piece of what waits to be sent; as send(2). */
-static ssize_t send_piece(int fd, struct exchange *exchange)
-{
-    int more = exchange->file_left ? MSG_MORE : 0;
-    size_t length = buffer_length(&exchange->out);
-    off_t at = (off_t)exchange->file_at;
-
-    if (length)
-        return send(fd, exchange->out.bytes + exchange->out.start, length,
-                    MSG_NOSIGNAL | more);
-    length = exchange->file_left < SEND_BUDGET ? (size_t)exchange->file_left
-                                               : SEND_BUDGET;
-    if (exchange->file.data)
-        return send(fd, exchange->file.data + at, length, MSG_NOSIGNAL);
-    return sendfile(fd, exchange->file.fd, &at, length);
-}
-
-static void sent_piece(struct exchange *exchange, size_t sent)
-{
-    struct buffer *out = &exchange->out;
-
-    if (buffer_length(out) > 0) {
-        out->start += sent;
-        if (out->start == out->end)
-            out->start = out->end = 0;
+    response.status =
+        -http_file_open(&exchange->file, http->root, exchange->request.path);
+    if (response.status != 301)
+        response.location.length = 0;
+    if (response.status != 0) {
+        respond_text(http, conn, response,
+                     response.status == 301
+                         ? "this is a folder: its path ends in a slash"
+                     : response.status == 404 ? "there is no such page"
+                                              : "no descriptor is free for it");
         return;
     }
-    exchange->file_at += sent;
-    exchange->file_left -= sent;
-}
-
-/* Sends until all is sent, the socket is full, or it is others' turn. */
-static enum io write_answers(const struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    size_t total = 0;
-
-    while (buffer_length(&exchange->out) > 0 || exchange->file_left) {
-        ssize_t sent;
-
-        if (total >= SEND_BUDGET)
-            return IO_BUDGET;
-        sent = send_piece((int)conn_fd(http, conn), exchange);
-        if (sent < 0 && errno == EINTR)
-            continue;
-        if (sent < 0 && errno == EAGAIN)
-            return IO_FULL;
-        if (sent <= 0) /* 0: the file has become shorter */
-            return IO_ERROR;
-        sent_piece(exchange, (size_t)sent);
-        total += (size_t)sent;
-    }
-    return IO_DONE;
-}
-
-/* All answers have been sent. */
-static void answers_sent(struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-
-    exchange_drop_file(exchange);
-    conn_set_interest(http, conn, READABLE);
-    if (exchange->close) {
-        conn_linger(http, conn);
+    http_file_response(&exchange->file, &exchange->request, &response,
+                       &exchange->file_at);
+    respond(http, conn, &response, SLICE(""));
+    if (method == METHOD_HEAD || response.status == 304 ||
+        response.length == 0) {
+        exchange_drop_file(exchange);
         return;
     }
-    if (conn->state == CONN_RESPOND)
-        conn_set_state(http, conn, CONN_REQUEST);
-    exchange->left = buffer_length(&exchange->in) > 0;
-    if (!exchange->left) {
-        conn_idle(http, conn);
-        return;
-    }
-    conn_set_busy(conn, true);
-    work_push(http, conn);
+    exchange->file_left = response.length;
+    conn_set_state(http, conn, CONN_RESPOND);
+    answers_push(http, conn);
 }
 
-/* The answers to a body that is still coming have been sent, or not all of
- * them. */
-static void body_answered(struct http *http, struct conn *conn, enum io outcome)
-{
-    conn_await_room(http, conn, outcome == IO_FULL);
-    if (outcome == IO_BUDGET)
-        answers_push(http, conn);
-    else if (conn->exchange->left)
-        work_push(http, conn);
-}
-
-/* Sends the answers that wait. The requests after them are looked at when
- * others have had their visit. */
-static void send_answers(struct http *http, struct conn *conn)
-{
-    enum io outcome;
-
-    keep_promises(http, conn);
-    queue_remove(http, conn); /* where keep_promises() has put it */
-    outcome = write_answers(http, conn);
-    if (outcome == IO_ERROR) {
-        conn_cut(http, conn, "cannot send");
-    } else if (conn->state == CONN_BODY) {
-        body_answered(http, conn, outcome);
-    } else if (outcome == IO_DONE) {
-        answers_sent(http, conn);
-    } else {
-        conn_set_state(http, conn, CONN_RESPOND);
-        conn_set_interest(http, conn, outcome == IO_FULL ? EPOLLOUT : 0);
-        timer_start(http, conn, http->idle_timeout);
-        if (outcome == IO_BUDGET)
-            answers_push(http, conn);
-    }
-}
-
-/* Joins many small pieces: an iovec costs the kernel more than that copy. */
-static struct slice join_iovecs(const struct iovec *iov, int count)
-{
-    static char joined[IOV_ROOM * PIECE_SMALL];
-    char *end = joined;
-
-    for (int i = 0; i < count; i++) {
-        memcpy(end, iov[i].iov_base, iov[i].iov_len);
-        end += iov[i].iov_len;
-    }
-    return (struct slice){ joined, (size_t)(end - joined) };
-}
-
-/* One piece, which is the rule, costs the kernel less by send(2) than by
- * writev(2). */
+/* Most calls have one piece. For one, send(2) costs the kernel less than
+ * writev(2). Small pieces are joined: an iovec costs it more than the copy. */
 ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
                            const struct iovec *iov, int count, size_t bytes)
 {
+    static char joined[IOV_ROOM * PIECE_SMALL];
     int fd = (int)conn_fd(http, conn);
-    struct slice one = { NULL, 0 };
+    const char *one = count == 1 ? iov->iov_base : NULL;
     ssize_t sent;
 
-    if (count == 1)
-        one = (struct slice){ iov->iov_base, iov->iov_len };
-    else if (bytes < (size_t)count * PIECE_SMALL)
-        one = join_iovecs(iov, count);
+    if (!one && bytes < (size_t)count * PIECE_SMALL) {
+        char *end = joined;
+
+        for (int i = 0; i < count; i++) {
+            memcpy(end, iov[i].iov_base, iov[i].iov_len);
+            end += iov[i].iov_len;
+        }
+        one = joined;
+    }
     do
-        sent = one.data ? send(fd, one.data, one.length, MSG_NOSIGNAL)
-                        : writev(fd, iov, count);
+        sent =
+            one ? send(fd, one, bytes, MSG_NOSIGNAL) : writev(fd, iov, count);
     while (sent < 0 && errno == EINTR);
     return sent;
 }
 
 /* ------------------------------------------------- requests and their bodies
  *
- * Reading, and taking in what has been read, a step at a time: a request that
- * has arrived whole, or a piece of a body. A connection has a visit of a
- * bounded time; what it leaves waits until others have had theirs.
+ * Reading, and working on what has been read, a step at a time: a request that
+ * has arrived whole, or a piece of a body. A visit reads once and makes steps
+ * until the bytes are used up, something has to be waited for, or VISIT is
+ * over. What is left waits until other connections have had their visit.
+ *
+ * exchange->left: `in` has bytes that no step has looked at. The next visit
+ * goes on with them and does not read. A connection becomes busy when its bytes
+ * take more than a visit or fill the buffer; a read that brings less ends that.
+ *
+ * Callers: http_serve(), for visits; sse.c's handlers, for conn_begin_body().
  */
 
-/* Moves what has not been parsed to the front, to make room behind it. */
-static void compact(struct buffer *buffer)
+/* Whether a read that has returned `n` is to be made again later. */
+static bool is_not_yet(ssize_t n)
 {
-    if (buffer->start == 0)
-        return;
-    buffer->end -= buffer->start;
-    memmove(buffer->bytes, buffer->bytes + buffer->start, buffer->end);
-    buffer->start = 0;
+    return n < 0 && (errno == EAGAIN || errno == EINTR);
 }
 
 /* Takes in a request that has arrived whole, if there is room for its answer.
@@ -2236,10 +2059,16 @@ static void compact(struct buffer *buffer)
 static bool request_step(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
-    struct buffer *in = &exchange->in;
+    struct buffer *in = &exchange->in, *out = &exchange->out;
+    size_t twice = out->room * 2;
     ssize_t taken;
 
-    if (exchange->close || !has_answer_room(http, exchange))
+    if (exchange->close)
+        return false;
+    if (out->room - out->end < OUT_ROOM)
+        memory_grow(http, &out->bytes, &out->room,
+                    twice < OUT_SIZE ? twice : OUT_SIZE);
+    if (out->room - out->end < OUT_ROOM) /* there is room if none waits */
         return false;
     taken = http_parse(in->bytes + in->start, buffer_length(in),
                        &exchange->request);
@@ -2256,74 +2085,28 @@ static bool request_step(struct http *http, struct conn *conn)
     return taken != 0;
 }
 
-/* Finds the next piece of the body in what has arrived. False if that is
- * used up. */
-static bool next_piece(struct http *http, struct conn *conn)
-{
-    struct exchange *exchange = conn->exchange;
-    struct slice data = { exchange->in.bytes + exchange->in.start,
-                          buffer_length(&exchange->in) };
-    ssize_t taken = http_body_read(&exchange->body, data, &exchange->piece);
-
-    if (taken < 0)
-        http->handlers->body_failed(http->server, conn, 400,
-                                    "a chunk is malformed");
-    else
-        exchange->in.start += (size_t)taken;
-    return taken != 0 || exchange->body.state == BODY_DONE;
-}
-
-/* Takes in a part of what has arrived of a body. False if that is used up. */
+/* Takes in a piece of a body, or finds the next one in what has arrived. False
+ * if that is used up. */
 static bool body_step(struct http *http, struct conn *conn)
 {
-    const struct exchange *exchange = conn->exchange;
-
-    if (exchange->piece.length == 0 && exchange->body.state != BODY_DONE)
-        return next_piece(http, conn);
-    http->handlers->body(http->server, conn);
-    return true;
-}
-
-/* Takes in a part of what has arrived. False if there is nothing more to take
- * in, now or ever. */
-static bool conn_step(struct http *http, struct conn *conn)
-{
-    switch ((enum conn_state)conn->state) {
-    case CONN_REQUEST:
-        return request_step(http, conn);
-    case CONN_BODY:
-        return body_step(http, conn);
-    default:
-        return false;
-    }
-}
-
-/* Asks for the body of a client that waits to be asked. */
-static void respond_continue(struct http *http, struct conn *conn)
-{
-    static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    struct buffer *out = &conn->exchange->out;
-
-    memcpy(out->bytes + out->end, line, sizeof(line) - 1);
-    out->end += sizeof(line) - 1;
-    answers_push(http, conn);
-}
-
-void conn_begin_body(struct http *http, struct conn *conn, bool streams,
-                     uint64_t size)
-{
     struct exchange *exchange = conn->exchange;
+    struct buffer *in = &exchange->in;
+    struct slice data;
+    ssize_t taken;
 
-    conn_set_state(http, conn, CONN_BODY);
-    exchange->streams = streams;
-    if (streams) {
-        conn_set_busy(conn, true);
-        timer_stop(http, conn);
-    } else {
-        timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
+    if (exchange->piece.length > 0 || exchange->body.state == BODY_DONE) {
+        http->handlers->body(http->server, conn);
+        return true;
     }
-    if (exchange->request.expect_continue && buffer_length(&exchange->in) == 0)
-        respond_continue(http, conn);
+    data = (struct slice){ in->bytes + in->start, buffer_length(in) };
+    taken = http_body_read(&exchange->body, data, &exchange->piece);
+    if (taken < 0) {
+        http->handlers->body_failed(http->server, conn, 400,
+                                    "a chunk is malformed");
+        return true;
+    }
+    in->start += (size_t)taken;
+    return taken > 0 || exchange->body.state == BODY_DONE;
 }
 
 /* Begins an exchange on a connection that has had none. */
@@ -2342,42 +2125,33 @@ static bool conn_begin_exchange(struct http *http, struct conn *conn)
     return false;
 }
 
-/* As read(2), but of standard input, which never waits: another process that
- * reads the same may have taken what epoll has told of. */
-static ssize_t input_receive(const struct http *http, char *bytes, size_t size)
-{
-    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
-
-    if (http->input_is_socket)
-        return recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
-    /* where it could not be opened anew, the next best */
-    if (http->input_fd == STDIN_FILENO && poll(&data, 1, 0) == 0) {
-        errno = EAGAIN;
-        return -1;
-    }
-    return read(http->input_fd, bytes, size);
-}
-
-/* As read(2). Standard input ends as a body does. */
+/* As read(2). Standard input must not be waited for either: another process
+ * that reads it may have taken what epoll has reported. Its end is a body's
+ * end. */
 static ssize_t conn_receive(struct http *http, struct conn *conn, char *bytes,
                             size_t size)
 {
     struct exchange *exchange = conn->exchange;
-    ssize_t n;
+    struct pollfd data = { .fd = STDIN_FILENO, .events = POLLIN };
+    ssize_t n = -1;
 
     if (!(conn->flags & FLAG_INPUT))
         return read((int)conn_fd(http, conn), bytes, size);
-    n = input_receive(http, bytes, size);
-    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+    if (http->input_is_socket)
+        n = recv(STDIN_FILENO, bytes, size, MSG_DONTWAIT);
+    else if (http->input_fd == STDIN_FILENO && poll(&data, 1, 0) == 0)
+        errno = EAGAIN; /* open_input() could not make it non-blocking */
+    else
+        n = read(http->input_fd, bytes, size);
+    if (n > 0 || is_not_yet(n))
         return n;
     exchange->error = n < 0 ? errno : 0;
     exchange->body.state = BODY_DONE;
     return 0;
 }
 
-/* Reads what there is room for: more of it next time if that was filled, and
- * the connection is busy then. False if nothing has come, or the connection has
- * ended. */
+/* Reads as much as there is room for. If that fills the room, there is more
+ * room next time. False if nothing has come, or if the connection has ended. */
 static bool conn_fill(struct http *http, struct conn *conn)
 {
     bool first = !conn->exchange;
@@ -2387,7 +2161,11 @@ static bool conn_fill(struct http *http, struct conn *conn)
     if (first && !conn_begin_exchange(http, conn))
         return false;
     in = &conn->exchange->in;
-    compact(in);
+    if (in->start > 0) { /* to have room behind what has not been parsed */
+        in->end -= in->start;
+        memmove(in->bytes, in->bytes + in->start, in->end);
+        in->start = 0;
+    }
     if (in->end == in->room) {
         conn->exchange->request.close = true;
         http->handlers->body_failed(
@@ -2398,21 +2176,24 @@ static bool conn_fill(struct http *http, struct conn *conn)
     n = conn_receive(http, conn, in->bytes + in->end, in->room - in->end);
     if (n == 0 && (conn->flags & FLAG_INPUT))
         return true;
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+    if (n <= 0 && !is_not_yet(n)) {
         conn_close(http, conn, "closed");
-    else if (n < 0 && first)
-        conn_wait_for_input(http, conn);
+    } else if (n < 0 && first) {
+        conn_release_exchange(http, conn);
+        conn_set_interest(http, conn, READABLE);
+    }
     if (n <= 0)
         return false;
     in->end += (size_t)n;
     conn_set_busy(conn, in->end == in->room || conn->exchange->streams);
+    /* without memory it goes on with the room that there is */
     if (in->end == in->room && in->room < HEAD_MAX)
         memory_grow(http, &in->bytes, &in->room, in->room * 2);
     return true;
 }
 
-/* Whether others are to have their turn. The clock is looked at now and then:
- * after each request, and after some events of a stream. */
+/* Whether other connections are to have their visit. The clock is read after
+ * each request, but only after some pieces of a body: they are that short. */
 static bool visit_is_over(struct http *http)
 {
     if (++http->steps < STEP_EVENTS)
@@ -2421,8 +2202,8 @@ static bool visit_is_over(struct http *http)
     return clock_us(CLOCK_MONOTONIC) >= http->visit_end;
 }
 
-/* A body of which all that came has been taken in keeps no memory while it is
- * silent. */
+/* A streamed body that is silent, with all that came taken in, keeps no memory
+ * beyond IN_FIRST: there can be one for each connection. */
 static void shrink(struct http *http, struct conn *conn)
 {
     struct buffer *in = &conn->exchange->in;
@@ -2438,14 +2219,27 @@ static void shrink(struct http *http, struct conn *conn)
     in->room = IN_FIRST;
 }
 
-/* After a visit: what has been answered is sent; what has not been looked at
- * is, once others have had theirs. A busy body is read until nothing has
- * come. */
-static void conn_settle(struct http *http, struct conn *conn, bool came)
+/* After the steps, what comes next for the connection: its answers are sent, or
+ * another visit, or epoll is asked. A busy body is read until nothing comes. */
+static void conn_visit(struct http *http, struct conn *conn)
 {
-    struct exchange *exchange = conn->exchange;
-    bool body = conn->state == CONN_BODY;
+    bool came =
+        (conn->exchange && conn->exchange->left) || conn_fill(http, conn);
+    bool left = came, body;
+    struct exchange *exchange;
 
+    http->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
+    while (left && !visit_is_over(http))
+        left = conn->state == CONN_REQUEST
+                   ? request_step(http, conn)
+                   : conn->state == CONN_BODY && body_step(http, conn);
+    body = conn->state == CONN_BODY;
+    if ((!body && conn->state != CONN_REQUEST) || !conn->exchange)
+        return;
+    exchange = conn->exchange;
+    exchange->left = left && (body || buffer_length(&exchange->in) > 0);
+    if (exchange->left)
+        conn_set_busy(conn, true);
     if (buffer_length(&exchange->out) > 0)
         answers_push(http, conn);
     else if (exchange->left || (body && came && (conn->flags & FLAG_BUSY)))
@@ -2456,182 +2250,68 @@ static void conn_settle(struct http *http, struct conn *conn, bool came)
         conn_set_interest(http, conn, READABLE);
 }
 
-/* Whether there is nothing left to be looked at. */
-static bool is_used_up(const struct conn *conn)
+void conn_begin_body(struct http *http, struct conn *conn, bool streams,
+                     uint64_t size)
 {
-    return conn->state == CONN_REQUEST && conn->exchange &&
-           buffer_length(&conn->exchange->in) == 0;
-}
+    static const char asked[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    struct exchange *exchange = conn->exchange;
+    struct buffer *out = &exchange->out;
 
-/*
- * Looks at what a connection has sent, until that is used up, has to wait, or
- * VISIT is over. The connection is busy when that is not enough or when it
- * fills the buffer, and no longer so when a read brings less.
- */
-static void conn_visit(struct http *http, struct conn *conn)
-{
-    bool fills = !conn->exchange || !conn->exchange->left;
-    bool came = !fills || conn_fill(http, conn);
-    bool left = came;
-
-    http->visit_end = clock_us(CLOCK_MONOTONIC) + VISIT;
-    while (left && !visit_is_over(http))
-        left = conn_step(http, conn);
-    if ((conn->state != CONN_REQUEST && conn->state != CONN_BODY) ||
-        !conn->exchange)
-        return;
-    conn->exchange->left = left && !is_used_up(conn);
-    if (conn->exchange->left)
+    conn_set_state(http, conn, CONN_BODY);
+    exchange->streams = streams;
+    if (streams) {
         conn_set_busy(conn, true);
-    conn_settle(http, conn, came);
+        timer_stop(http, conn);
+    } else { /* a body that trickles in must not hold its memory for long */
+        timer_start(http, conn, http->head_timeout + size * 1000 / BODY_RATE);
+    }
+    /* RFC 9110, section 10.1.1: no 100 if some of the body has arrived */
+    if (!exchange->request.expect_continue || buffer_length(&exchange->in) > 0)
+        return;
+    memcpy(out->bytes + out->end, asked, strlen(asked));
+    out->end += strlen(asked);
+    answers_push(http, conn);
 }
 
 /* ------------------------------------------------------------------ a turn
  *
- * What sse.c's loop calls, in this order. epoll's word only queues; then each
- * part stops when its time is used up, and goes on in the next turn.
+ * The parts of a turn, in the order in which sse.c's loop calls them. An event
+ * of epoll only queues its connection, or ends it. The later parts stop when
+ * their time is used up and go on in the next turn; http_next() is 0 then.
+ *
+ * So http_expire() and http_serve() take about 3.5 ms of a turn at most,
+ * however many connections have something to do.
  */
 
-void http_update_time(struct http *http)
+/* Reads and throws away. False if the peer has ended. */
+static bool conn_discard(struct http *http, struct conn *conn)
 {
-    time_t second = time(NULL);
+    char bytes[16384];
+    ssize_t n = read((int)conn_fd(http, conn), bytes, sizeof(bytes));
 
-    http->now = clock_ms(CLOCK_MONOTONIC);
-    if (second == http->date_of)
-        return;
-    http->date_of = second;
-    http_date(http->date, second);
-}
-
-/* What epoll says of a subscriber: its FIN ends the stream at once, what it
- * sends is thrown away. */
-static void stream_event(struct http *http, struct conn *conn, uint32_t events)
-{
-    if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) ||
-        ((events & EPOLLIN) && !conn_discard(http, conn)))
-        conn_close(http, conn, "closed");
-    else if (events & EPOLLOUT)
-        http->handlers->writable(http->server, conn);
-}
-
-/* What epoll says of a connection that is asked something. One that is in a
- * queue has its turn anyway: epoll need not say so again. One that waits for
- * memory is told of here only when it is at an end. */
-static void request_event(struct http *http, struct conn *conn, uint32_t events)
-{
-    if (conn->queue == QUEUE_STARVED)
-        conn_close(http, conn, "closed");
-    else if (conn->queue == QUEUE_NONE && (events & EPOLLOUT))
-        answers_push(http, conn);
-    else if (conn->queue == QUEUE_NONE)
-        work_push(http, conn);
-    else
-        conn_set_interest(http, conn, 0);
-}
-
-void http_event(struct http *http, const struct epoll_event *event)
-{
-    struct conn *conn = conn_at(http, event->data.u32);
-
-    switch ((enum conn_state)conn->state) {
-    case CONN_LISTENER:
-        accept_all(http, (int)event->data.u32);
-        break;
-    case CONN_REQUEST:
-    case CONN_BODY:
-        request_event(http, conn, event->events);
-        break;
-    case CONN_WAITING: /* interest in nothing: an error, or both sides ended */
-        conn_close(http, conn, "closed");
-        break;
-    case CONN_RESPOND:
-        if (conn->queue == QUEUE_NONE)
-            answers_push(http, conn);
-        break;
-    case CONN_STREAM:
-        stream_event(http, conn, event->events);
-        break;
-    case CONN_LINGER:
-        if (!conn_discard(http, conn))
-            conn_close(http, conn, "closed");
-        break;
-    case CONN_FREE:
-    case CONN_CLOSED:
-    case CONN_STATES:
-        break;
-    }
-}
-
-static void request_expired(struct http *http, struct conn *conn)
-{
-    const struct exchange *exchange = conn->exchange;
-
-    if (exchange && exchange->in.end > 0)
-        respond_text(http, conn,
-                     (struct response){ .status = 408, .close = true },
-                     "the request's head did not arrive in time");
-    else
-        conn_close(http, conn, "idle");
+    return n > 0 || is_not_yet(n);
 }
 
 static void conn_expired(struct http *http, struct conn *conn)
 {
-    switch ((enum conn_state)conn->state) {
-    case CONN_REQUEST:
-        request_expired(http, conn);
-        break;
-    case CONN_BODY:
+    if (conn->state == CONN_STREAM) {
+        http->handlers->expired(http->server, conn);
+    } else if (conn->state == CONN_BODY) {
         http->handlers->body_failed(http->server, conn, 408,
                                     "the body did not get on");
-        break;
-    case CONN_RESPOND:
+    } else if (conn->state == CONN_RESPOND) {
         conn_cut(http, conn, "cannot send");
-        break;
-    case CONN_STREAM:
-        http->handlers->expired(http->server, conn);
-        break;
-    case CONN_LINGER:
+    } else if (conn->state == CONN_LINGER) {
         conn_close(http, conn, "closed");
-        break;
-    case CONN_FREE:
-    case CONN_LISTENER:
-    case CONN_WAITING:
-    case CONN_CLOSED:
-    case CONN_STATES:
-        assert(false); /* has no timer */
+    } else {
+        assert(conn->state == CONN_REQUEST);
+        if (conn->exchange && conn->exchange->in.end > 0)
+            respond_text(http, conn,
+                         (struct response){ .status = 408, .close = true },
+                         "the request's head did not arrive in time");
+        else
+            conn_close(http, conn, "idle");
     }
-}
-
-/* The connections of a slot, of which some may have a later turn. False if
- * the time is used up before the slot is. */
-static bool expire_slot(struct http *http, uint64_t tick, uint64_t end)
-{
-    uint32_t fd = http->wheel[tick % WHEEL_SLOTS].first;
-
-    while (fd != NONE) {
-        struct conn *conn = conn_at(http, fd);
-
-        fd = conn->timer_link.next;
-        if ((int32_t)(conn->deadline - (uint32_t)tick) > 0)
-            continue;
-        timer_stop(http, conn);
-        conn_expired(http, conn);
-        if (clock_us(CLOCK_MONOTONIC) >= end)
-            return false;
-    }
-    return true;
-}
-
-void http_expire(struct http *http)
-{
-    uint64_t tick = http->now >> TICK_SHIFT;
-    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
-
-    if (tick - http->wheel_tick > WHEEL_SLOTS)
-        http->wheel_tick = tick - WHEEL_SLOTS;
-    while (http->wheel_tick < tick &&
-           expire_slot(http, http->wheel_tick + 1, end))
-        http->wheel_tick++;
 }
 
 /* Serves the connections of a queue for a part of the turn. */
@@ -2644,6 +2324,88 @@ static void serve(struct http *http, enum queue_name queue, unsigned time,
         act(http, queue_pop(http, queue));
 }
 
+void http_update_time(struct http *http)
+{
+    time_t second = time(NULL);
+
+    http->now = clock_ms(CLOCK_MONOTONIC);
+    if (second != http->date_of)
+        http_date(http->date, second);
+    http->date_of = second;
+}
+
+void http_event(struct http *http, const struct epoll_event *event)
+{
+    struct conn *conn = conn_at(http, event->data.u32);
+    bool ended = event->events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP);
+
+    switch (conn->state) {
+    case CONN_LISTENER:
+        accept_all(http, (int)event->data.u32);
+        break;
+    case CONN_REQUEST:
+    case CONN_BODY:
+        /* no interest is left while one waits for memory, so this is its end;
+         * one that is queued has its turn anyway, and needs no more events */
+        if (conn->queue == QUEUE_STARVED)
+            conn_close(http, conn, "closed");
+        else if (conn->queue != QUEUE_NONE)
+            conn_set_interest(http, conn, 0);
+        else if (event->events & EPOLLOUT)
+            answers_push(http, conn);
+        else
+            work_push(http, conn);
+        break;
+    case CONN_RESPOND:
+        if (conn->queue == QUEUE_NONE)
+            answers_push(http, conn);
+        break;
+    case CONN_WAITING: /* no interest is left: an error, or both ends closed */
+        conn_close(http, conn, "closed");
+        break;
+    case CONN_STREAM:
+        /* the peer's FIN ends a stream at once: browsers that go away send no
+         * more than that. What a peer sends is thrown away. */
+        if (ended || ((event->events & EPOLLIN) && !conn_discard(http, conn)))
+            conn_close(http, conn, "closed");
+        else if (event->events & EPOLLOUT)
+            http->handlers->writable(http->server, conn);
+        break;
+    case CONN_LINGER:
+        if (!conn_discard(http, conn))
+            conn_close(http, conn, "closed");
+        break;
+    default: /* it ended in this turn */
+        break;
+    }
+}
+
+void http_expire(struct http *http)
+{
+    uint64_t tick = http->now >> TICK_SHIFT;
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+
+    if (tick - http->wheel_tick > WHEEL_SLOTS)
+        http->wheel_tick = tick - WHEEL_SLOTS;
+    for (; http->wheel_tick < tick; http->wheel_tick++) {
+        uint32_t due = (uint32_t)http->wheel_tick + 1;
+        uint32_t fd = http->wheel[due % WHEEL_SLOTS].first;
+
+        while (fd != NONE) {
+            struct conn *conn = conn_at(http, fd);
+
+            fd = conn->timer_link.next;
+            /* a later round; the difference holds when 32 bits overflow */
+            if ((int32_t)(conn->deadline - due) > 0)
+                continue;
+            timer_stop(http, conn);
+            conn_expired(http, conn);
+            if (clock_us(CLOCK_MONOTONIC) >= end)
+                return;
+        }
+    }
+}
+
 void http_serve(struct http *http)
 {
     serve(http, QUEUE_WORK, TURN_WORK, conn_visit);
@@ -2652,24 +2414,19 @@ void http_serve(struct http *http)
     serve(http, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
 }
 
-/* As many of those that wait for memory as there is some for: at the end of a
- * turn, for any part of it may have returned some. */
-static void feed_starved(struct http *http)
+void http_end_turn(struct http *http)
 {
     uint64_t left = http->memory_limit - http->request_memory;
     uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
 
+    /* those that wait for memory, as far as it goes; at the end of the turn,
+     * because any part of it may have returned some */
     for (; http->queues[QUEUE_STARVED].count && left >= each; left -= each) {
         struct conn *conn = queue_pop(http, QUEUE_STARVED);
 
         conn_set_interest(http, conn, READABLE);
         work_push(http, conn);
     }
-}
-
-void http_end_turn(struct http *http)
-{
-    feed_starved(http);
     reap(http);
     if (!http->accepting && http->now >= http->accept_again)
         accept_pause(http, is_full(http));
@@ -2697,12 +2454,18 @@ bool http_is_idle(const struct http *http)
 
 /* --------------------------------------------------------------- listeners
  *
- * Listening sockets, of our own or handed over; and standard input, which is
- * read as a body is. At the start, and closed when a drain begins.
+ * Listening sockets, made here or handed over by the service manager; the
+ * folder of --root; standard input, which is read like a body.
+ *
+ * A Unix socket is a file that outlives its server. A new server removes it
+ * only if nothing listens on it. A server that ends removes it only if it is
+ * still the file that it has made.
+ *
+ * Callers: sse.c at the start; http_close_listeners() when a drain begins.
  */
 
-/* Accepted sockets inherit these from their listener, so that no call is
- * needed for each. A failure only costs performance. */
+/* Accepted sockets inherit these from their listener, so that no call is needed
+ * for each. A failure only costs performance. */
 static void tune_listener(int fd)
 {
     static const struct {
@@ -2718,48 +2481,43 @@ static void tune_listener(int fd)
         { SOL_SOCKET, SO_SNDBUF, SENDBUF },
     };
 
-    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
+    for (size_t i = 0; i < COUNT(settings); i++)
         setsockopt(fd, settings[i].level, settings[i].name, &settings[i].value,
                    sizeof(settings[i].value));
 }
 
-/*
- * Servers that start at once must not remove each other's sockets: one at a
- * time looks, removes what is stale, and listens. Sets *fd to what is to be
- * closed then; -1 where the folder cannot be locked, which is no reason not
- * to serve.
- */
+/* Servers that start at the same time must not remove each other's sockets:
+ * under the lock one at a time looks, removes what is stale, and listens. The
+ * lock ends when *fd is closed. It is -1 if the folder cannot be locked, for
+ * example because it is not readable: that is no reason not to serve. */
 static int lock_folder(const char *path, int *fd, char error[ERROR_SIZE])
 {
-    const char *slash = strrchr(path, '/');
-    int length = slash ? (int)(slash - path) : 0;
     uint64_t deadline = clock_ms(CLOCK_MONOTONIC) + LOCK_PATIENCE;
     char folder[sizeof(((struct sockaddr_un *)0)->sun_path)];
 
-    snprintf(folder, sizeof(folder), "%.*s", length ? length : 1,
-             slash ? path : ".");
-    *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    snprintf(folder, sizeof(folder), "%s", path);
+    *fd = open(dirname(folder), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     while (*fd >= 0 && flock(*fd, LOCK_EX | LOCK_NB) < 0) {
-        bool locked = errno == EWOULDBLOCK || errno == EINTR;
-
-        if (locked && clock_ms(CLOCK_MONOTONIC) < deadline) {
-            poll(NULL, 0, 10);
-            continue;
-        }
-        close(*fd);
-        *fd = -1;
-        if (locked)
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            close(*fd);
+            *fd = -1;
+        } else if (clock_ms(CLOCK_MONOTONIC) >= deadline) {
+            close(*fd);
             return fail_with(
                 error,
                 "cannot listen on 'unix:%s': another process has kept "
                 "its folder locked for %d s, see flock(2)",
                 path, LOCK_PATIENCE / 1000);
+        } else {
+            poll(NULL, 0, 10);
+        }
     }
     return 0;
 }
 
-/* A socket file that a http left behind is removed; one on which another
- * listens is not, be its queue full or not. */
+/* Removes a socket file that a server has left behind. If another server
+ * listens on it, connect(2) succeeds, or fails with EAGAIN when its queue is
+ * full. */
 static void remove_stale_socket(const struct sockaddr_un *address)
 {
     struct stat status;
@@ -2776,31 +2534,40 @@ static void remove_stale_socket(const struct sockaddr_un *address)
     close(fd);
 }
 
-/* Whether a listener is bound to an address that only this machine has. */
-static bool is_loopback(int fd)
-{
-    struct sockaddr_storage address = { 0 };
-    socklen_t length = sizeof(address);
-    struct conn bound = { 0 };
-
-    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
-        return false;
-    set_peer(&bound, &address);
-    return !(bound.flags & FLAG_UNIX) && peer_is_loopback(&bound);
-}
-
+/* Names a listener by what it is bound to, since with port 0 the kernel has
+ * chosen one, and has epoll watch it. */
 static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+    struct listener *listener = &http->listeners[http->listener_count];
     struct conn *conn = conn_at(http, (uint32_t)fd);
+    struct sockaddr_storage address = { 0 };
+    const struct sockaddr_un *local = (const void *)&address;
+    socklen_t length = sizeof(address);
+    char host[64] = "", port[8] = "";
 
+    *listener = (struct listener){ .fd = fd };
     if (epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
         return fail_with(error, "cannot wait for connections: %s",
                          strerror(errno));
-    conn->interest = EPOLLIN;
-    conn->flags = is_loopback(fd) ? FLAG_LOOPBACK : 0;
+    if (getsockname(fd, (struct sockaddr *)&address, &length) < 0 ||
+        (address.ss_family != AF_UNIX &&
+         getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
+                     port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV)))
+        return fail_with(error, "cannot tell the address: %s", strerror(errno));
+    if (address.ss_family == AF_UNIX)
+        snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
+                 (int)sizeof(local->sun_path), local->sun_path);
+    else
+        snprintf(listener->address, sizeof(listener->address),
+                 address.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host,
+                 port);
+    *conn = (struct conn){ .interest = EPOLLIN };
+    set_peer(conn, &address);
+    if (!(conn->flags & FLAG_UNIX) && conn_is_local(conn))
+        conn->flags |= FLAG_LOOPBACK;
     conn_set_state(http, conn, CONN_LISTENER);
-    http->listeners[http->listener_count++] = (struct listener){ .fd = fd };
+    http->listener_count++;
     return 0;
 }
 
@@ -2815,6 +2582,8 @@ static int listen_on(struct http *http, const char *name,
     if (fd < 0)
         return fail_with(error, "cannot make a socket for '%s': %s", name,
                          strerror(errno));
+    /* a restart must not wait for old connections in TIME_WAIT; and [::] must
+     * not take the port of 0.0.0.0, which can be listened on as well */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (address->sa_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
@@ -2829,57 +2598,31 @@ static int listen_on(struct http *http, const char *name,
     return -1;
 }
 
-/* Cuts "unix:PATH,mode=MODE" or "unix:PATH": the mode, and the length of the
- * path. */
-static int split_unix(const char *name, mode_t *mode, size_t *length,
-                      char error[ERROR_SIZE])
+/* Cuts "unix:PATH,mode=MODE" or "unix:PATH" in two. */
+static int split_unix(const char *name, struct sockaddr_un *address,
+                      mode_t *mode, char error[ERROR_SIZE])
 {
-    const char *path = name + strlen("unix:");
-    const char *comma = strrchr(path, ',');
-    const char *digits = comma ? comma + strlen(",mode=") : NULL;
-    size_t count;
+    static const char key[] = ",mode=";
+    const char *path = name + strlen("unix:"), *comma = strrchr(path, ',');
+    size_t length = strlen(path), digits;
 
-    *mode = UNIX_MODE_DEFAULT;
-    *length = strlen(path);
-    if (!comma || strncmp(comma, ",mode=", strlen(",mode=")) != 0)
-        return 0;
-    *length = (size_t)(comma - path);
-    count = strlen(digits);
-    if (strspn(digits, "01234567") != count ||
-        !(count == 3 || (count == 4 && *digits == '0')))
-        return fail_with(
-            error,
-            "'%s': the mode is not 3 or 4 octal digits up to 0777, "
-            "such as mode=660",
-            name);
-    *mode = (mode_t)strtoul(digits, NULL, 8);
-    return 0;
-}
-
-/* Listens at a path that no other server has; under the folder's lock. */
-static int listen_at_path(struct http *http, const char *name, mode_t mode,
-                          const struct sockaddr_un *address,
-                          char error[ERROR_SIZE])
-{
-    struct listener *listener = &http->listeners[http->listener_count];
-    struct stat status;
-    mode_t before;
-    int outcome;
-
-    remove_stale_socket(address);
-    before = umask(0777 & ~mode);
-    outcome = listen_on(http, name, (const struct sockaddr *)address,
-                        sizeof(*address), error);
-    umask(before);
-    if (outcome < 0)
-        return -1;
-    if (lstat(address->sun_path, &status) == 0) {
-        listener->device = status.st_dev;
-        listener->inode = status.st_ino;
+    if (comma && strncmp(comma, key, strlen(key)) == 0) {
+        length = (size_t)(comma - path);
+        comma += strlen(key);
+        digits = strlen(comma);
+        if (strspn(comma, "01234567") != digits ||
+            !(digits == 3 || (digits == 4 && *comma == '0')))
+            return fail_with(
+                error,
+                "'%s': the mode is not 3 or 4 octal digits up to 0777, "
+                "such as mode=660",
+                name);
+        *mode = (mode_t)strtoul(comma, NULL, 8);
     }
-    snprintf(listener->address, sizeof(listener->address), "unix:%s",
-             address->sun_path);
-    listener->unix_path = listener->address + strlen("unix:");
+    if (length == 0 || length >= sizeof(address->sun_path))
+        return fail_with(error, "'%s' needs a path of 1 to %zu bytes", name,
+                         sizeof(address->sun_path) - 1);
+    memcpy(address->sun_path, path, length);
     return 0;
 }
 
@@ -2887,42 +2630,30 @@ static int listen_unix(struct http *http, const char *name,
                        char error[ERROR_SIZE])
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct listener *listener = &http->listeners[http->listener_count];
+    mode_t mode = UNIX_MODE_DEFAULT, before;
+    struct stat status;
     int folder, outcome;
-    size_t length;
-    mode_t mode;
 
-    if (split_unix(name, &mode, &length, error) < 0)
+    if (split_unix(name, &address, &mode, error) < 0)
         return -2;
-    if (length == 0 || length >= sizeof(address.sun_path)) {
-        fail_with(error, "'%s' needs a path of 1 to %zu bytes", name,
-                  sizeof(address.sun_path) - 1);
-        return -2;
-    }
-    memcpy(address.sun_path, name + strlen("unix:"), length);
     if (lock_folder(address.sun_path, &folder, error) < 0)
         return -1;
-    outcome = listen_at_path(http, name, mode, &address, error);
+    remove_stale_socket(&address);
+    /* bind(2) makes the file: the umask gives it its mode at once, so that
+     * there is no moment in which others can connect */
+    before = umask(0777 & ~mode);
+    outcome = listen_on(http, name, (const struct sockaddr *)&address,
+                        sizeof(address), error);
+    umask(before);
+    if (outcome == 0 && lstat(address.sun_path, &status) == 0) {
+        listener->device = status.st_dev;
+        listener->inode = status.st_ino;
+    }
+    listener->unix_path = listener->address + strlen("unix:");
     if (folder >= 0)
         close(folder);
     return outcome;
-}
-
-/* What the socket is bound to: with port 0 the kernel chose one. */
-static int name_listener(struct listener *listener, char error[ERROR_SIZE])
-{
-    struct sockaddr_storage address = { 0 };
-    socklen_t length = sizeof(address);
-    char host[64] = "", port[8] = "";
-    bool v6;
-
-    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0 ||
-        getnameinfo((struct sockaddr *)&address, length, host, sizeof(host),
-                    port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        return fail_with(error, "cannot tell the address: %s", strerror(errno));
-    v6 = address.ss_family == AF_INET6;
-    snprintf(listener->address, sizeof(listener->address), "%s%s%s:%s",
-             v6 ? "[" : "", host, v6 ? "]" : "", port);
-    return 0;
 }
 
 /* Cuts "ADDR:PORT", "[V6]:PORT" or "PORT" in two; false if it is none. */
@@ -2967,98 +2698,18 @@ static int listen_tcp(struct http *http, const char *name,
     }
     outcome = listen_on(http, name, found->ai_addr, found->ai_addrlen, error);
     freeaddrinfo(found);
-    return outcome < 0 ? -1
-                       : name_listener(
-                             &http->listeners[http->listener_count - 1], error);
-}
-
-int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
-{
-    return strncmp(name, "unix:", 5) == 0 ? listen_unix(http, name, error)
-                                          : listen_tcp(http, name, error);
-}
-
-/* Whether a descriptor is a socket that listens for streams. */
-static bool is_listening(int fd, int *family)
-{
-    int listens = 0, type = 0;
-    socklen_t length = sizeof(int);
-
-    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_DOMAIN, family, &length) == 0 &&
-           listens && type == SOCK_STREAM &&
-           (*family == AF_INET || *family == AF_INET6 || *family == AF_UNIX);
-}
-
-/* The name of a Unix socket that was handed over. */
-static void name_unix_listener(struct listener *listener)
-{
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    socklen_t length = sizeof(address);
-
-    if (getsockname(listener->fd, (struct sockaddr *)&address, &length) < 0)
-        address.sun_path[0] = '\0';
-    snprintf(listener->address, sizeof(listener->address), "unix:%.*s",
-             (int)strnlen(address.sun_path, sizeof(address.sun_path)),
-             address.sun_path);
-}
-
-int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
-{
-    struct listener *listener = &http->listeners[http->listener_count];
-    int family = AF_UNSPEC, flags = fcntl(fd, F_GETFL);
-
-    if (!is_listening(fd, &family))
-        return fail_with(error,
-                         "descriptor %d is not a listening stream socket", fd);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
-        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
-        return fail_with(error, "descriptor %d: %s", fd, strerror(errno));
-    if (family != AF_UNIX)
-        tune_listener(fd);
-    if (add_listener(http, fd, error) < 0)
-        return -1;
-    if (family != AF_UNIX)
-        return name_listener(listener, error);
-    name_unix_listener(listener);
-    return 0;
-}
-
-/*
- * By now the path may be another http's, which has taken it over. The
- * listener is still open: as long as it is, a http that starts finds it in
- * use, and its inode's number goes to no other file.
- */
-static void unlink_own_socket(const struct listener *listener)
-{
-    struct stat status;
-
-    if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
-        status.st_dev == listener->device && status.st_ino == listener->inode)
-        unlink(listener->unix_path);
-}
-
-void http_close_listeners(struct http *http)
-{
-    for (unsigned i = 0; i < http->listener_count; i++) {
-        const struct listener *listener = &http->listeners[i];
-
-        unlink_own_socket(listener);
-        close(listener->fd);
-        conn_set_state(http, conn_at(http, (uint32_t)listener->fd), CONN_FREE);
-    }
-    http->listener_count = 0;
+    return outcome;
 }
 
 /*
  * O_NONBLOCK belongs to the open file description, which standard input may
- * share with other processes; so it is set on one of our own. A file is not
- * opened anew: where others stand in it is where it goes on.
+ * share with other processes. So a pipe or a terminal is opened anew, for a
+ * description of our own. A file is not: it is read from the offset that others
+ * have left.
  *
- * A pipe's descriptor stays: it is watched, and keeps its part in the pipe's
- * end, which comes when nobody has it open for writing. Of a device another
- * description may be another stream, so the new one takes the place.
+ * Of a pipe, descriptor 0 stays open and is what epoll watches. Of a device,
+ * two descriptions may be two different streams, so the new one replaces the
+ * old.
  */
 static void open_input(struct http *http)
 {
@@ -3080,6 +2731,53 @@ static void open_input(struct http *http)
     }
     dup2(fd, STDIN_FILENO);
     close(fd);
+}
+
+int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
+{
+    return strncmp(name, "unix:", 5) == 0 ? listen_unix(http, name, error)
+                                          : listen_tcp(http, name, error);
+}
+
+/* O_NONBLOCK: another process may accept the connection that epoll has reported
+ * before this one does. */
+int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
+{
+    int family = AF_UNSPEC, listens = 0, type = 0, flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof(int);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) < 0 || !listens ||
+        type != SOCK_STREAM ||
+        (family != AF_INET && family != AF_INET6 && family != AF_UNIX))
+        return fail_with(error,
+                         "descriptor %d is not a listening stream socket", fd);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        return fail_with(error, "descriptor %d: %s", fd, strerror(errno));
+    if (family != AF_UNIX)
+        tune_listener(fd);
+    return add_listener(http, fd, error);
+}
+
+void http_close_listeners(struct http *http)
+{
+    while (http->listener_count > 0) {
+        const struct listener *listener =
+            &http->listeners[--http->listener_count];
+        struct stat status;
+
+        /* the path may be another server's by now. The listener is still open:
+         * a server that starts now finds the socket in use, and no new file can
+         * have got the number of its inode. */
+        if (listener->unix_path && lstat(listener->unix_path, &status) == 0 &&
+            status.st_dev == listener->device &&
+            status.st_ino == listener->inode)
+            unlink(listener->unix_path);
+        close(listener->fd);
+        conn_set_state(http, conn_at(http, (uint32_t)listener->fd), CONN_FREE);
+    }
 }
 
 struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
@@ -3109,7 +2807,6 @@ struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
     return conn;
 }
 
-/* 1: it has no index.html that can be read. */
 int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
 {
     struct file file;
@@ -3130,11 +2827,11 @@ int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
 
 /* -------------------------------------------------------------- credentials
  *
- * The token that publishers send. It is read from its file at the start and at
- * SIGHUP; a file that is refused leaves the one before.
+ * The token that a request has to bear. sse.c has it read from its file at the
+ * start and at SIGHUP. If the file is refused, the token stays as it was.
  */
 
-/* Whether a file has stayed as it was, and the same. */
+/* Whether two looks at a file have found the same file, unchanged. */
 static bool is_unchanged(const struct stat *a, const struct stat *b)
 {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
@@ -3144,8 +2841,8 @@ static bool is_unchanged(const struct stat *a, const struct stat *b)
            a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-/* Reads a file that nobody writes or replaces meanwhile: half of a token is
- * one too. NULL, or why not. */
+/* Reads a file, and refuses it if it is written or replaced meanwhile: half of
+ * a token would be a valid token. NULL, or why it is refused. */
 static const char *read_unchanged(const char *path, int fd, char *bytes,
                                   size_t size, size_t *length,
                                   struct stat *status)
@@ -3157,7 +2854,6 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
         return strerror(errno);
     if (!S_ISREG(status->st_mode))
         return "it is not a regular file";
-    *length = 0;
     while (*length < size &&
            (n = read(fd, bytes + *length, size - *length)) > 0)
         *length += (size_t)n;
@@ -3168,27 +2864,17 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
     return NULL;
 }
 
-/* Takes the line end off. NULL, or why this is no token. */
-static const char *refused_token(const char *bytes, size_t *length)
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
+ * it is none. */
+static struct slice bearer(struct slice authorization)
 {
-    _Static_assert(TOKEN_MAX == 512, "the text below says so");
-    if (*length && bytes[*length - 1] == '\n')
-        --*length;
-    if (*length && bytes[*length - 1] == '\r')
-        --*length;
-    if (*length == 0)
-        return "it is empty";
-    for (size_t i = 0; i < *length; i++) {
-        if (bytes[i] == '\n' || bytes[i] == '\r')
-            return "it has more than one line";
-        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
-            return "it has a blank or a control character";
-    }
-    return *length > TOKEN_MAX ? "it has more than 512 bytes" : NULL;
+    if (!slice_begins(authorization, "Bearer "))
+        return SLICE("");
+    return slice_trimmed(slice_from(authorization, 7));
 }
 
-/* NULL, or why not. */
-static const char *take_token(struct http *http, const char *path, mode_t *mode)
+int http_load_token(struct http *http, const char *path, mode_t *mode,
+                    char error[ERROR_SIZE])
 {
     char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
     const char *refused;
@@ -3198,36 +2884,32 @@ static const char *take_token(struct http *http, const char *path, mode_t *mode)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 
     if (fd < 0)
-        return strerror(errno);
+        return fail_with(error, "%s", strerror(errno));
     refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
     close(fd);
-    if (!refused)
-        refused = refused_token(bytes, &length);
     if (refused)
-        return refused;
+        return fail_with(error, "%s", refused);
+    if (length && bytes[length - 1] == '\n')
+        length--;
+    if (length && bytes[length - 1] == '\r')
+        length--;
+    if (length == 0)
+        return fail_with(error, "it is empty");
+    for (size_t i = 0; i < length; i++) {
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            return fail_with(error, "it has more than one line");
+        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
+            return fail_with(error, "it has a blank or a control character");
+    }
+    if (length > TOKEN_MAX)
+        return fail_with(error, "it has more than %d bytes", TOKEN_MAX);
     memcpy(http->token, bytes, length);
     http->token_length = length;
     *mode = status.st_mode;
-    return NULL;
+    return 0;
 }
 
-int http_load_token(struct http *http, const char *path, mode_t *mode,
-                    char error[ERROR_SIZE])
-{
-    const char *refused = take_token(http, path, mode);
-
-    return refused ? fail_with(error, "%s", refused) : 0;
-}
-
-/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty
- * if it is none. */
-static struct slice bearer(struct slice authorization)
-{
-    if (!slice_begins(authorization, "Bearer "))
-        return (struct slice){ "", 0 };
-    return slice_trimmed(slice_from(authorization, 7));
-}
-
+/* No branch depends on a byte, so the time does not tell how many are right. */
 bool http_token_matches(const struct http *http, const struct request *request)
 {
     struct slice given = bearer(request->authorization);
@@ -3239,13 +2921,19 @@ bool http_token_matches(const struct http *http, const struct request *request)
     return difference == 0;
 }
 
-/* ------------------------------------------------------- the start, the end */
+/* ------------------------------------------------------- the start, the end
+ *
+ * The table of connections has an entry for every descriptor that the process
+ * may have. calloc(3) takes its memory from the kernel as zero pages, so
+ * entries that are never used cost nothing.
+ */
 
-/* Has the limit on descriptors raised as far as it goes, but for no more than
- * are used; returns how many connections that allows. */
-static int raise_descriptors(uint64_t wanted, uint64_t *allowed,
-                             char error[ERROR_SIZE])
+/* Raises the limit on descriptors to what the connections need, or as far as it
+ * goes, and sets how many connections that allows. */
+static int raise_limit(struct http *http, char error[ERROR_SIZE])
 {
+    uint64_t asked = http->max_connections, allowed = 0;
+    uint64_t wanted = asked ? asked : CONNECTIONS_DEFAULT;
     struct rlimit limit;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
@@ -3256,31 +2944,16 @@ static int raise_descriptors(uint64_t wanted, uint64_t *allowed,
     if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
         return fail_with(error, "cannot raise the limit on descriptors: %s",
                          strerror(errno));
-    *allowed = limit.rlim_cur > RESERVE ? limit.rlim_cur - RESERVE : 0;
-    return 0;
-}
-
-static int make_table(struct http *http, char error[ERROR_SIZE])
-{
-    uint64_t wanted =
-        http->max_connections ? http->max_connections : CONNECTIONS_DEFAULT;
-    uint64_t allowed = 0;
-
-    if (raise_descriptors(wanted, &allowed, error) < 0)
-        return -1;
-    if (allowed == 0 || (http->max_connections && allowed < wanted))
+    if (limit.rlim_cur > RESERVE)
+        allowed = limit.rlim_cur - RESERVE;
+    if (allowed == 0 || allowed < asked)
         return fail_with(error,
                          "--max-connections: the limit on descriptors allows "
                          "%" PRIu64 "; raise it with ulimit -Hn %" PRIu64,
                          allowed, wanted + RESERVE);
     http->max_connections = allowed < wanted ? allowed : wanted;
     http->conn_limit = (uint32_t)(http->max_connections + RESERVE);
-    http->conns = calloc(http->conn_limit, sizeof(struct conn));
-    return http->conns ? 0
-                       : fail_with(error,
-                                   "no memory for %u connections: "
-                                   "--max-connections",
-                                   http->conn_limit);
+    return 0;
 }
 
 /* Begins with no connection; the table is there. */
@@ -3301,14 +2974,19 @@ static void begin_table(struct http *http)
 
 int http_init(struct http *http, char error[ERROR_SIZE])
 {
-    if (make_table(http, error) < 0)
+    if (raise_limit(http, error) < 0)
         return -1;
+    http->conns = calloc(http->conn_limit, sizeof(struct conn));
+    if (!http->conns)
+        return fail_with(error,
+                         "no memory for %u connections: --max-connections",
+                         http->conn_limit);
     begin_table(http);
     http->epoll = epoll_create1(EPOLL_CLOEXEC);
-    return http->epoll < 0
-               ? fail_with(error, "cannot begin to wait for events: %s",
-                           strerror(errno))
-               : 0;
+    if (http->epoll < 0)
+        return fail_with(error, "cannot begin to wait for events: %s",
+                         strerror(errno));
+    return 0;
 }
 
 void http_release(struct http *http)

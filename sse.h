@@ -658,8 +658,8 @@ size_t ring_advance(const struct ring *ring, const struct reader *reader,
 
 /* ------------------------------------------------------------------ http.c
  *
- * HTTP/1.1 (RFC 9110, RFC 9112): what bytes mean, and how answers are
- * spelled. Nothing here does I/O, but for the opening of a file.
+ * Connections, and HTTP/1.1 (RFC 9110, RFC 9112). First what bytes mean and how
+ * answers are written, which does no I/O but to open a file; then connections.
  *
  * Lines end in CR LF and in nothing else: a bare CR or LF in a head or
  * around a chunk is a 400, so that no two readers can see two different
@@ -888,9 +888,9 @@ enum conn_state {
 
 /*
  * A connection is in at most one queue. For work, answers and waiting there
- * are two each: connections that send more than a visit can take, and streams
- * that are published, have the second, so that one that asks now and then, and
- * waits for the answer, is never behind them.
+ * are two each, one after the other. The second is for connections that send
+ * more than a visit can take, and for streams that are published: so one that
+ * asks now and then, and waits for the answer, is never behind them.
  */
 enum queue_name {
     QUEUE_NONE,
