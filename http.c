@@ -54,6 +54,20 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
+/* Sizes that a build for tests may have otherwise, with -D. */
+#ifndef IN_FIRST
+#define IN_FIRST 2048 /* bytes of a request that are read at first */
+#endif
+#ifndef SPARE_EXCHANGES
+#define SPARE_EXCHANGES 64 /* kept for the next requests */
+#endif
+#ifndef STEP_EVENTS
+#define STEP_EVENTS 16 /* events or so between two looks at the clock */
+#endif
+#ifndef ACCEPTS_MAX
+#define ACCEPTS_MAX 32 /* connections of one listener in one turn */
+#endif
+
 /*
  * TURN_WORK is the time of a turn for a queue of connections, TURN_BUSY that
  * for a queue of busy ones. So a few connections that send without end do not
@@ -62,11 +76,7 @@
  * SENDBUF and NOTSENT bound what a peer that does not read holds in the kernel.
  */
 enum {
-    IN_FIRST = 2048, /* bytes of a request that are read at first */
     OUT_ROOM = RESPONSE_HEAD_MAX + 512, /* what one answer may need */
-    SPARE_EXCHANGES = 64,               /* kept for the next requests */
-    STEP_EVENTS = 16,   /* events or so between two looks at the clock */
-    ACCEPTS_MAX = 32,   /* connections of one listener in one turn */
     PIECE_SMALL = 512,  /* bytes: copying it costs less than an iovec does */
     TURN_WORK = 1000,   /* us of a turn for a queue of connections */
     TURN_BUSY = 250,    /* and for one of those that are busy */
