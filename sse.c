@@ -102,6 +102,7 @@ enum {
  * of a stored message. */
 #define CATCH_UP_SPLICE "catch_up_message\",\"originalType\":\""
 
+#define LAST_CHUNK "0\r\n\r\n"
 #define NOT_ON_DISK_TEXT "the history file cannot be written: see the log"
 #define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
 #define DRAINING_TEXT "draining: about to end"
@@ -120,48 +121,28 @@ enum publish {
     PUBLISH_TOKEN
 };
 
-enum ids {
-    IDS_OWN, /* the server numbers events */
-    IDS_KEEP /* publishers give the ids: another server has numbered them */
-};
-
-enum stdin_form {
-    STDIN_LINES,
-    STDIN_EVENTS
-};
-
 #define SYNC_ALWAYS UINT64_C(0)
 #define SYNC_NEVER (UINT64_MAX - 1)
 
 /* Times are in ms. Options that only http.c needs are parsed into struct
  * http. */
 struct options {
-    const char *listen[LISTENERS_MAX];
-    unsigned listen_count;
-    unsigned host_count;
-    const char *hosts[HOSTS_MAX];
-    const char *root;
+    const char *listen[LISTENERS_MAX], *hosts[HOSTS_MAX];
+    unsigned listen_count, host_count;
+    const char *root, *token_file, *history_file;
+    const char *topic;  /* of standard input; "": the main stream */
+    const char *check;  /* a history file to look at, instead of serving */
     const char *cors;   /* whose pages may read: "*", an origin; NULL: none */
     const char *origin; /* the origin in `cors`, whose pages may publish too */
-    const char *token_file;
-    const char *topic; /* of standard input; NULL: the main stream */
-    const char *history_file;
-    const char *check; /* the history file to look at, instead of serving */
-    uint64_t history;
-    uint64_t history_bytes;
+    uint64_t history, history_bytes, max_event;
     uint64_t first_id; /* 0: the clock */
-    uint64_t interval;
-    uint64_t heartbeat;
-    uint64_t retry;
-    uint64_t max_event;
-    uint64_t drain;
-    uint64_t drain_spread;
-    uint64_t drain_delay;
-    uint64_t sync;       /* or SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
-    unsigned publish;    /* enum publish or UNGIVEN */
-    unsigned log_level;  /* enum level */
-    unsigned ids;        /* enum ids */
-    unsigned stdin_form; /* enum stdin_form or UNGIVEN */
+    uint64_t interval, heartbeat, retry;
+    uint64_t drain, drain_spread, drain_delay;
+    uint64_t sync;         /* or SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
+    uint64_t publish;      /* enum publish or UNGIVEN */
+    uint64_t log_level;    /* enum level */
+    uint64_t stdin_events; /* --stdin events: not lines; or UNGIVEN */
+    uint64_t given_ids;    /* --ids keep: publishers give the ids of events */
     bool access_log;
     bool end;         /* finish the topic at the end of standard input */
     bool reads_input; /* publish standard input */
@@ -204,10 +185,9 @@ struct server {
 /* ----------------------------------------------------------------- log
  *
  * Lines of key=value on standard error. log_event() is for what the server does
- * by itself. log_client() is for what clients cause, and is limited to LOG_RATE
- * lines a second, so that a client cannot fill a disk; log_report() says how
- * many lines were left out. No byte from outside ends a line or a value:
- * log_quote().
+ * by itself. What clients cause is limited to LOG_RATE lines a second, so that
+ * they cannot fill a disk: may_log(). log_report() says how many lines were
+ * left out. No byte from outside ends a line or a value: log_quote().
  */
 
 static struct {
@@ -236,25 +216,19 @@ static const char *format_now(char text[TIMESTAMP_SIZE])
     return text;
 }
 
-/* strerrorname_np(3) would do this, but musl has none. */
+#define NAMED(error) [error] = #error
+
+/* As strerrorname_np(3), which musl has not. */
 static const char *error_name(int error)
 {
-    static const char *const names[] = { [EACCES] = "EACCES",
-                                         [EAGAIN] = "EAGAIN",
-                                         [ECONNREFUSED] = "ECONNREFUSED",
-                                         [ECONNRESET] = "ECONNRESET",
-                                         [EHOSTUNREACH] = "EHOSTUNREACH",
-                                         [EIO] = "EIO",
-                                         [EISDIR] = "EISDIR",
-                                         [EMFILE] = "EMFILE",
-                                         [ENETUNREACH] = "ENETUNREACH",
-                                         [ENFILE] = "ENFILE",
-                                         [ENOBUFS] = "ENOBUFS",
-                                         [ENOENT] = "ENOENT",
-                                         [ENOMEM] = "ENOMEM",
-                                         [ENOSPC] = "ENOSPC",
-                                         [EPIPE] = "EPIPE",
-                                         [ETIMEDOUT] = "ETIMEDOUT" };
+    static const char *const names[] = {
+        NAMED(EACCES),     NAMED(EAGAIN),       NAMED(ECONNREFUSED),
+        NAMED(ECONNRESET), NAMED(EHOSTUNREACH), NAMED(EIO),
+        NAMED(EISDIR),     NAMED(EMFILE),       NAMED(ENETUNREACH),
+        NAMED(ENFILE),     NAMED(ENOBUFS),      NAMED(ENOENT),
+        NAMED(ENOMEM),     NAMED(ENOSPC),       NAMED(EPIPE),
+        NAMED(ETIMEDOUT),
+    };
     size_t i = (size_t)error;
 
     return i < sizeof(names) / sizeof(names[0]) && names[i] ? names[i]
@@ -275,18 +249,21 @@ static bool log_write(const char *line, size_t length)
     return write(STDERR_FILENO, line, length) == (ssize_t)length;
 }
 
-__attribute__((format(printf, 3, 0))) static void log_line(enum level level,
-                                                           const char *event,
-                                                           const char *format,
-                                                           va_list arguments)
+__attribute__((format(printf, 3, 4))) static void
+log_event(enum level level, const char *event, const char *format, ...)
 {
     char line[PIPE_BUF], timestamp[TIMESTAMP_SIZE];
     size_t room = sizeof(line) - 1, length;
+    va_list arguments;
 
+    if (level > logger.level)
+        return;
     length = (size_t)snprintf(line, room, "time=%s level=%s event=%s ",
                               format_now(timestamp), level_names[level], event);
+    va_start(arguments, format);
     length +=
         (size_t)vsnprintf(line + length, room - length, format, arguments);
+    va_end(arguments);
     if (length > room - 1)
         length = room - 1;
     while (line[length - 1] == ' ')
@@ -296,39 +273,23 @@ __attribute__((format(printf, 3, 0))) static void log_line(enum level level,
         logger.suppressed++;
 }
 
-__attribute__((format(printf, 3, 4))) static void
-log_event(enum level level, const char *event, const char *format, ...)
-{
-    va_list arguments;
-
-    if (level > logger.level)
-        return;
-    va_start(arguments, format);
-    log_line(level, event, format, arguments);
-    va_end(arguments);
-}
-
-__attribute__((format(printf, 4, 5))) static void
-log_client(const struct server *server, enum level level, const char *event,
-           const char *format, ...)
+/* Whether a client may cause a line now, which is then counted. */
+static bool may_log(const struct server *server, enum level level)
 {
     uint64_t now = server->http.now;
-    va_list arguments;
 
     if (level > logger.level)
-        return;
+        return false;
     logger.tokens += (double)(now - logger.refilled) * LOG_RATE / 1000;
     logger.refilled = now;
     if (logger.tokens > LOG_BURST)
         logger.tokens = LOG_BURST;
     if (logger.tokens < 1) {
         logger.suppressed++;
-        return;
+        return false;
     }
     logger.tokens--;
-    va_start(arguments, format);
-    log_line(level, event, format, arguments);
-    va_end(arguments);
+    return true;
 }
 
 static void log_report(uint64_t now)
@@ -353,8 +314,7 @@ static const char *log_quote(char *buffer, size_t size, struct slice value)
     while (in < value.length && value.data[in] && strchr(plain, value.data[in]))
         in++;
     if (in == value.length && in > 0 && in < size) {
-        memcpy(buffer, value.data, in);
-        buffer[in] = '\0';
+        snprintf(buffer, size, "%.*s", (int)in, value.data);
         return buffer;
     }
     buffer[out++] = '"';
@@ -383,7 +343,7 @@ static void log_access(const struct server *server, const struct conn *conn,
     const struct topic *topic = conn->exchange->publication.topic;
     char peer[PEER_SIZE], path[512];
 
-    if (!server->options.access_log)
+    if (!server->options.access_log || !may_log(server, LEVEL_INFO))
         return;
     /* of a publish, the body may have overwritten the path */
     if (topic)
@@ -392,10 +352,10 @@ static void log_access(const struct server *server, const struct conn *conn,
                  topic->name.data);
     else
         log_quote(path, sizeof(path), request->path);
-    log_client(server, LEVEL_INFO, "request",
-               "peer=%s method=%s path=%s status=%d bytes=%" PRIu64,
-               conn_peer(peer, conn), methods[request->method], path, status,
-               length);
+    log_event(LEVEL_INFO, "request",
+              "peer=%s method=%s path=%s status=%d bytes=%" PRIu64,
+              conn_peer(peer, conn), methods[request->method], path, status,
+              length);
 }
 
 /* For the start alone: once the server runs, it logs and goes on. */
@@ -452,7 +412,7 @@ static struct reader subscriber_reader(struct subscriber *subscriber)
         .places = subscriber_places(subscriber),
         .count = subscriber->topic_count,
         .form = subscriber->form | (replays ? FORM_SPLICED : 0U),
-        .until = replays ? subscriber->replay_end : UINT64_MAX,
+        .until = replays ? subscriber->replay_end : UINT64_MAX
     };
 }
 
@@ -462,21 +422,10 @@ static bool reads_main(const struct server *server, const struct reader *reader)
     return reader->places[0].topic == server->main_topic;
 }
 
-static void drop_own(struct server *server, struct subscriber *subscriber)
-{
-    struct own *own = subscriber->own;
-
-    if (!own)
-        return;
-    memory_return(&server->http, sizeof(*own) + own->length);
-    free(own);
-    subscriber->own = NULL;
-}
-
-/* Makes `rest`, which may be the end of subscriber->own, what is left of the
- * subscriber's own bytes. False without memory. */
-static bool keep_own(struct server *server, struct subscriber *subscriber,
-                     struct slice rest)
+/* Has `rest`, which may be the end of subscriber->own, wait for room in the
+ * socket. False without memory. */
+static bool set_own(struct server *server, struct subscriber *subscriber,
+                    struct slice rest)
 {
     struct own *own = subscriber->own;
     size_t room = 0;
@@ -487,7 +436,10 @@ static bool keep_own(struct server *server, struct subscriber *subscriber,
         own->sent = own->length - (uint32_t)rest.length;
         return true;
     }
-    drop_own(server, subscriber);
+    if (own)
+        memory_return(&server->http, sizeof(*own) + own->length);
+    free(own);
+    subscriber->own = NULL;
     if (rest.length == 0)
         return true;
     if (!memory_grow(&server->http, &memory, &room, sizeof(*own) + rest.length))
@@ -516,25 +468,25 @@ static void unsubscribe(struct server *server, struct conn *conn,
         place->index = places[i].index;
         topic_drop(&server->ring, topic);
     }
-    drop_own(server, subscriber);
+    set_own(server, subscriber, SLICE(""));
     if (subscriber->topic_count > 1)
         free(places);
-    log_client(server, LEVEL_INFO, "unsubscribed",
-               "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
-               conn_peer(peer, conn), reason, subscriber->progress.events,
-               subscriber->bytes,
-               (uint32_t)(server->http.now / 1000) - subscriber->since);
+    if (may_log(server, LEVEL_INFO))
+        log_event(LEVEL_INFO, "unsubscribed",
+                  "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
+                  conn_peer(peer, conn), reason, subscriber->progress.events,
+                  subscriber->bytes,
+                  (uint32_t)(server->http.now / 1000) - subscriber->since);
 }
 
 /* The id at which a subscriber stands that has been sent everything. */
 static uint64_t position_of(const struct server *server,
                             const struct subscriber *subscriber)
 {
-    uint64_t newest = server->ring.newest_id;
+    bool is_ahead =
+        subscriber->is_ahead && subscriber->ahead > server->ring.newest_id;
 
-    return subscriber->is_ahead && subscriber->ahead > newest
-               ? subscriber->ahead
-               : newest;
+    return is_ahead ? subscriber->ahead : server->ring.newest_id;
 }
 
 /* Spreads reconnects, so that clients do not all come back at once. */
@@ -546,24 +498,6 @@ static uint64_t random_between(uint64_t low, uint64_t high)
         (ssize_t)sizeof(number))
         number = (uint64_t)random();
     return low + number % (high - low + 1);
-}
-
-static void put_last_chunk(struct text *text, unsigned form)
-{
-    if (form & FORM_CHUNKED)
-        text_put(text, "0\r\n\r\n");
-}
-
-/* Before the end of the process: where the stream stands and when to come
- * back. */
-static void put_farewell(const struct server *server,
-                         const struct subscriber *subscriber, struct text *text)
-{
-    uint64_t position = position_of(server, subscriber);
-    uint64_t retry = random_between(1000, 1000 + server->options.drain_spread);
-
-    text_put_block(text, subscriber->form,
-                   &(struct block){ .retry = &retry, .id = &position }, NULL);
 }
 
 /* ------------------------------------------------------------- delivery
@@ -626,9 +560,16 @@ static struct slice next_own(struct server *server,
         subscriber->replay_end = 0;
     } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
                !subscriber->ends && !reader_next(&server->ring, reader)) {
-        if (drains)
-            put_farewell(server, subscriber, text);
-        put_last_chunk(text, subscriber->form);
+        if (drains) {
+            uint64_t low = 1000, high = low + server->options.drain_spread;
+            uint64_t retry = random_between(low, high);
+            uint64_t position = position_of(server, subscriber);
+            struct block block = { .retry = &retry, .id = &position };
+
+            text_put_block(text, subscriber->form, &block, NULL);
+        }
+        if (subscriber->form & FORM_CHUNKED)
+            text_put(text, LAST_CHUNK);
         subscriber->ends = true;
     }
     return text_slice(text);
@@ -668,18 +609,6 @@ static void stream_advance(struct server *server, struct subscriber *subscriber,
     server->quantum_bytes += sent + (size_t)pieces * PIECE_COST;
 }
 
-/* Passes over what a subscriber that was ahead has had from another server. */
-static void stream_skip(struct server *server, struct subscriber *subscriber)
-{
-    struct reader reader = subscriber_reader(subscriber);
-
-    reader_skip(&server->ring, &reader, subscriber->ahead);
-    if (server->ring.newest_id < subscriber->ahead || !server->ring.newest_id)
-        return;
-    subscriber->is_ahead = false;
-    subscriber->replay_end = 0;
-}
-
 /*
  * Sends `own`, then the frames from the places to the end; *own is then what is
  * left of it. Says why it stopped. A send that took less than it was given, or
@@ -691,12 +620,17 @@ static enum io stream_write(struct server *server, struct conn *conn,
     struct subscriber *subscriber = &conn->subscriber;
     struct iovec iov[IOV_ROOM];
     size_t total = 0, bytes;
-    struct reader reader;
+    struct reader reader = subscriber_reader(subscriber);
+    uint64_t newest_id = server->ring.newest_id;
     bool all = false; /* all frames that there are have been sent */
 
-    if (subscriber->is_ahead)
-        stream_skip(server, subscriber);
-    reader = subscriber_reader(subscriber);
+    if (subscriber->is_ahead) {
+        reader_skip(&server->ring, &reader, subscriber->ahead);
+        if (newest_id && newest_id >= subscriber->ahead) {
+            subscriber->is_ahead = false;
+            subscriber->replay_end = 0;
+        }
+    }
     if (reader_overrun(&reader))
         return IO_OVERRUN;
     for (;;) {
@@ -746,7 +680,8 @@ static void stream_send(struct server *server, struct conn *conn,
         conn_cut(http, conn, "overrun");
     } else if (outcome == IO_ERROR) {
         conn_close(http, conn, error_name(errno));
-    } else if (!keep_own(server, subscriber, own)) {
+    } else if ((subscriber->own || own.length) &&
+               !set_own(server, subscriber, own)) {
         conn_close(http, conn, error_name(ENOMEM));
     } else if (outcome == IO_DONE && subscriber->ends) {
         conn_close(http, conn,
@@ -758,26 +693,27 @@ static void stream_send(struct server *server, struct conn *conn,
     }
 }
 
-static void begin_quantum(struct server *server)
-{
-    server->quantum_sends = 0;
-    server->quantum_bytes = 0;
-}
-
 static bool quantum_is_over(const struct server *server)
 {
     return server->quantum_sends >= QUANTUM_SENDS ||
            server->quantum_bytes >= QUANTUM_BYTES;
 }
 
-/* While a pass is under way, frames pile up, and each subscriber gets all of
+/*
+ * While a pass is under way, frames pile up, and each subscriber gets all of
  * them at once when its turn comes. One with a full socket is left to EPOLLOUT,
- * unless it is overrun: waiting would not help it. */
-static void deliver_topics(struct server *server)
+ * unless it is overrun: waiting would not help it.
+ *
+ * Each subscriber in QUEUE_READY then comes once in a round. ready_from holds
+ * up publishers, so it must rise when those frames have been sent: at the end
+ * of a round it becomes what was needed by those queued during the round.
+ */
+static void deliver(struct server *server)
 {
+    const struct queue *ready = &server->http.queues[QUEUE_READY];
     uint32_t fd;
 
-    begin_quantum(server);
+    server->quantum_bytes = server->quantum_sends = 0;
     while (!quantum_is_over(server) &&
            (fd = pass_next(&server->ring)) != NONE) {
         struct conn *conn = conn_at(&server->http, fd);
@@ -787,18 +723,7 @@ static void deliver_topics(struct server *server)
             stream_send(server, conn, SLICE(""));
     }
     pass_yield(&server->ring);
-}
-
-/*
- * Each subscriber in QUEUE_READY comes once in a round. server->ready_from
- * holds up publishers, so it must rise when those frames have been sent: at the
- * end of a round it becomes what was needed by those queued during the round.
- */
-static void deliver_ready(struct server *server)
-{
-    const struct queue *ready = &server->http.queues[QUEUE_READY];
-
-    begin_quantum(server);
+    server->quantum_bytes = server->quantum_sends = 0;
     while (ready->count && !quantum_is_over(server)) {
         if (server->ready_round == 0) {
             server->ready_round = ready->count;
@@ -810,15 +735,8 @@ static void deliver_ready(struct server *server)
     }
     if (ready->count == 0) {
         server->ready_round = 0;
-        server->ready_from = 0;
-        server->ready_from_next = 0;
+        server->ready_from = server->ready_from_next = 0;
     }
-}
-
-static void deliver(struct server *server)
-{
-    deliver_topics(server);
-    deliver_ready(server);
 }
 
 /* A handler: the heartbeat's timer has expired. A subscriber that has been
@@ -878,22 +796,13 @@ static void begin_given_ids(struct server *server, uint64_t id)
     ring_begin_after(&server->ring, id - 1);
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
-        uint64_t position = newest;
+        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
 
-        if (conn->state != CONN_STREAM)
-            continue;
-        if (conn->subscriber.is_ahead)
-            position = conn->subscriber.ahead;
-        else if (!newest)
-            continue; /* no events have ever been here: it can miss none */
-        if (position < id - 1)
+        /* before the first event ever, nothing can have been missed */
+        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
+            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
             conn_cut(&server->http, conn, "gap");
     }
-}
-
-static bool has_failed_disk(const struct server *server)
-{
-    return server->sync_failed && server->options.sync == SYNC_ALWAYS;
 }
 
 /* A member of a JSON object, after others. */
@@ -951,14 +860,16 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     *id = event->id ? event->id : ring->newest_id + 1;
     if (*id > ID_MAX)
         return IDS_USED_UP;
+    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
+        return NOT_ON_DISK;
+    if (*id <= ring->newest_id)
+        return STALE;
     if (event->finishes)
         put_topic_end(&frame, *id, topic->name, topic_newest_id(ring, topic));
     else if (topic == server->main_topic)
         splice = put_message(&frame, *id, event->data);
     else
         text_put_event(&frame, *id, event);
-    if (has_failed_disk(server))
-        return NOT_ON_DISK;
     if (ring_would_overrun(ring, frame.length, server->ready_from))
         return MUST_WAIT;
     if (ring->unbegun)
@@ -968,13 +879,11 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     return PUBLISHED;
 }
 
-/* The clock of the main stream. A message that must wait is tried again in the
- * next turn. One that is missed is not made up for: it would tell an old time.
- */
+/* The clock of the main stream. A message that must wait is made anew in the
+ * next turn; one that is missed is not made up for. */
 static void publish_clock(struct server *server)
 {
-    char message[64] = "当前时间: ";
-    size_t length = strlen(message);
+    char message[64];
     time_t seconds = time(NULL);
     struct event event = { 0 };
     struct tm tm;
@@ -983,9 +892,9 @@ static void publish_clock(struct server *server)
     if (server->http.now < server->next_clock)
         return;
     localtime_r(&seconds, &tm);
-    length += strftime(message + length, sizeof(message) - length,
-                       "%Y-%m-%d %H:%M:%S", &tm);
-    event.data = (struct slice){ message, length };
+    event.data.data = message;
+    event.data.length =
+        strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
     if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
         return;
     server->next_clock += server->options.interval;
@@ -1026,12 +935,13 @@ static void look_for_file(struct server *server)
  * clock's. After a failure it tries once a second, not in every turn. */
 static void sync_when_due(struct server *server)
 {
-    bool pause = server->sync_failed && server->options.sync < SYNC_DEFAULT;
+    uint64_t pause = server->options.sync;
 
     if (!server->ring.unsynced || server->http.now < server->next_sync)
         return;
-    server->next_sync =
-        server->http.now + (pause ? SYNC_DEFAULT : server->options.sync);
+    if (server->sync_failed && pause < SYNC_DEFAULT)
+        pause = SYNC_DEFAULT;
+    server->next_sync = server->http.now + pause;
     look_for_file(server);
     sync_history(server);
 }
@@ -1168,14 +1078,12 @@ static bool stream_begin(struct server *server, struct conn *conn,
         memcpy(places, reader->places, size);
     }
     conn_begin_stream(http, conn);
-    *subscriber = (struct subscriber){
-        .form = (uint8_t)reader->form,
-        .topic_count = (uint8_t)reader->count,
-        .since = (uint32_t)(http->now / 1000),
-        .active = (uint32_t)http->now,
-        .replay_count = (uint32_t)start->replay,
-        .is_ahead = start->ahead,
-    };
+    *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
+                                       .topic_count = (uint8_t)reader->count,
+                                       .since = (uint32_t)(http->now / 1000),
+                                       .active = (uint32_t)http->now,
+                                       .replay_count = (uint32_t)start->replay,
+                                       .is_ahead = start->ahead };
     if (places)
         subscriber->places = places;
     else
@@ -1195,46 +1103,26 @@ static bool stream_begin(struct server *server, struct conn *conn,
 static struct response stream_response(const struct server *server,
                                        const struct conn *conn)
 {
-    return (struct response){
-        .status = 200,
-        .stream = true,
-        .chunked = conn->exchange->request.minor > 0,
-        .cors = server->options.cors,
-    };
+    return (struct response){ .status = 200,
+                              .stream = true,
+                              .chunked = conn->exchange->request.minor > 0,
+                              .cors = server->options.cors };
 }
 
 /* There is no room now: an empty stream that says when to come back. */
 static void refuse_subscriber(struct server *server, struct conn *conn)
 {
     struct response response = stream_response(server, conn);
-    unsigned form = response.chunked ? FORM_CHUNKED : FORM_PLAIN;
     uint64_t retry = random_between(RETRY_LATER_MIN, RETRY_LATER_MAX);
     char bytes[256];
     struct text text = { bytes, sizeof(bytes), 0 };
 
-    text_put_block(&text, form, &(struct block){ .retry = &retry }, NULL);
-    put_last_chunk(&text, form);
+    text_put_block(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN,
+                   &(struct block){ .retry = &retry }, NULL);
+    if (response.chunked)
+        text_put(&text, LAST_CHUNK);
     response.close = true;
     respond(&server->http, conn, &response, text_slice(&text));
-}
-
-static void log_subscribed(const struct server *server, const struct conn *conn,
-                           const struct reader *reader,
-                           const struct start *start)
-{
-    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
-    struct slice name = reader->places[0].topic->name;
-
-    log_access(server, conn, 200, 0);
-    log_client(
-        server, LEVEL_INFO, "subscribed",
-        "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64 " gap=%s",
-        conn_peer(peer, conn),
-        reads_main(server, reader) ? "-"
-                                   : log_quote(topic, sizeof(topic), name),
-        reader->count,
-        log_quote(requested, sizeof(requested), start->requested),
-        start->replay, start->gap ? "yes" : "no");
 }
 
 /* Answers a request to subscribe. True if the connection is now a subscriber
@@ -1244,6 +1132,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
 {
     const struct request *request = &conn->exchange->request;
     char bytes[OUT_SIZE + OWN_MAX], requested[REQUESTED_MAX];
+    char peer[PEER_SIZE], topic[TOPIC_NAME_MAX + 1], asked[REQUESTED_MAX];
     struct text text = { bytes, sizeof(bytes), 0 };
     struct response head = stream_response(server, conn);
     struct start start;
@@ -1254,28 +1143,37 @@ static bool subscribe_to(struct server *server, struct conn *conn,
         head.status = 204;
         head.stream = false;
         head.no_cache = true;
+    }
+    if (head.status == 204 || request->method == METHOD_HEAD) {
         respond(&server->http, conn, &head, SLICE(""));
         return false;
     }
-    if (request->method == METHOD_HEAD) {
-        respond(&server->http, conn, &head, SLICE(""));
-        return false;
+    if (!(conn->flags & FLAG_SURPLUS)) {
+        text.length =
+            stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
+        if (!text.length)
+            return false; /* an earlier answer could not be kept: the end */
+        put_first_blocks(&text, server, reader, &start);
+        log_access(server, conn, 200, 0);
+        if (may_log(server, LEVEL_INFO))
+            log_event(LEVEL_INFO, "subscribed",
+                      "peer=%s topic=%s topics=%u last_event_id=%s "
+                      "replay=%" PRIu64 " gap=%s",
+                      conn_peer(peer, conn),
+                      reads_main(server, reader)
+                          ? "-"
+                          : log_quote(topic, sizeof(topic),
+                                      reader->places[0].topic->name),
+                      reader->count,
+                      log_quote(asked, sizeof(asked), start.requested),
+                      start.replay, start.gap ? "yes" : "no");
+        if (stream_begin(server, conn, reader, &start)) {
+            stream_send(server, conn, text_slice(&text));
+            return true;
+        }
     }
-    if (conn->flags & FLAG_SURPLUS) {
-        refuse_subscriber(server, conn);
-        return false;
-    }
-    text.length = stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
-    if (!text.length)
-        return false; /* an earlier answer could not be kept: the end */
-    put_first_blocks(&text, server, reader, &start);
-    log_subscribed(server, conn, reader, &start);
-    if (!stream_begin(server, conn, reader, &start)) {
-        refuse_subscriber(server, conn);
-        return false;
-    }
-    stream_send(server, conn, text_slice(&text));
-    return true;
+    refuse_subscriber(server, conn);
+    return false;
 }
 
 /* Has the reader hold the topic, unless it does already. Returns NULL or
@@ -1287,12 +1185,11 @@ static const char *add_topic(struct server *server, struct reader *reader,
 
     if (!topic)
         return out_of_memory;
-    for (unsigned i = 0; i < reader->count; i++) {
-        if (reader->places[i].topic != topic)
-            continue;
-        topic_drop(&server->ring, topic);
-        return NULL;
-    }
+    for (unsigned i = 0; i < reader->count; i++)
+        if (reader->places[i].topic == topic) {
+            topic_drop(&server->ring, topic);
+            return NULL;
+        }
     reader->places[reader->count++] = (struct place){ .topic = topic };
     return NULL;
 }
@@ -1306,16 +1203,13 @@ static void subscribe(struct server *server, struct conn *conn,
     const struct request *request = &conn->exchange->request;
     struct slice query = request->query, named;
     struct place places[READER_TOPICS_MAX];
-    struct reader reader = {
-        .places = places,
-        .form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN,
-        .until = UINT64_MAX,
-    };
+    struct reader reader = { .places = places, .until = UINT64_MAX };
     char name[TOPIC_NAME_MAX + 1];
     bool subscribed = false;
     const char *refused = NULL;
     uint64_t count;
 
+    reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
     while (topic.length == 0 && !refused &&
            http_query_next(&query, "topic", name, sizeof(name), &named)) {
         refused = topic_name_refused(named);
@@ -1377,40 +1271,39 @@ static void publication_release(struct server *server,
     publication->topic = NULL;
 }
 
-static void respond_json(struct server *server, struct conn *conn, int status,
-                         const struct text *json)
-{
-    struct response response = {
-        .status = status,
-        .type = "application/json",
-        .length = json->length,
-        .retry_after = status == 503 ? 2 : 0,
-        .cors = server->options.origin,
-    };
-
-    if (server->options.sync == SYNC_ALWAYS && status < 300)
-        respond_promise(&server->http, conn, &response, text_slice(json));
-    else
-        respond(&server->http, conn, &response, text_slice(json));
-}
-
-/* What of a stream of events is in the history; and in `error`, if it is not
- * NULL, why no more is. */
-static void respond_streamed(struct server *server, struct conn *conn,
-                             int status, const char *error)
+/* What is in the history now; and in `error`, if it is not NULL, why no more of
+ * a stream of events is. */
+static void respond_published(struct server *server, struct conn *conn,
+                              int status, const char *error)
 {
     const struct publication *publication = &conn->exchange->publication;
+    bool deletes = publication->from == FROM_DELETE;
     char bytes[400];
     struct text json = { bytes, sizeof(bytes), 0 };
+    struct response response = { .status = status,
+                                 .type = "application/json",
+                                 .retry_after = status == 503 ? 2 : 0,
+                                 .cors = server->options.origin };
 
-    text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
-             publication->count, publication->skipped);
-    put_id(&json, "first", publication->first);
-    put_id(&json, "last", publication->last);
-    if (error)
-        text_put(&json, ",\"error\":\"%s\"", error);
-    text_put(&json, "}\n");
-    respond_json(server, conn, status, &json);
+    if (is_streamed(publication)) {
+        text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
+                 publication->count, publication->skipped);
+        put_id(&json, "first", publication->first);
+        put_id(&json, "last", publication->last);
+        if (error)
+            text_put(&json, ",\"error\":\"%s\"", error);
+        text_put(&json, "}\n");
+    } else {
+        text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
+                 deletes ? topic_newest_id(&server->ring, publication->topic)
+                         : publication->last,
+                 publication->topic->subscriber_count);
+    }
+    response.length = json.length;
+    if (server->options.sync == SYNC_ALWAYS && status < 300)
+        respond_promise(&server->http, conn, &response, text_slice(&json));
+    else
+        respond(&server->http, conn, &response, text_slice(&json));
 }
 
 /* Ends a publication before its body ends: the rest is not read. A handler
@@ -1421,7 +1314,7 @@ static void publication_fail(struct server *server, struct conn *conn,
     if (is_input(conn))
         conn_close(&server->http, conn, why);
     else if (conn->exchange->publication.from == FROM_EVENTS)
-        respond_streamed(server, conn, status, why);
+        respond_published(server, conn, status, why);
     else
         respond_error(&server->http, conn, status, why);
 }
@@ -1436,7 +1329,8 @@ static void refuse_event(struct server *server, struct conn *conn, int status,
         return;
     }
     conn->exchange->publication.skipped++;
-    log_client(server, LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
+    if (may_log(server, LEVEL_WARN))
+        log_event(LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
 }
 
 static void refuse_too_long(struct server *server, struct conn *conn)
@@ -1455,12 +1349,11 @@ static void refuse_too_long(struct server *server, struct conn *conn)
 static bool make_room(struct server *server, struct conn *conn, size_t wanted)
 {
     struct publication *publication = &conn->exchange->publication;
-    size_t room = publication->content_room * 2;
+    size_t old = publication->content_room;
+    size_t room = old ? old * 2 : CONTENT_FIRST;
 
-    if (wanted <= publication->content_room)
+    if (wanted <= old)
         return true;
-    if (room < CONTENT_FIRST)
-        room = CONTENT_FIRST;
     if (room < wanted)
         room = wanted;
     if (room > publication->content_max)
@@ -1473,9 +1366,10 @@ static bool make_room(struct server *server, struct conn *conn, size_t wanted)
     return false;
 }
 
-/* A plain body or a line is complete. One line end at the end of a body is no
- * part of the data, nor is the CR that a line ends in; an empty line is no
- * event. The data stays where it is until the next content comes. */
+/* A plain body or a line is complete; the last line may lack its end. One line
+ * end at the end of a body is no part of the data, nor is the CR that a line
+ * ends in; an empty line is no event. The data stays where it is until the next
+ * content comes. */
 static void finish_content(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
@@ -1512,12 +1406,11 @@ static void take_content(struct server *server, struct conn *conn)
     const char *lf = is_line ? memchr(piece->data, '\n', piece->length) : NULL;
     size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
 
-    if (length > publication->content_max - publication->content_length) {
-        if (!is_line) {
-            refuse_too_long(server, conn);
-            return;
-        }
+    if (length > publication->content_max - publication->content_length)
         publication->skips = true;
+    if (publication->skips && !is_line) {
+        refuse_too_long(server, conn);
+        return;
     }
     if (!publication->skips) {
         if (!make_room(server, conn, publication->content_length + length))
@@ -1565,7 +1458,7 @@ static const char *take_gap(struct server *server,
     struct topic *topic = publication->topic;
     uint64_t position = server->ring.newest_id + 1;
 
-    if (server->options.ids == IDS_KEEP &&
+    if (server->options.given_ids &&
         !take_parsed_id(&publication->parser, &position))
         return "a gap without the id of its position: " ID_GIVEN_RANGE;
     if (server->ring.unbegun)
@@ -1588,14 +1481,12 @@ static const char *take_parsed(struct server *server, struct conn *conn)
     bool is_main = publication->topic == server->main_topic;
     const char *refused = NULL;
 
-    *event = (struct event){
-        .name = { parser->name, parser->name_length },
-        .retry = { parser->retry, parser->retry_length },
-        .data = { parser->data, parser->length },
-    };
+    *event = (struct event){ .name = { parser->name, parser->name_length },
+                             .retry = { parser->retry, parser->retry_length },
+                             .data = { parser->data, parser->length } };
     if (is_input(conn) && slice_is(event->name, "ssed.gap"))
         return take_gap(server, publication);
-    if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
+    if (server->options.given_ids && !take_parsed_id(parser, &event->id))
         return "with --ids keep each event has its id: " ID_GIVEN_RANGE;
     event->finishes =
         is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
@@ -1631,147 +1522,94 @@ static void parse_piece(struct server *server, struct conn *conn)
         refuse_event(server, conn, 400, refused);
 }
 
-/* An empty piece is the end of the content. */
-static void step_take(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice *piece = &conn->exchange->piece;
-
-    if (piece->length && publication->from == FROM_EVENTS)
-        parse_piece(server, conn);
-    else if (piece->length && publication->from == FROM_DELETE)
-        piece->length = 0;
-    else if (piece->length)
-        take_content(server, conn);
-    else if (publication->from == FROM_PLAIN || publication->content_length ||
-             publication->skips)
-        finish_content(server, conn); /* or a last line without its end */
-    else
-        publication->step = STEP_FINISH;
-}
-
-/* An id that is not greater than the newest has been here before: a source
- * may begin again from an earlier place. */
-static void skip_event(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    char text[96];
-
-    publication->skipped++;
-    publication->step = STEP_TAKE;
-    if (is_streamed(publication))
-        return;
-    snprintf(text, sizeof(text),
-             "the newest id is %" PRIu64 ": ids only increase",
-             server->ring.newest_id);
-    respond_error(&server->http, conn, 409, text);
-}
-
-/* Whether others have their turn before this publisher. */
-static bool others_wait(const struct server *server, const struct conn *conn)
-{
-    const struct queue *queues = server->http.queues;
-
-    if (conn->state == CONN_WAITING)
-        return false; /* it is the first of them */
-    return queues[QUEUE_WAITING].count ||
-           ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
-}
-
-/* Appends an event, or the end of the topic, and sets *id. False if it has not
- * been appended: the publisher waits, the event is skipped, or the publication
- * has failed. */
+/*
+ * Appends an event, or the end of the topic. False if it has not been: the
+ * publisher waits, the publication has failed, or the event is skipped. An id
+ * that is not greater than the newest has been here before: a source may begin
+ * again from an earlier place.
+ */
 static bool append(struct server *server, struct conn *conn,
-                   const struct event *event, uint64_t *id)
+                   const struct event *event)
 {
-    enum outcome outcome = MUST_WAIT;
+    struct publication *publication = &conn->exchange->publication;
+    const struct queue *queues = server->http.queues;
     bool stale = event->id && event->id <= server->ring.newest_id;
+    bool others_wait =
+        queues[QUEUE_WAITING].count ||
+        ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
+    enum outcome outcome = MUST_WAIT;
+    uint64_t id;
+    char why[96];
 
-    if (stale && !has_failed_disk(server))
-        outcome = STALE;
-    else if (!others_wait(server, conn))
-        outcome =
-            publish_event(server, conn->exchange->publication.topic, event, id);
+    /* one that waits has its turn: it is the first */
+    if (stale || conn->state == CONN_WAITING || !others_wait)
+        outcome = publish_event(server, publication->topic, event, &id);
     if (outcome == MUST_WAIT) {
         conn_wait(&server->http, conn);
         return false;
     }
     conn_go_on(&server->http, conn);
-    if (outcome == STALE)
-        skip_event(server, conn);
-    else if (outcome != PUBLISHED)
+    if (outcome == NOT_ON_DISK || outcome == IDS_USED_UP) {
         publication_fail(server, conn, 503,
-                         outcome == IDS_USED_UP ? "all ids are used up"
-                                                : NOT_ON_DISK_TEXT);
-    return outcome == PUBLISHED;
-}
-
-static void step_append(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    uint64_t id;
-
-    if (!append(server, conn, &publication->event, &id))
-        return;
-    publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
-    if (publication->event.finishes)
-        return;
-    publication->count++;
-    publication->last = id;
-    if (!publication->first)
-        publication->first = id;
-}
-
-static void step_finish(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event end = {
-        .id = publication->from == FROM_DELETE ? publication->event.id : 0,
-        .finishes = true,
-    };
-    uint64_t id;
-
-    if (!publication->finishes || append(server, conn, &end, &id))
-        publication->step = STEP_ANSWER;
-}
-
-static void step_answer(struct server *server, struct conn *conn)
-{
-    const struct publication *publication = &conn->exchange->publication;
-    bool deletes = publication->from == FROM_DELETE;
-    char bytes[80];
-    struct text json = { bytes, sizeof(bytes), 0 };
-
-    if (is_input(conn)) {
-        conn_close(&server->http, conn, "end of input");
-    } else if (!is_streamed(publication)) {
-        text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
-                 deletes ? topic_newest_id(&server->ring, publication->topic)
-                         : publication->last,
-                 publication->topic->subscriber_count);
-        respond_json(server, conn, deletes ? 200 : 201, &json);
-    } else if (publication->count + publication->skipped ||
-               publication->finishes) {
-        respond_streamed(server, conn, 201, NULL);
-    } else {
-        respond_streamed(server, conn, 400, "the body has no event");
+                         outcome == NOT_ON_DISK ? NOT_ON_DISK_TEXT
+                                                : "all ids are used up");
+    } else if (outcome == STALE) {
+        publication->skipped++;
+        publication->step = STEP_TAKE;
+        snprintf(why, sizeof(why),
+                 "the newest id is %" PRIu64 ": ids only increase",
+                 server->ring.newest_id);
+        if (!is_streamed(publication))
+            respond_error(&server->http, conn, 409, why);
     }
+    return outcome == PUBLISHED;
 }
 
 static void publication_step(struct server *server, struct conn *conn)
 {
-    switch (conn->exchange->publication.step) {
-    case STEP_TAKE:
-        step_take(server, conn);
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+    bool is_empty = publication->count + publication->skipped == 0;
+    bool deletes = publication->from == FROM_DELETE;
+    struct event end = { .id = deletes ? publication->event.id : 0,
+                         .finishes = true };
+
+    switch (publication->step) {
+    case STEP_TAKE: /* an empty piece is the end of the content */
+        if (piece->length && publication->from == FROM_EVENTS)
+            parse_piece(server, conn);
+        else if (piece->length && publication->from != FROM_DELETE)
+            take_content(server, conn);
+        else if (piece->length)
+            piece->length = 0;
+        else if (publication->from == FROM_PLAIN ||
+                 publication->content_length || publication->skips)
+            finish_content(server, conn);
+        else
+            publication->step = STEP_FINISH;
         break;
     case STEP_APPEND:
-        step_append(server, conn);
+        if (!append(server, conn, &publication->event))
+            break;
+        publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
+        if (publication->event.finishes)
+            break;
+        publication->count++;
+        publication->last = server->ring.newest_id;
+        if (!publication->first)
+            publication->first = publication->last;
         break;
     case STEP_FINISH:
-        step_finish(server, conn);
+        if (!publication->finishes || append(server, conn, &end))
+            publication->step = STEP_ANSWER;
         break;
     case STEP_ANSWER:
-        step_answer(server, conn);
+        if (is_input(conn))
+            conn_close(&server->http, conn, "end of input");
+        else if (is_empty && !publication->finishes)
+            respond_published(server, conn, 400, "the body has no event");
+        else
+            respond_published(server, conn, deletes ? 200 : 201, NULL);
         break;
     }
 }
@@ -1863,7 +1701,7 @@ static const char *query_refused(const struct server *server,
                                  struct slice query)
 {
     bool is_main = publication->topic == server->main_topic;
-    bool keep = server->options.ids == IDS_KEEP;
+    bool keep = server->options.given_ids;
     bool streamed = publication->from == FROM_EVENTS;
     const struct {
         bool applies;
@@ -1876,15 +1714,13 @@ static const char *query_refused(const struct server *server,
         { true, "topic",
           "topic= is for subscribing: publish to /events/TOPIC" },
         { streamed, "event",
-          "event= is for a plain body: a streamed event "
-          "has its name in it" },
+          "event= is for a plain body: a streamed event has its name in it" },
         { keep, "end",
           "end= could give the end no id, which --ids keep "
           "needs: DELETE with ?id= finishes a topic" },
         { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
         { streamed, "id",
-          "id= is for a plain body: a streamed event has its "
-          "id in it" },
+          "id= is for a plain body: a streamed event has its id in it" },
     };
     char value[8];
     struct slice found;
@@ -1919,37 +1755,23 @@ static const char *take_query(const struct server *server,
     if (end.length && !slice_is(end, "1"))
         return "end= takes 1: the topic is finished with this";
     publication->finishes = publication->finishes || end.length;
-    if (server->options.ids == IDS_KEEP && publication->from != FROM_EVENTS &&
+    if (server->options.given_ids && publication->from != FROM_EVENTS &&
         (!slice_number(id, ID_GIVEN_MAX, &event->id) || event->id == 0))
         return "with --ids keep ?id= gives the event's id: " ID_GIVEN_RANGE;
     return name_refused(event->name);
 }
 
-/* A plain body may be as long as an event may be, and a line end. */
-static void begin_content(struct server *server, struct conn *conn)
-{
-    const struct request *request = &conn->exchange->request;
-    struct publication *publication = &conn->exchange->publication;
-    bool streams = publication->from == FROM_EVENTS;
-
-    publication->content_max = (size_t)server->options.max_event;
-    if (streams)
-        event_parser_init(&publication->parser, NULL, 0);
-    else if (publication->from == FROM_PLAIN && request->content_length >= 0)
-        publication->content_max = (size_t)request->content_length;
-    else
-        publication->content_max += 2;
-    conn_begin_body(&server->http, conn, streams, publication->content_max);
-}
-
-/* Begins a publication, which holds its topic; or answers why not. */
+/* Begins a publication, which holds its topic; or answers why not. A plain body
+ * may be as long as an event may be, and a line end. */
 static void begin_publication(struct server *server, struct conn *conn,
                               struct slice topic)
 {
     struct publication *publication = &conn->exchange->publication;
     const struct request *request = &conn->exchange->request;
-    int status = 400;
+    uint64_t max = server->options.max_event + 2;
     const char *refused;
+    int status = 400;
+    bool streams;
 
     *publication =
         (struct publication){ .topic = topic_hold(&server->ring, topic) };
@@ -1968,18 +1790,27 @@ static void begin_publication(struct server *server, struct conn *conn,
         (publication->from == FROM_PLAIN || !publication->finishes))
         refused = "the request has no body";
     if (!refused && publication->from == FROM_DELETE &&
-        server->options.ids == IDS_OWN && !publication->topic->newest &&
+        !server->options.given_ids && !publication->topic->newest &&
         !publication->topic->subscriber_count) {
         status = 404;
         refused = "nothing is known of this topic";
     }
+    streams = publication->from == FROM_EVENTS;
+    if (streams)
+        event_parser_init(&publication->parser, NULL, 0);
+    if (streams)
+        publication->content_max = (size_t)server->options.max_event;
+    else if (publication->from == FROM_PLAIN && request->content_length >= 0)
+        publication->content_max = (size_t)request->content_length;
+    else
+        publication->content_max = (size_t)max;
     if (refused)
         respond_error(&server->http, conn, status, refused);
     else if (publication->from == FROM_PLAIN && !request->chunked &&
-             (uint64_t)request->content_length > server->options.max_event + 2)
+             (uint64_t)request->content_length > max)
         refuse_too_long(server, conn);
     else
-        begin_content(server, conn);
+        conn_begin_body(&server->http, conn, streams, publication->content_max);
 }
 
 /* The answer to a connection beyond --max-connections. It ends then, since
@@ -2168,6 +1999,7 @@ __attribute__((format(printf, 1, 2))) static void notify(const char *format,
     const char *name = getenv("NOTIFY_SOCKET");
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     size_t length = name ? strlen(name) : 0;
+    size_t size = offsetof(struct sockaddr_un, sun_path) + length;
     char text[256];
     va_list arguments;
     int fd;
@@ -2181,10 +2013,8 @@ __attribute__((format(printf, 1, 2))) static void notify(const char *format,
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
     fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 ||
-        sendto(
-            fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&address,
-            (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0)
+    if (fd < 0 || sendto(fd, text, strlen(text), MSG_NOSIGNAL,
+                         (struct sockaddr *)&address, (socklen_t)size) < 0)
         log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s", name,
                   error_name(errno));
     if (fd >= 0)
@@ -2247,21 +2077,6 @@ static void begin_drain(struct server *server)
     }
 }
 
-static void begin_ending(struct server *server)
-{
-    uint64_t delay = server->options.drain_delay;
-
-    if (server->phase == PHASE_SERVE && delay) {
-        log_event(LEVEL_INFO, "announcing", "seconds=%" PRIu64, delay / 1000);
-        server->phase = PHASE_ANNOUNCE;
-        server->phase_end = server->http.now + delay;
-    } else if (server->phase == PHASE_SERVE) {
-        begin_drain(server);
-    } else {
-        server->phase = PHASE_STOP;
-    }
-}
-
 /* Goes on to the next phase when this one is over. */
 static void check_phase(struct server *server)
 {
@@ -2304,14 +2119,23 @@ static void load_token(struct server *server, bool again)
 
 static void read_signals(struct server *server)
 {
+    uint64_t delay = server->options.drain_delay;
     struct signalfd_siginfo info;
 
     while (read(server->signals, &info, sizeof(info)) ==
            (ssize_t)sizeof(info)) {
-        if (info.ssi_signo == SIGHUP)
+        if (info.ssi_signo == SIGHUP) {
             load_token(server, true);
-        else
-            begin_ending(server);
+        } else if (server->phase != PHASE_SERVE) {
+            server->phase = PHASE_STOP;
+        } else if (!delay) {
+            begin_drain(server);
+        } else {
+            log_event(LEVEL_INFO, "announcing", "seconds=%" PRIu64,
+                      delay / 1000);
+            server->phase = PHASE_ANNOUNCE;
+            server->phase_end = server->http.now + delay;
+        }
     }
 }
 
@@ -2333,15 +2157,14 @@ static void update_time(struct server *server)
 /* How long epoll may wait: until the next thing that is due. */
 static int loop_timeout(const struct server *server)
 {
-    const uint64_t dues[] = {
-        http_next(&server->http),
-        server->next_clock,
-        server->phase_end,
-        server->next_watchdog,
-        server->ring.unsynced ? server->next_sync : NEVER,
-        logger.suppressed ? logger.reported + LOG_REPORT : NEVER,
-        server->ring.pass_first ? 0 : NEVER,
-    };
+    const uint64_t dues[] = { http_next(&server->http),
+                              server->next_clock,
+                              server->phase_end,
+                              server->next_watchdog,
+                              server->ring.unsynced ? server->next_sync : NEVER,
+                              logger.suppressed ? logger.reported + LOG_REPORT
+                                                : NEVER,
+                              server->ring.pass_first ? 0 : NEVER };
     uint64_t until = NEVER;
 
     for (size_t i = 0; i < sizeof(dues) / sizeof(dues[0]); i++)
@@ -2401,9 +2224,9 @@ static void run_turn(struct server *server)
  *
  * `specs` has a row for each option: --help prints it, and take_option() parses
  * by it straight into struct server. check_options() then looks at options that
- * need or exclude each other and sets the defaults that depend on others;
- * main() has the other defaults. A wrong option ends the process with
- * EXIT_USAGE and a line that says what would be right.
+ * need or exclude each other, and sets defaults that depend on others. A wrong
+ * option ends the process with EXIT_USAGE and a line that says what would be
+ * right.
  */
 
 enum kind {
@@ -2427,15 +2250,13 @@ struct spec {
     const char *argument;
     enum kind kind;
     size_t place; /* in struct server */
-    uint64_t minimum, maximum;
+    uint64_t minimum, maximum, initial;
     const char *const *names; /* in the order of their enum; NULL ends them */
     const char *help;
 };
 
 static const char *const publish_names[] = { "local", "unix", "none", NULL };
-
 static const char *const ids_names[] = { "own", "keep", NULL };
-
 static const char *const stdin_names[] = { "lines", "events", NULL };
 
 #define PLACE(member) offsetof(struct server, member)
@@ -2450,24 +2271,23 @@ static const struct spec specs[] = {
     { "root", 'r', "DIR", KIND_TEXT, OPTION(root),
       .help = "serve the files of a folder, not the bundled pages" },
     { "history", 'n', "N", KIND_NUMBER, OPTION(history), 1, HISTORY_EVENTS_MAX,
-      .help = "events kept (1000)" },
+      1000, .help = "events kept (1000)" },
     { "history-bytes", 0, "SIZE", KIND_SIZE, OPTION(history_bytes), 1,
-      HISTORY_BYTES_MAX, .help = "bytes kept (64M)" },
+      HISTORY_BYTES_MAX, 64 << 20, .help = "bytes kept (64M)" },
     { "history-file", 0, "FILE", KIND_TEXT, OPTION(history_file),
       .help = "where the history outlives the process" },
-    { "sync", 0, "WHEN", KIND_SYNC, OPTION(sync), 1, 86400,
-      .help = "the file to the disk: none; every so many seconds; "
-              "always (1)" },
+    { "sync", 0, "WHEN", KIND_SYNC, OPTION(sync), 1, 86400, UNGIVEN,
+      .help = "the file to the disk: none; every so many seconds; always (1)" },
     { "check", 0, "FILE", KIND_TEXT, OPTION(check),
       .help = "say what is in a history file, and end" },
     { "first-id", 0, "N", KIND_NUMBER, OPTION(first_id), 1, ID_MAX,
       .help = "id of the first event (the clock in microseconds)" },
     { "interval", 'i', "MS", KIND_NUMBER, OPTION(interval), 0, YEAR_S * 1000,
-      .help = "a clock message every so often; 0: none (1000)" },
-    { "heartbeat", 0, "SEC", KIND_SECONDS, OPTION(heartbeat), 0, 86400,
+      UNGIVEN, .help = "a clock message every so often; 0: none (1000)" },
+    { "heartbeat", 0, "SEC", KIND_SECONDS, OPTION(heartbeat), 0, 86400, 15000,
       .help = "after so much silence; 0: never (15)" },
     { "retry", 0, "MS", KIND_NUMBER, OPTION(retry), 0, UINT64_C(86400) * 1000,
-      .help = "how long a client waits to reconnect (3000)" },
+      3000, .help = "how long a client waits to reconnect (3000)" },
     { "cors", 0, "ORIGIN", KIND_TEXT, OPTION(cors),
       .help = "the one origin whose pages may read and publish "
               "(all may read); none" },
@@ -2476,43 +2296,44 @@ static const struct spec specs[] = {
     { "token-file", 't', "FILE", KIND_TEXT, OPTION(token_file),
       .help = "clients that send the token in this file may publish" },
     { "publish", 0, "WHO", KIND_NAME, OPTION(publish), .names = publish_names,
-      .help = "who may publish without a token: local, unix, none "
-              "(local)" },
+      .initial = UNGIVEN,
+      .help = "who may publish without a token: local, unix, none (local)" },
     { "max-event", 0, "SIZE", KIND_SIZE, OPTION(max_event), 1, 16 << 20,
-      .help = "of an event's data (64K)" },
+      64 << 10, .help = "of an event's data (64K)" },
     { "max-connections", 'c', "N", KIND_NUMBER, PLACE(http.max_connections), 1,
       1 << 28, .help = "at most (what the limit on descriptors allows)" },
     { "request-memory", 0, "SIZE", KIND_SIZE, PLACE(http.memory_limit), 1 << 20,
-      UINT64_C(1) << 40, .help = "that all requests together may hold (256M)" },
+      UINT64_C(1) << 40, 256 << 20,
+      .help = "that all requests together may hold (256M)" },
     { "head-timeout", 0, "SEC", KIND_SECONDS, PLACE(http.head_timeout), 1,
-      86400, .help = "for a request head to be complete (10)" },
+      86400, 10000, .help = "for a request head to be complete (10)" },
     { "idle-timeout", 0, "SEC", KIND_SECONDS, PLACE(http.idle_timeout), 1,
-      86400, .help = "between two requests (60)" },
-    { "drain", 0, "SEC", KIND_SECONDS, OPTION(drain), 0, 86400,
+      86400, 60000, .help = "between two requests (60)" },
+    { "drain", 0, "SEC", KIND_SECONDS, OPTION(drain), 0, 86400, 5000,
       .help = "to send off subscribers at the end (5)" },
     { "drain-spread", 0, "MS", KIND_NUMBER, OPTION(drain_spread), 0,
-      UINT64_C(86400) * 1000, .help = "over which they come back (3000)" },
+      UINT64_C(86400) * 1000, 3000,
+      .help = "over which they come back (3000)" },
     { "drain-delay", 0, "SEC", KIND_SECONDS, OPTION(drain_delay), 0, 86400,
       .help = "/healthz says 503 so long before (0)" },
-    { "stdin", 0, "FORM", KIND_NAME, OPTION(stdin_form), .names = stdin_names,
-      .help = "what \"-\" reads: lines, events (lines)" },
+    { "stdin", 0, "FORM", KIND_NAME, OPTION(stdin_events), .names = stdin_names,
+      .initial = UNGIVEN, .help = "what \"-\" reads: lines, events (lines)" },
     { "topic", 0, "NAME", KIND_TEXT, OPTION(topic),
       .help = "where \"-\" publishes (the main stream)" },
     { "end", 0, NULL, KIND_FLAG, OPTION(end),
       .help = "the topic is finished at the end of \"-\"" },
-    { "ids", 0, "WHOSE", KIND_NAME, OPTION(ids), .names = ids_names,
+    { "ids", 0, "WHOSE", KIND_NAME, OPTION(given_ids), .names = ids_names,
       .help = "own; keep: those that publishers give (own)" },
     { "log-level", 0, "LEVEL", KIND_NAME, OPTION(log_level),
-      .names = level_names, .help = "error, warn, info, debug (info)" },
+      .names = level_names, .initial = LEVEL_INFO,
+      .help = "error, warn, info, debug (info)" },
     { "access-log", 0, NULL, KIND_FLAG, OPTION(access_log),
       .help = "log every request" },
     { "help", 'h', NULL, KIND_HELP, .help = "this text" },
     { "version", 'V', NULL, KIND_VERSION, .help = "the version" },
 };
 
-enum {
-    SPECS = sizeof(specs) / sizeof(specs[0])
-};
+#define SPECS ((int)(sizeof(specs) / sizeof(specs[0])))
 
 static void print_help(void)
 {
@@ -2537,9 +2358,13 @@ static uint64_t parse_amount(const struct spec *spec, const char *text)
     uint64_t number = 0, unit = 1;
     size_t length = strlen(text);
     const char *suffixes = "KMG", *suffix = NULL;
-    bool is_size = spec->kind == KIND_SIZE;
+    enum kind kind = spec->kind;
 
-    if (is_size && length)
+    if (kind == KIND_SYNC && strcmp(text, "none") == 0)
+        return SYNC_NEVER;
+    if (kind == KIND_SYNC && strcmp(text, "always") == 0)
+        return SYNC_ALWAYS;
+    if (kind == KIND_SIZE && length)
         suffix = strchr(suffixes, text[length - 1]);
     if (suffix) {
         unit = UINT64_C(1) << (10 * (suffix - suffixes + 1));
@@ -2550,29 +2375,15 @@ static uint64_t parse_amount(const struct spec *spec, const char *text)
         number * unit < spec->minimum)
         die(EXIT_USAGE, "--%s: '%s' is not %s from %" PRIu64 " to %" PRIu64,
             spec->name, text,
-            is_size ? "a size (a number, K, M or G after it)" : "a number",
+            kind == KIND_SIZE   ? "a size (a number, K, M or G after it)"
+            : kind == KIND_SYNC ? "none, always, or a number of seconds"
+                                : "a number",
             spec->minimum, spec->maximum);
-    return number * unit * (spec->kind == KIND_SECONDS ? 1000 : 1);
+    return number * unit *
+           (kind == KIND_SECONDS || kind == KIND_SYNC ? 1000 : 1);
 }
 
-static uint64_t parse_sync(const struct spec *spec, const char *text)
-{
-    uint64_t seconds;
-
-    if (strcmp(text, "none") == 0)
-        return SYNC_NEVER;
-    if (strcmp(text, "always") == 0)
-        return SYNC_ALWAYS;
-    if (!slice_number(slice_of(text), spec->maximum, &seconds) ||
-        seconds < spec->minimum)
-        die(EXIT_USAGE,
-            "--%s: '%s' is not none, always, or a number of seconds from "
-            "%" PRIu64 " to %" PRIu64,
-            spec->name, text, spec->minimum, spec->maximum);
-    return seconds * 1000;
-}
-
-static unsigned parse_name(const struct spec *spec, const char *text)
+static uint64_t parse_name(const struct spec *spec, const char *text)
 {
     char all[128] = "";
 
@@ -2617,10 +2428,8 @@ static void take_option(struct server *server, const struct spec *spec,
     case KIND_NUMBER:
     case KIND_SECONDS:
     case KIND_SIZE:
-        *(uint64_t *)place = parse_amount(spec, value);
-        break;
     case KIND_SYNC:
-        *(uint64_t *)place = parse_sync(spec, value);
+        *(uint64_t *)place = parse_amount(spec, value);
         break;
     case KIND_TEXT:
         if (!*value)
@@ -2629,8 +2438,7 @@ static void take_option(struct server *server, const struct spec *spec,
         break;
     case KIND_PORT:
         parse_amount(spec, value);
-        add_listen(&server->options, value);
-        break;
+        /* fall through */
     case KIND_LISTEN:
         add_listen(&server->options, value);
         break;
@@ -2638,7 +2446,7 @@ static void take_option(struct server *server, const struct spec *spec,
         add_host(&server->options, value);
         break;
     case KIND_NAME:
-        *(unsigned *)place = parse_name(spec, value);
+        *(uint64_t *)place = parse_name(spec, value);
         break;
     case KIND_FLAG:
         *(bool *)place = true;
@@ -2681,21 +2489,21 @@ static void check_cors(struct options *options)
 /* What "-" needs, and what needs "-". */
 static void check_input(struct options *options)
 {
-    const char *topic = options->topic ? options->topic : "";
+    const char *topic = options->topic;
     const char *refused = topic_name_refused(slice_of(topic));
 
     if (!options->reads_input &&
-        (options->topic || options->end || options->stdin_form != UNGIVEN))
+        (*topic || options->end || options->stdin_events != UNGIVEN))
         die(EXIT_USAGE, "--%s is for what comes on standard input: add \"-\"",
-            options->topic ? "topic"
+            *topic         ? "topic"
             : options->end ? "end"
                            : "stdin");
-    if (options->topic && refused)
+    if (*topic && refused)
         die(EXIT_USAGE, "--topic: '%s': %s", topic, refused);
-    if (options->end && !options->topic)
+    if (options->end && !*topic)
         die(EXIT_USAGE, "--end needs --topic: the main stream has no end");
-    if (options->stdin_form == UNGIVEN)
-        options->stdin_form = STDIN_LINES;
+    if (options->stdin_events == UNGIVEN)
+        options->stdin_events = false;
     if (options->reads_input && fcntl(STDIN_FILENO, F_GETFD) < 0)
         die(EXIT_RUN_TIME, "\"-\" needs standard input, which is closed");
 }
@@ -2703,7 +2511,7 @@ static void check_input(struct options *options)
 /* What cannot be where publishers give the ids. */
 static void check_ids(struct options *options)
 {
-    bool keep = options->ids == IDS_KEEP;
+    bool keep = options->given_ids;
 
     if (keep && options->first_id)
         die(EXIT_USAGE, "--first-id and --ids keep exclude each other: the "
@@ -2714,7 +2522,7 @@ static void check_ids(struct options *options)
     if (keep && options->end)
         die(EXIT_USAGE, "--end and --ids keep exclude each other: the end "
                         "would have no id");
-    if (keep && options->reads_input && options->stdin_form == STDIN_LINES)
+    if (keep && options->reads_input && !options->stdin_events)
         die(EXIT_USAGE, "--ids keep needs --stdin events: lines have no ids");
     if (options->interval == UNGIVEN)
         options->interval = keep ? 0 : INTERVAL_DEFAULT;
@@ -2767,20 +2575,24 @@ static void parse_options(struct server *server, int argc, char **argv)
     int code;
 
     for (int i = 0; i < SPECS; i++) {
+        char letter = specs[i].letter;
+
+        if (specs[i].initial)
+            *(uint64_t *)(void *)((char *)server + specs[i].place) =
+                specs[i].initial;
         longs[i] = (struct option){ specs[i].name, specs[i].argument != NULL,
-                                    NULL, 256 + i };
-        if (specs[i].letter)
-            shorts[length++] = specs[i].letter;
-        if (specs[i].letter && specs[i].argument)
+                                    NULL, letter ? letter : 256 + i };
+        if (letter)
+            shorts[length++] = letter;
+        if (letter && specs[i].argument)
             shorts[length++] = ':';
     }
     while ((code = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
-        int i = code - 256;
+        int i = 0;
 
-        for (int k = 0; i < 0 && k < SPECS; k++)
-            if (code == specs[k].letter)
-                i = k;
-        if (i < 0)
+        while (i < SPECS && longs[i].val != code)
+            i++;
+        if (i == SPECS)
             die(EXIT_USAGE, "%s '%s': see ssed --help",
                 code == ':' ? "no value after" : "unknown option",
                 argv[optind - 1]);
@@ -2802,20 +2614,6 @@ static void parse_options(struct server *server, int argc, char **argv)
  * connects to a server that cannot serve; standard input comes last, when all
  * that its events need is there.
  */
-
-/* Of this boot of the machine; "" if the kernel does not tell. */
-static void read_boot_id(char *text, size_t size)
-{
-    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
-
-    text[0] = '\0';
-    if (!file)
-        return;
-    if (!fgets(text, (int)size, file))
-        text[0] = '\0';
-    text[strcspn(text, "\n")] = '\0';
-    fclose(file);
-}
 
 /* The id before that of the first event, if the clock gives the first id. */
 static uint64_t clock_position(void)
@@ -2844,15 +2642,12 @@ static void on_bus_error(int signal, siginfo_t *info, void *context)
     raise(signal);
 }
 
-/* Has the text, cut to what log_write() takes, written when the file is lost.
- */
+/* Has the text, cut to what log_write() takes, written if the file is lost. */
 __attribute__((format(printf, 1, 2))) static void
 watch_history(const char *format, ...)
 {
-    struct sigaction action = {
-        .sa_sigaction = on_bus_error,
-        .sa_flags = SA_SIGINFO | (int)SA_RESETHAND,
-    };
+    struct sigaction action = { .sa_sigaction = on_bus_error,
+                                .sa_flags = SA_SIGINFO | (int)SA_RESETHAND };
     va_list arguments;
 
     va_start(arguments, format);
@@ -2862,26 +2657,30 @@ watch_history(const char *format, ...)
     sigaction(SIGBUS, &action, NULL);
 }
 
+/* The boot id is empty if the kernel does not tell. */
 static void open_history(struct server *server, uint64_t newest_id)
 {
     const struct options *options = &server->options;
-    char error[ERROR_SIZE], boot_id[64];
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    char error[ERROR_SIZE], boot_id[64] = "";
     struct recovery recovery;
-    struct history_wanted wanted = {
-        .path = options->history_file,
-        .limit = options->history,
-        .size = (size_t)options->history_bytes,
-        .newest_id = newest_id,
-        .clock_id = clock_position(),
-        .kept_ids = options->ids == IDS_KEEP,
-        .boot_id = boot_id,
-        .splice_text = SLICE(CATCH_UP_SPLICE),
-    };
+    struct history_wanted wanted = { .path = options->history_file,
+                                     .limit = options->history,
+                                     .size = (size_t)options->history_bytes,
+                                     .newest_id = newest_id,
+                                     .clock_id = clock_position(),
+                                     .kept_ids = options->given_ids,
+                                     .boot_id = boot_id,
+                                     .splice_text = SLICE(CATCH_UP_SPLICE) };
 
     watch_history("level=error event=history_file_lost file=\"%s\" "
                   "meaning=\"" LOST_MEANING "\"",
                   options->history_file);
-    read_boot_id(boot_id, sizeof(boot_id));
+    if (file && !fgets(boot_id, sizeof(boot_id), file))
+        boot_id[0] = '\0';
+    if (file)
+        fclose(file);
+    boot_id[strcspn(boot_id, "\n")] = '\0';
     if (ring_open(&server->ring, &wanted, &recovery, error) < 0)
         die(EXIT_RUN_TIME, "--history-file: %s", error);
     log_event(
@@ -2899,7 +2698,7 @@ static void open_history(struct server *server, uint64_t newest_id)
 static void init_history(struct server *server)
 {
     const struct options *options = &server->options;
-    bool keep = options->ids == IDS_KEEP;
+    bool keep = options->given_ids;
     uint64_t newest_id = keep                ? 0
                          : options->first_id ? options->first_id - 1
                                              : clock_position();
@@ -2929,8 +2728,8 @@ static void init_history(struct server *server)
 static void init_input(struct server *server)
 {
     const struct options *options = &server->options;
-    const char *topic = options->topic ? options->topic : "";
-    bool lines = options->stdin_form == STDIN_LINES;
+    const char *topic = options->topic;
+    bool lines = !options->stdin_events;
     char error[ERROR_SIZE];
     struct conn *conn = http_read_input(&server->http, error);
     struct publication *publication;
@@ -2949,7 +2748,7 @@ static void init_input(struct server *server)
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
     event_parser_init(&publication->parser, NULL, 0);
     log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
-              stdin_names[options->stdin_form]);
+              stdin_names[options->stdin_events]);
 }
 
 /* The bundled pages are as old as the program. */
@@ -3006,35 +2805,26 @@ static void init_loop(struct server *server)
     server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
 }
 
-/* Sockets that the service manager holds, so that connections wait in the
- * kernel while the server is replaced: from descriptor 3 on, sd_listen_fds(3).
- */
-static void take_listeners(struct server *server)
-{
-    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
-    char error[ERROR_SIZE];
-    uint64_t number;
-
-    if (!pid || !count || strtol(pid, NULL, 10) != getpid())
-        return;
-    if (!slice_number(slice_of(count), LISTENERS_MAX, &number))
-        die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
-            LISTENERS_MAX);
-    for (uint64_t i = 0; i < number; i++)
-        if (http_take_listener(&server->http, LISTEN_FDS_START + (int)i,
-                               error) < 0)
-            die(EXIT_RUN_TIME, "LISTEN_FDS: %s", error);
-}
-
+/* The service manager may hand over sockets that it holds, so that connections
+ * wait in the kernel while the server is replaced: from descriptor 3 on,
+ * sd_listen_fds(3). */
 static void init_listeners(struct server *server)
 {
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
     struct options *options = &server->options;
+    uint64_t inherited = 0;
     char error[ERROR_SIZE];
 
-    take_listeners(server);
-    if (options->listen_count == 0 && server->http.listener_count == 0)
+    if (pid && count && strtol(pid, NULL, 10) == getpid() &&
+        !slice_number(slice_of(count), LISTENERS_MAX, &inherited))
+        die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
+            LISTENERS_MAX);
+    for (int i = 0; i < (int)inherited; i++)
+        if (http_take_listener(&server->http, LISTEN_FDS_START + i, error) < 0)
+            die(EXIT_RUN_TIME, "LISTEN_FDS: %s", error);
+    if (options->listen_count == 0 && inherited == 0)
         add_listen(options, "127.0.0.1:3000");
-    if (options->listen_count + server->http.listener_count > LISTENERS_MAX)
+    if (options->listen_count + inherited > LISTENERS_MAX)
         die(EXIT_USAGE, "--listen: at most %d listeners", LISTENERS_MAX);
     for (unsigned i = 0; i < options->listen_count; i++) {
         int outcome = http_listen(&server->http, options->listen[i], error);
@@ -3116,25 +2906,6 @@ static const char *format_local_time(char text[32], int64_t ms)
     return text;
 }
 
-/* A frame without one before it is the oldest of its topic. */
-static void print_topics(const struct ring *ring)
-{
-    for (uint64_t i = ring->oldest; i < ring->next; i++) {
-        const struct frame *frame = ring_frame(ring, i);
-        const struct topic *topic = frame->topic;
-        struct slice name = topic->name;
-
-        if (frame->previous)
-            continue;
-        if (name.length == 0)
-            name = SLICE("(the main stream)");
-        printf("topic     %.*s: %" PRIu64 " events, the newest %" PRIu64 "%s\n",
-               (int)name.length, name.data, topic->count,
-               ring_frame(ring, topic->newest)->id,
-               topic_finished(ring, topic) ? ", finished" : "");
-    }
-}
-
 /* Returns the exit status. */
 static int check_history(const char *path)
 {
@@ -3159,7 +2930,18 @@ static int check_history(const char *path)
                format_local_time(from, ring_time(&ring, ring.oldest)),
                format_local_time(to, ring_time(&ring, ring.next - 1)));
     printf("dropped   %" PRIu64 " that are not whole\n", recovery.dropped);
-    print_topics(&ring);
+    for (uint64_t i = ring.oldest; i < ring.next; i++) {
+        const struct topic *topic = ring_frame(&ring, i)->topic;
+        bool is_main = topic->name.length == 0;
+
+        if (ring_frame(&ring, i)->previous)
+            continue; /* not the oldest of its topic */
+        printf("topic     %.*s: %" PRIu64 " events, the newest %" PRIu64 "%s\n",
+               is_main ? 17 : (int)topic->name.length,
+               is_main ? "(the main stream)" : topic->name.data, topic->count,
+               ring_frame(&ring, topic->newest)->id,
+               topic_finished(&ring, topic) ? ", finished" : "");
+    }
     ring_release(&ring);
     return recovery.dropped ? EXIT_RUN_TIME : 0;
 }
@@ -3182,28 +2964,7 @@ static void fill_standard_descriptors(void)
 
 int main(int argc, char **argv)
 {
-    static struct server server = {
-        .http = {
-            .memory_limit = 256 << 20,
-            .head_timeout = 10000,
-            .idle_timeout = 60000,
-        },
-        .options = {
-            .cors = "*",
-            .history = 1000,
-            .history_bytes = 64 << 20,
-            .interval = UNGIVEN,
-            .heartbeat = 15000,
-            .retry = 3000,
-            .max_event = 64 << 10,
-            .drain = 5000,
-            .drain_spread = 3000,
-            .publish = UNGIVEN,
-            .stdin_form = UNGIVEN,
-            .sync = UNGIVEN,
-            .log_level = LEVEL_INFO,
-        },
-    };
+    static struct server server = { .options = { .cors = "*", .topic = "" } };
     uint64_t newest_id;
 
     parse_options(&server, argc, argv);
