@@ -60,12 +60,6 @@
 #ifndef QUANTUM_BYTES
 #define QUANTUM_BYTES (2 << 20)
 #endif
-#ifndef EVENTS_MAX
-#define EVENTS_MAX 256 /* of one epoll_wait */
-#endif
-#ifndef CONTENT_FIRST
-#define CONTENT_FIRST 1024 /* first allocation for content, bytes */
-#endif
 
 enum {
     EXIT_RUN_TIME = 1,
@@ -77,6 +71,8 @@ enum {
     REQUESTED_MAX = 256, /* bytes of an unusable id that a gap shows */
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
+    EVENTS_MAX = 256,        /* of one epoll_wait */
+    CONTENT_FIRST = 1024,    /* first allocation for content, bytes */
     PIECE_COST = 32,         /* bytes that gathering one iovec counts as */
     TURN_RETRY = 250,        /* us of a turn for publishers that waited */
     INTERVAL_DEFAULT = 1000, /* ms */
@@ -84,8 +80,8 @@ enum {
     LOG_BURST = 200,         /* lines that clients can cause at once */
     LOG_RATE = 100,          /* and then in a second */
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
-    RETRY_LATER_MIN = 2000,  /* ms, when there is no room for a subscriber */
-    RETRY_LATER_MAX = 10000,
+    RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
+    RETRY_SPREAD = 8000,
 };
 
 /* The greatest id that a publisher may give. An id near ID_MAX would leave no
@@ -97,6 +93,8 @@ enum {
 
 #define YEAR_S (UINT64_C(366) * 86400)
 #define UNGIVEN UINT32_MAX /* an option that was not given */
+#define SYNC_ALWAYS UINT64_C(0)
+#define SYNC_NEVER (UINT64_MAX - 1)
 
 /* The ring's splice text: put in after "type":", it makes a catch_up_message
  * of a stored message. */
@@ -121,11 +119,7 @@ enum publish {
     PUBLISH_TOKEN
 };
 
-#define SYNC_ALWAYS UINT64_C(0)
-#define SYNC_NEVER (UINT64_MAX - 1)
-
-/* Times are in ms. Options that only http.c needs are parsed into struct
- * http. */
+/* Times are in ms. What only http.c needs is parsed into struct http. */
 struct options {
     const char *listen[LISTENERS_MAX], *hosts[HOSTS_MAX];
     unsigned listen_count, host_count;
@@ -143,9 +137,8 @@ struct options {
     uint64_t log_level;    /* enum level */
     uint64_t stdin_events; /* --stdin events: not lines; or UNGIVEN */
     uint64_t given_ids;    /* --ids keep: publishers give the ids of events */
-    bool access_log;
-    bool end;         /* finish the topic at the end of standard input */
-    bool reads_input; /* publish standard input */
+    bool end;              /* finish the topic at the end of standard input */
+    bool access_log, reads_input;
 };
 
 enum phase {
@@ -163,16 +156,14 @@ struct server {
     char *frame;              /* owned: where a frame is made */
     uint32_t frame_size;      /* bytes of it */
     int signals;              /* signalfd(2) */
-
     enum phase phase;
     uint64_t phase_end;     /* ms, when the phase ends by itself; or NEVER */
     uint64_t next_clock;    /* ms; or NEVER */
     uint64_t next_sync;     /* ms, if something is to be synced; or NEVER */
     uint64_t watchdog;      /* ms between two messages to the watchdog */
     uint64_t next_watchdog; /* ms; or NEVER */
-
-    bool sync_failed;  /* what is on disk can no longer be relied on */
-    bool file_deleted; /* it has been logged */
+    bool sync_failed;       /* what is on disk can no longer be relied on */
+    bool file_deleted;      /* it has been logged */
 
     /* the oldest frame that a subscriber in QUEUE_READY may need, and the
      * same for those queued since this round of the queue began; 0: none */
@@ -197,7 +188,6 @@ static struct {
     uint64_t suppressed; /* lines left out since the last report */
     uint64_t reported;   /* ms */
 } logger = { .level = LEVEL_INFO, .tokens = LOG_BURST };
-
 static const char *const level_names[] = { "error", "warn", "info", "debug",
                                            NULL };
 
@@ -217,7 +207,6 @@ static const char *format_now(char text[TIMESTAMP_SIZE])
 }
 
 #define NAMED(error) [error] = #error
-
 /* As strerrorname_np(3), which musl has not. */
 static const char *error_name(int error)
 {
@@ -387,8 +376,7 @@ die(int status, const char *format, ...)
 
 /* What a full socket did not take of the subscriber's own bytes. */
 struct own {
-    uint32_t sent;
-    uint32_t length;
+    uint32_t sent, length;
     char bytes[];
 };
 
@@ -490,14 +478,13 @@ static uint64_t position_of(const struct server *server,
 }
 
 /* Spreads reconnects, so that clients do not all come back at once. */
-static uint64_t random_between(uint64_t low, uint64_t high)
+static uint64_t random_up_to(uint64_t limit)
 {
-    uint64_t number;
+    uint64_t value;
 
-    if (getrandom(&number, sizeof(number), GRND_NONBLOCK) !=
-        (ssize_t)sizeof(number))
-        number = (uint64_t)random();
-    return low + number % (high - low + 1);
+    if (getrandom(&value, sizeof(value), GRND_NONBLOCK) < (int)sizeof(value))
+        value = (uint64_t)random();
+    return value % (limit + 1);
 }
 
 /* ------------------------------------------------------------- delivery
@@ -561,8 +548,7 @@ static struct slice next_own(struct server *server,
     } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
                !subscriber->ends && !reader_next(&server->ring, reader)) {
         if (drains) {
-            uint64_t low = 1000, high = low + server->options.drain_spread;
-            uint64_t retry = random_between(low, high);
+            uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
             uint64_t position = position_of(server, subscriber);
             struct block block = { .retry = &retry, .id = &position };
 
@@ -986,8 +972,7 @@ static struct slice find_requested(const struct request *request,
     return requested;
 }
 
-/* How many of the newest events are asked for. False if `last=` is not a
- * number. */
+/* How many of the newest events are asked for. False if that is no number. */
 static bool find_count(const struct request *request, uint64_t *count)
 {
     char digits[24];
@@ -1065,17 +1050,16 @@ static bool stream_begin(struct server *server, struct conn *conn,
 {
     struct subscriber *subscriber = &conn->subscriber;
     struct http *http = &server->http;
-    size_t size = reader->count * sizeof(struct place);
     struct place *places = NULL;
 
     for (unsigned i = 0; i < reader->count; i++)
         if (!topic_reserve(reader->places[i].topic))
             return false;
     if (reader->count > 1) {
-        places = malloc(size);
+        places = malloc(reader->count * sizeof(*places));
         if (!places)
             return false;
-        memcpy(places, reader->places, size);
+        memcpy(places, reader->places, reader->count * sizeof(*places));
     }
     conn_begin_stream(http, conn);
     *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
@@ -1113,7 +1097,7 @@ static struct response stream_response(const struct server *server,
 static void refuse_subscriber(struct server *server, struct conn *conn)
 {
     struct response response = stream_response(server, conn);
-    uint64_t retry = random_between(RETRY_LATER_MIN, RETRY_LATER_MAX);
+    uint64_t retry = RETRY_LATER + random_up_to(RETRY_SPREAD);
     char bytes[256];
     struct text text = { bytes, sizeof(bytes), 0 };
 
@@ -1176,8 +1160,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
     return false;
 }
 
-/* Has the reader hold the topic, unless it does already. Returns NULL or
- * out_of_memory. */
+/* Adds a topic that the reader then holds. Returns NULL or out_of_memory. */
 static const char *add_topic(struct server *server, struct reader *reader,
                              struct slice name)
 {
@@ -1768,46 +1751,42 @@ static void begin_publication(struct server *server, struct conn *conn,
 {
     struct publication *publication = &conn->exchange->publication;
     const struct request *request = &conn->exchange->request;
-    uint64_t max = server->options.max_event + 2;
+    uint64_t max_event = server->options.max_event;
+    bool deletes = request->method == METHOD_DELETE;
+    bool streams = !deletes && http_media_type_is(request->content_type,
+                                                  "text/event-stream");
     const char *refused;
     int status = 400;
-    bool streams;
 
-    *publication =
-        (struct publication){ .topic = topic_hold(&server->ring, topic) };
+    *publication = (struct publication){
+        .topic = topic_hold(&server->ring, topic),
+        .from = deletes   ? FROM_DELETE
+                : streams ? FROM_EVENTS
+                          : FROM_PLAIN,
+        .finishes = deletes,
+        .content_max = (size_t)(streams ? max_event : max_event + 2),
+    };
     if (!publication->topic) {
         respond_error(&server->http, conn, 503, "no memory for the topic");
         return;
     }
-    if (request->method == METHOD_DELETE) {
-        publication->from = FROM_DELETE;
-        publication->finishes = true;
-    } else if (http_media_type_is(request->content_type, "text/event-stream")) {
-        publication->from = FROM_EVENTS;
-    }
     refused = take_query(server, publication, request->query);
+    if (streams)
+        event_parser_init(&publication->parser, NULL, 0);
+    else if (!deletes && request->content_length >= 0)
+        publication->content_max = (size_t)request->content_length;
     if (!refused && !http_has_body(request) &&
         (publication->from == FROM_PLAIN || !publication->finishes))
         refused = "the request has no body";
-    if (!refused && publication->from == FROM_DELETE &&
-        !server->options.given_ids && !publication->topic->newest &&
-        !publication->topic->subscriber_count) {
+    if (!refused && deletes && !server->options.given_ids &&
+        !publication->topic->newest && !publication->topic->subscriber_count) {
         status = 404;
         refused = "nothing is known of this topic";
     }
-    streams = publication->from == FROM_EVENTS;
-    if (streams)
-        event_parser_init(&publication->parser, NULL, 0);
-    if (streams)
-        publication->content_max = (size_t)server->options.max_event;
-    else if (publication->from == FROM_PLAIN && request->content_length >= 0)
-        publication->content_max = (size_t)request->content_length;
-    else
-        publication->content_max = (size_t)max;
     if (refused)
         respond_error(&server->http, conn, status, refused);
-    else if (publication->from == FROM_PLAIN && !request->chunked &&
-             (uint64_t)request->content_length > max)
+    else if (!deletes && !streams &&
+             request->content_length > (int64_t)max_event + 2)
         refuse_too_long(server, conn);
     else
         conn_begin_body(&server->http, conn, streams, publication->content_max);
@@ -1879,8 +1858,7 @@ static void respond_health(struct server *server, struct conn *conn)
         respond_error(&server->http, conn, 503, DRAINING_TEXT);
 }
 
-/* `topic` is the one in the path; empty for the main stream, which cannot be
- * finished. */
+/* `topic` is the one in the path; empty for the main stream. */
 static void route_events(struct server *server, struct conn *conn,
                          struct slice topic)
 {
@@ -1904,14 +1882,11 @@ static void route_events(struct server *server, struct conn *conn,
 
 static void handle_request(struct server *server, struct conn *conn)
 {
-    struct slice path = conn->exchange->request.path, topic = SLICE("");
+    struct slice path = conn->exchange->request.path;
     bool has_topic = path.length >= 8 && memcmp(path.data, "/events/", 8) == 0;
-    const char *refused = NULL;
+    struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
+    const char *refused = has_topic ? topic_name_refused(topic) : NULL;
 
-    if (has_topic) {
-        topic = slice_from(path, 8);
-        refused = topic_name_refused(topic);
-    }
     if (is_misdirected(server, conn))
         respond_error(&server->http, conn, 421,
                       "this Host is not known here: --host names another");
@@ -1947,22 +1922,20 @@ static const char *handle_promises(struct server *server)
 static void handle_closing(struct server *server, struct conn *conn,
                            const char *reason)
 {
-    const struct publication *publication;
-
     if (conn->state == CONN_STREAM) {
         unsubscribe(server, conn, reason);
         return;
     }
     if (!conn->exchange)
         return;
-    publication = &conn->exchange->publication;
     if (is_input(conn) && conn->exchange->error)
         log_event(LEVEL_ERROR, "input_failed", "error=%s",
                   error_name(conn->exchange->error));
     if (is_input(conn))
         log_event(LEVEL_INFO, "input_ended",
                   "reason=\"%s\" events=%" PRIu64 " skipped=%" PRIu64, reason,
-                  publication->count, publication->skipped);
+                  conn->exchange->publication.count,
+                  conn->exchange->publication.skipped);
     publication_release(server, &conn->exchange->publication);
 }
 
@@ -2021,8 +1994,7 @@ __attribute__((format(printf, 1, 2))) static void notify(const char *format,
         close(fd);
 }
 
-/* The interval that the watchdog asks for is halved, as sd_watchdog_enabled(3)
- * advises. */
+/* Half of the watchdog's interval: what sd_watchdog_enabled(3) advises. */
 static void init_watchdog(struct server *server)
 {
     const char *pid = getenv("WATCHDOG_PID"), *text = getenv("WATCHDOG_USEC");
@@ -2090,8 +2062,7 @@ static void check_phase(struct server *server)
         server->phase = PHASE_STOP;
 }
 
-/* At the start, and again at SIGHUP: a failure then leaves the token that there
- * was. */
+/* At the start, and again at SIGHUP: if that fails, the token before stays. */
 static void load_token(struct server *server, bool again)
 {
     const char *file = server->options.token_file;
@@ -2122,8 +2093,7 @@ static void read_signals(struct server *server)
     uint64_t delay = server->options.drain_delay;
     struct signalfd_siginfo info;
 
-    while (read(server->signals, &info, sizeof(info)) ==
-           (ssize_t)sizeof(info)) {
+    while (read(server->signals, &info, sizeof(info)) > 0) {
         if (info.ssi_signo == SIGHUP) {
             load_token(server, true);
         } else if (server->phase != PHASE_SERVE) {
@@ -2172,9 +2142,7 @@ static int loop_timeout(const struct server *server)
             until = dues[i];
     if (until == NEVER)
         return -1;
-    if (until <= server->http.now)
-        return 0;
-    until -= server->http.now;
+    until = until > server->http.now ? until - server->http.now : 0;
     return until < INT_MAX ? (int)until : INT_MAX;
 }
 
@@ -2258,7 +2226,6 @@ struct spec {
 static const char *const publish_names[] = { "local", "unix", "none", NULL };
 static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
-
 #define PLACE(member) offsetof(struct server, member)
 #define OPTION(member) PLACE(options.member)
 
@@ -2411,8 +2378,7 @@ static void add_host(struct options *options, const char *name)
     if (!*name || strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-._"
                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != strlen(name))
         die(EXIT_USAGE,
-            "--host: '%s' is not a name such as ssed.example, "
-            "without a port",
+            "--host: '%s' is not a name such as ssed.example, without a port",
             name);
     if (options->host_count == HOSTS_MAX)
         die(EXIT_USAGE, "--host: at most %d of them", HOSTS_MAX);
@@ -2429,7 +2395,9 @@ static void take_option(struct server *server, const struct spec *spec,
     case KIND_SECONDS:
     case KIND_SIZE:
     case KIND_SYNC:
-        *(uint64_t *)place = parse_amount(spec, value);
+    case KIND_NAME:
+        *(uint64_t *)place =
+            spec->names ? parse_name(spec, value) : parse_amount(spec, value);
         break;
     case KIND_TEXT:
         if (!*value)
@@ -2444,9 +2412,6 @@ static void take_option(struct server *server, const struct spec *spec,
         break;
     case KIND_HOST:
         add_host(&server->options, value);
-        break;
-    case KIND_NAME:
-        *(uint64_t *)place = parse_name(spec, value);
         break;
     case KIND_FLAG:
         *(bool *)place = true;
@@ -2466,9 +2431,8 @@ static void check_cors(struct options *options)
 {
     const char *cors = options->cors;
     size_t length = strlen(cors);
-    size_t scheme = strncmp(cors, "https://", 8) == 0  ? 8
-                    : strncmp(cors, "http://", 7) == 0 ? 7
-                                                       : 0;
+    bool is_https = strncmp(cors, "https://", 8) == 0;
+    size_t scheme = is_https ? 8 : 7;
 
     if (strcmp(cors, "none") == 0)
         options->cors = NULL;
@@ -2477,7 +2441,8 @@ static void check_cors(struct options *options)
                         "served");
     if (!options->cors || strcmp(cors, "*") == 0)
         return;
-    if (!scheme || length == scheme || length > CORS_MAX ||
+    if ((!is_https && strncmp(cors, "http://", 7) != 0) || length == scheme ||
+        length > CORS_MAX ||
         strcspn(cors + scheme, "/ \t\r\n\"") != length - scheme)
         die(EXIT_USAGE,
             "--cors: '%s' is not *, none, or an origin such as "
@@ -2740,8 +2705,7 @@ static void init_input(struct server *server)
     publication->topic = topic_hold(&server->ring, slice_of(topic));
     publication->from = lines ? FROM_LINES : FROM_EVENTS;
     publication->finishes = options->end;
-    publication->content_max =
-        (size_t)options->max_event + lines; /* a CR at its end */
+    publication->content_max = (size_t)options->max_event + lines; /* a CR */
     if (!publication->topic ||
         !memory_grow(&server->http, &publication->content,
                      &publication->content_room, publication->content_max))
@@ -2761,9 +2725,7 @@ static void init_pages(struct server *server)
     int outcome;
 
     http_bundle_init(known ? status.st_mtime : time(NULL));
-    if (!root)
-        return;
-    outcome = http_serve_root(&server->http, root, error);
+    outcome = root ? http_serve_root(&server->http, root, error) : 0;
     if (outcome < 0)
         die(EXIT_RUN_TIME, "--root: %s", error);
     if (outcome > 0)
@@ -2836,9 +2798,13 @@ static void init_listeners(struct server *server)
     }
 }
 
-/* The most memory that there can be, in MiB: the history and its topics;
- * connections, each of which may subscribe to topics of its own; requests. */
-static void log_memory(const struct server *server)
+/*
+ * Says that the server is ready: to the log, the service manager, and people at
+ * a terminal. The log says how much memory there can be at most, in MiB: the
+ * history and its topics; connections, each of which may subscribe to topics of
+ * its own; requests.
+ */
+static void announce(const struct server *server)
 {
     enum {
         MIB = 1 << 20,
@@ -2847,41 +2813,32 @@ static void log_memory(const struct server *server)
         CONNECTION = sizeof(struct conn) +
                      READER_TOPICS_MAX * (sizeof(struct place) + TOPIC),
     };
-    const struct ring *ring = &server->ring;
-    uint64_t connections = (uint64_t)server->http.conn_limit * CONNECTION;
-    uint64_t history = ring->size + server->frame_size +
-                       (ring->mask + 1) * sizeof(struct frame) +
-                       ring->limit * TOPIC;
-
-    log_event(LEVEL_INFO, "memory",
-              "meaning=\"MiB at the most\" history=%" PRIu64
-              " connections=%" PRIu64 " requests=%" PRIu64,
-              history / MIB + 1, connections / MIB + 1,
-              server->http.memory_limit / MIB);
-}
-
-/* Says that the server is ready: to the log, the service manager, and people at
- * a terminal. */
-static void announce(const struct server *server)
-{
     static const char *const publishers[] = {
         "local (this machine, not through a proxy)",
         "unix (through the Unix socket)", "none", "token"
     };
     const struct options *options = &server->options;
     const struct http *http = &server->http;
+    const struct ring *ring = &server->ring;
+    uint64_t history = ring->size + server->frame_size +
+                       (ring->mask + 1) * sizeof(struct frame) +
+                       ring->limit * TOPIC;
 
     log_event(LEVEL_INFO, "start",
               "version=%s max_connections=%" PRIu64 " history=%" PRIu64
               " history_bytes=%" PRIu64 " publish=\"%s\"",
               VERSION, http->max_connections, options->history,
               options->history_bytes, publishers[options->publish]);
-    log_memory(server);
+    log_event(LEVEL_INFO, "memory",
+              "meaning=\"MiB at the most\" history=%" PRIu64
+              " connections=%" PRIu64 " requests=%" PRIu64,
+              history / MIB + 1,
+              (uint64_t)http->conn_limit * CONNECTION / MIB + 1,
+              http->memory_limit / MIB);
     for (unsigned i = 0; i < http->listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
                   http->listeners[i].address);
-    log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64,
-              server->ring.newest_id + 1);
+    log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64, ring->newest_id + 1);
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
     for (unsigned i = 0; isatty(STDOUT_FILENO) && i < http->listener_count; i++)
         printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
