@@ -138,7 +138,7 @@ struct options {
     uint64_t stdin_events; /* --stdin events: not lines; or UNGIVEN */
     uint64_t given_ids;    /* --ids keep: publishers give the ids of events */
     bool end;              /* finish the topic at the end of standard input */
-    bool access_log, reads_input;
+    bool access_log, reads_input; /* "-": publish standard input */
 };
 
 enum phase {
@@ -206,8 +206,8 @@ static const char *format_now(char text[TIMESTAMP_SIZE])
     return text;
 }
 
+/* As strerrorname_np(3), which musl does not have. */
 #define NAMED(error) [error] = #error
-/* As strerrorname_np(3), which musl has not. */
 static const char *error_name(int error)
 {
     static const char *const names[] = {
@@ -367,8 +367,8 @@ die(int status, const char *format, ...)
  * topics and a count of the bytes sent of the frame after them; frames
  * themselves are never copied for it. A replay is the same sending with a limit
  * (replay_end) and with spliced frames. What only this subscriber gets (first
- * blocks, heartbeat, farewell) is sent at once, and what a full socket does not
- * take of it is kept in subscriber->own, ahead of all frames.
+ * blocks, heartbeat, farewell) is sent at once; what a full socket does not
+ * take of it waits in subscriber->own, ahead of all frames.
  *
  * With --ids keep a subscriber can be ahead: it comes from another server with
  * an id that this one has not reached yet. It passes over events up to that id.
@@ -438,7 +438,8 @@ static bool set_own(struct server *server, struct subscriber *subscriber,
     return true;
 }
 
-/* The end of a subscriber: drops everything that it holds. */
+/* The end of a subscriber: drops everything that it holds. The last one in a
+ * topic takes over its index there, see topic_leave(). */
 static void unsubscribe(struct server *server, struct conn *conn,
                         const char *reason)
 {
@@ -495,10 +496,11 @@ static uint64_t random_up_to(uint64_t limit)
  * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
  *
  * A turn delivers in two quanta: one for the passes over topics with new frames
- * (pass_next()), one for QUEUE_READY. With a quantum each, new events go out
- * however much is replayed. A quantum is bounded in sends and in bytes: 64
- * sends, since each is a system call; 2 MB, since small frames to many iovecs
- * cost more per byte (PIECE_COST).
+ * (pass_next()), one for QUEUE_READY. So new events go out however much is
+ * replayed. A quantum is bounded in sends, each of which is a system call, and
+ * in bytes. Gathering small frames takes time as well: each iovec counts as
+ * PIECE_COST bytes. With quanta much below 2 MB, the turns between them slowed
+ * replays by some per cent.
  *
  * This is the hot path: stream_send() and what it calls run once for every
  * subscriber and event. bench/scale measures it.
@@ -770,7 +772,7 @@ enum outcome {
 /*
  * Ids from outside begin with the first event, and after a crash of the machine
  * they go on with the next: anything before it may be missing here. A
- * subscriber whose position is older is cut. When it reconnects it is told of
+ * subscriber with an older position is cut; when it reconnects, it is told of
  * the gap.
  */
 static void begin_given_ids(struct server *server, uint64_t id)
@@ -831,8 +833,7 @@ static void put_topic_end(struct text *text, uint64_t id, struct slice topic,
 /*
  * Appends an event to its topic's history and sets *id to its id; or finishes
  * the topic. A topic that is finished already stays as it is, unless the end
- * has an id from outside: then another server has this end, and so it is
- * appended here too.
+ * has an id from outside, which says that another server has this end too.
  */
 static enum outcome publish_event(struct server *server, struct topic *topic,
                                   const struct event *event, uint64_t *id)
@@ -1136,7 +1137,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
         text.length =
             stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
         if (!text.length)
-            return false; /* an earlier answer could not be kept: the end */
+            return false; /* a promise is broken, and has been answered */
         put_first_blocks(&text, server, reader, &start);
         log_access(server, conn, 200, 0);
         if (may_log(server, LEVEL_INFO))
@@ -1238,7 +1239,7 @@ static bool is_input(const struct conn *conn)
     return conn->flags & FLAG_INPUT;
 }
 
-/* Whether there may be many events, so that a bad one does not end it all. */
+/* Whether the content may have many events: a stale one is then skipped. */
 static bool is_streamed(const struct publication *publication)
 {
     return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
@@ -1430,10 +1431,9 @@ static const char *name_refused(struct slice name)
 
 /*
  * The source, another ssed, tells of a gap: something before its position is
- * lost. Readers behind that position are told too. Connected ones are cut, so
+ * lost. Readers behind that position are told too; connected ones are cut, so
  * that they reconnect. Without the source's ids no reader's position can be
- * compared with the gap, so all are told. Returns why the gap is refused, or
- * NULL.
+ * compared with the gap, so all are told. Returns why it is refused, or NULL.
  */
 static const char *take_gap(struct server *server,
                             struct publication *publication)
@@ -1524,7 +1524,8 @@ static bool append(struct server *server, struct conn *conn,
     uint64_t id;
     char why[96];
 
-    /* one that waits has its turn: it is the first */
+    /* one in CONN_WAITING is tried when it is the first; a stale event takes
+     * no room, and so no turn */
     if (stale || conn->state == CONN_WAITING || !others_wait)
         outcome = publish_event(server, publication->topic, event, &id);
     if (outcome == MUST_WAIT) {
@@ -2193,8 +2194,7 @@ static void run_turn(struct server *server)
  * `specs` has a row for each option: --help prints it, and take_option() parses
  * by it straight into struct server. check_options() then looks at options that
  * need or exclude each other, and sets defaults that depend on others. A wrong
- * option ends the process with EXIT_USAGE and a line that says what would be
- * right.
+ * option ends the process with a line that says what would be right.
  */
 
 enum kind {
@@ -2595,8 +2595,7 @@ static uint64_t clock_position(void)
 static char lost_line[PIPE_BUF];
 
 /* The pages of the file can neither be read nor written any more, and the ring
- * lies in them. A SIGBUS of another cause ends the process as it does without a
- * handler. */
+ * lies in them. After a SIGBUS of another cause the process ends as usual. */
 static void on_bus_error(int signal, siginfo_t *info, void *context)
 {
     (void)context;
