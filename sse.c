@@ -459,23 +459,23 @@ static void unsubscribe(struct server *server, struct conn *conn,
     }
     set_own(server, subscriber, SLICE(""));
     if (subscriber->topic_count > 1)
-        free(places);
-    if (may_log(server, LEVEL_INFO))
-        log_event(LEVEL_INFO, "unsubscribed",
-                  "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
-                  conn_peer(peer, conn), reason, subscriber->progress.events,
-                  subscriber->bytes,
-                  (uint32_t)(server->http.now / 1000) - subscriber->since);
+        free(subscriber->places);
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "unsubscribed",
+              "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
+              conn_peer(peer, conn), reason, subscriber->progress.events,
+              subscriber->bytes,
+              (uint32_t)(server->http.now / 1000) - subscriber->since);
 }
 
 /* The id at which a subscriber stands that has been sent everything. */
 static uint64_t position_of(const struct server *server,
                             const struct subscriber *subscriber)
 {
-    bool is_ahead =
-        subscriber->is_ahead && subscriber->ahead > server->ring.newest_id;
-
-    return is_ahead ? subscriber->ahead : server->ring.newest_id;
+    if (subscriber->is_ahead && subscriber->ahead > server->ring.newest_id)
+        return subscriber->ahead;
+    return server->ring.newest_id;
 }
 
 /* Spreads reconnects, so that clients do not all come back at once. */
@@ -506,13 +506,6 @@ static uint64_t random_up_to(uint64_t limit)
  * subscriber and event. bench/scale measures it.
  */
 
-/* Lowers *oldest to an ordinal; 0 is none. */
-static void lower_to(uint64_t *oldest, uint64_t ordinal)
-{
-    if (ordinal && (!*oldest || ordinal < *oldest))
-        *oldest = ordinal;
-}
-
 /* Has more sent to the subscriber after the others have had their turn. */
 static void ready_push(struct server *server, struct conn *conn)
 {
@@ -522,8 +515,11 @@ static void ready_push(struct server *server, struct conn *conn)
     if (conn->queue == QUEUE_READY)
         return;
     queue_push(&server->http, QUEUE_READY, conn);
-    lower_to(&server->ready_from, needed);
-    lower_to(&server->ready_from_next, needed);
+    if (needed && (!server->ready_from || needed < server->ready_from))
+        server->ready_from = needed;
+    if (needed &&
+        (!server->ready_from_next || needed < server->ready_from_next))
+        server->ready_from_next = needed;
 }
 
 /*
@@ -936,12 +932,12 @@ static void sync_when_due(struct server *server)
 static void end_history(struct server *server)
 {
     look_for_file(server);
-    if (!server->sync_failed && ring_end(&server->ring) == 0)
-        return;
-    log_event(LEVEL_ERROR, "sync_failed",
-              "file=\"%s\" meaning=\"if the machine goes down now, the next "
-              "start tells of a gap\"",
-              server->options.history_file);
+    if (server->sync_failed || ring_end(&server->ring) < 0)
+        log_event(
+            LEVEL_ERROR, "sync_failed",
+            "file=\"%s\" meaning=\"if the machine goes down now, the next "
+            "start tells of a gap\"",
+            server->options.history_file);
 }
 
 /* --------------------------------------------------------- subscribing
@@ -1110,6 +1106,25 @@ static void refuse_subscriber(struct server *server, struct conn *conn)
     respond(&server->http, conn, &response, text_slice(&text));
 }
 
+static void log_subscribed(const struct server *server, const struct conn *conn,
+                           const struct reader *reader,
+                           const struct start *start)
+{
+    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
+    struct slice name = reader->places[0].topic->name;
+
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "subscribed",
+              "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64
+              " gap=%s",
+              conn_peer(peer, conn),
+              name.length ? log_quote(topic, sizeof(topic), name) : "-",
+              reader->count,
+              log_quote(requested, sizeof(requested), start->requested),
+              start->replay, start->gap ? "yes" : "no");
+}
+
 /* Answers a request to subscribe. True if the connection is now a subscriber
  * and has the reader's hold on the topics. */
 static bool subscribe_to(struct server *server, struct conn *conn,
@@ -1117,7 +1132,6 @@ static bool subscribe_to(struct server *server, struct conn *conn,
 {
     const struct request *request = &conn->exchange->request;
     char bytes[OUT_SIZE + OWN_MAX], requested[REQUESTED_MAX];
-    char peer[PEER_SIZE], topic[TOPIC_NAME_MAX + 1], asked[REQUESTED_MAX];
     struct text text = { bytes, sizeof(bytes), 0 };
     struct response head = stream_response(server, conn);
     struct start start;
@@ -1140,18 +1154,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
             return false; /* a promise is broken, and has been answered */
         put_first_blocks(&text, server, reader, &start);
         log_access(server, conn, 200, 0);
-        if (may_log(server, LEVEL_INFO))
-            log_event(LEVEL_INFO, "subscribed",
-                      "peer=%s topic=%s topics=%u last_event_id=%s "
-                      "replay=%" PRIu64 " gap=%s",
-                      conn_peer(peer, conn),
-                      reads_main(server, reader)
-                          ? "-"
-                          : log_quote(topic, sizeof(topic),
-                                      reader->places[0].topic->name),
-                      reader->count,
-                      log_quote(asked, sizeof(asked), start.requested),
-                      start.replay, start.gap ? "yes" : "no");
+        log_subscribed(server, conn, reader, &start);
         if (stream_begin(server, conn, reader, &start)) {
             stream_send(server, conn, text_slice(&text));
             return true;
@@ -1578,10 +1581,9 @@ static void publication_step(struct server *server, struct conn *conn)
         publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
         if (publication->event.finishes)
             break;
-        publication->count++;
+        if (publication->count++ == 0)
+            publication->first = server->ring.newest_id;
         publication->last = server->ring.newest_id;
-        if (!publication->first)
-            publication->first = publication->last;
         break;
     case STEP_FINISH:
         if (!publication->finishes || append(server, conn, &end))
@@ -1639,8 +1641,7 @@ static const char *publisher_refused(const struct server *server,
 {
     const struct request *request = &conn->exchange->request;
     const char *origin = server->options.origin;
-    bool is_named =
-        origin && request->origin.data && slice_equals(request->origin, origin);
+    bool is_named = origin && slice_equals(request->origin, origin);
 
     *status = 403;
     if (request->origin.data && !is_named &&
@@ -1756,6 +1757,7 @@ static void begin_publication(struct server *server, struct conn *conn,
     bool deletes = request->method == METHOD_DELETE;
     bool streams = !deletes && http_media_type_is(request->content_type,
                                                   "text/event-stream");
+    bool plain = !deletes && !streams;
     const char *refused;
     int status = 400;
 
@@ -1774,10 +1776,10 @@ static void begin_publication(struct server *server, struct conn *conn,
     refused = take_query(server, publication, request->query);
     if (streams)
         event_parser_init(&publication->parser, NULL, 0);
-    else if (!deletes && request->content_length >= 0)
+    else if (plain && request->content_length >= 0)
         publication->content_max = (size_t)request->content_length;
     if (!refused && !http_has_body(request) &&
-        (publication->from == FROM_PLAIN || !publication->finishes))
+        (plain || !publication->finishes))
         refused = "the request has no body";
     if (!refused && deletes && !server->options.given_ids &&
         !publication->topic->newest && !publication->topic->subscriber_count) {
@@ -1786,8 +1788,7 @@ static void begin_publication(struct server *server, struct conn *conn,
     }
     if (refused)
         respond_error(&server->http, conn, status, refused);
-    else if (!deletes && !streams &&
-             request->content_length > (int64_t)max_event + 2)
+    else if (plain && request->content_length > (int64_t)max_event + 2)
         refuse_too_long(server, conn);
     else
         conn_begin_body(&server->http, conn, streams, publication->content_max);
@@ -1834,14 +1835,13 @@ static void publish(struct server *server, struct conn *conn,
  */
 static bool is_misdirected(const struct server *server, const struct conn *conn)
 {
-    const struct options *options = &server->options;
     struct slice host = conn->exchange->request.host;
 
-    if (options->cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
         http_host_is_local(host))
         return false;
-    for (unsigned i = 0; i < options->host_count; i++)
-        if (http_host_is(host, options->hosts[i]))
+    for (unsigned i = 0; i < server->options.host_count; i++)
+        if (http_host_is(host, server->options.hosts[i]))
             return false;
     return true;
 }
@@ -2213,10 +2213,9 @@ enum kind {
 };
 
 struct spec {
-    const char *name;
-    char letter; /* its short form, or 0 */
-    const char *argument;
+    const char *name, *argument;
     enum kind kind;
+    char letter;  /* its short form, or 0 */
     size_t place; /* in struct server */
     uint64_t minimum, maximum, initial;
     const char *const *names; /* in the order of their enum; NULL ends them */
@@ -2230,74 +2229,74 @@ static const char *const stdin_names[] = { "lines", "events", NULL };
 #define OPTION(member) PLACE(options.member)
 
 static const struct spec specs[] = {
-    { "listen", 'l', "ADDR:PORT", KIND_LISTEN,
+    { "listen", "ADDR:PORT", KIND_LISTEN, 'l',
       .help = "where to listen: 127.0.0.1:3000, [::1]:0, "
               "unix:PATH[,mode=660]; repeatable" },
-    { "port", 'p', "N", KIND_PORT, .maximum = 65535,
+    { "port", "N", KIND_PORT, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
-    { "root", 'r', "DIR", KIND_TEXT, OPTION(root),
+    { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
       .help = "serve the files of a folder, not the bundled pages" },
-    { "history", 'n', "N", KIND_NUMBER, OPTION(history), 1, HISTORY_EVENTS_MAX,
+    { "history", "N", KIND_NUMBER, 'n', OPTION(history), 1, HISTORY_EVENTS_MAX,
       1000, .help = "events kept (1000)" },
-    { "history-bytes", 0, "SIZE", KIND_SIZE, OPTION(history_bytes), 1,
+    { "history-bytes", "SIZE", KIND_SIZE, 0, OPTION(history_bytes), 1,
       HISTORY_BYTES_MAX, 64 << 20, .help = "bytes kept (64M)" },
-    { "history-file", 0, "FILE", KIND_TEXT, OPTION(history_file),
+    { "history-file", "FILE", KIND_TEXT, 0, OPTION(history_file),
       .help = "where the history outlives the process" },
-    { "sync", 0, "WHEN", KIND_SYNC, OPTION(sync), 1, 86400, UNGIVEN,
+    { "sync", "WHEN", KIND_SYNC, 0, OPTION(sync), 1, 86400, UNGIVEN,
       .help = "the file to the disk: none; every so many seconds; always (1)" },
-    { "check", 0, "FILE", KIND_TEXT, OPTION(check),
+    { "check", "FILE", KIND_TEXT, 0, OPTION(check),
       .help = "say what is in a history file, and end" },
-    { "first-id", 0, "N", KIND_NUMBER, OPTION(first_id), 1, ID_MAX,
+    { "first-id", "N", KIND_NUMBER, 0, OPTION(first_id), 1, ID_MAX,
       .help = "id of the first event (the clock in microseconds)" },
-    { "interval", 'i', "MS", KIND_NUMBER, OPTION(interval), 0, YEAR_S * 1000,
+    { "interval", "MS", KIND_NUMBER, 'i', OPTION(interval), 0, YEAR_S * 1000,
       UNGIVEN, .help = "a clock message every so often; 0: none (1000)" },
-    { "heartbeat", 0, "SEC", KIND_SECONDS, OPTION(heartbeat), 0, 86400, 15000,
+    { "heartbeat", "SEC", KIND_SECONDS, 0, OPTION(heartbeat), 0, 86400, 15000,
       .help = "after so much silence; 0: never (15)" },
-    { "retry", 0, "MS", KIND_NUMBER, OPTION(retry), 0, UINT64_C(86400) * 1000,
+    { "retry", "MS", KIND_NUMBER, 0, OPTION(retry), 0, UINT64_C(86400) * 1000,
       3000, .help = "how long a client waits to reconnect (3000)" },
-    { "cors", 0, "ORIGIN", KIND_TEXT, OPTION(cors),
+    { "cors", "ORIGIN", KIND_TEXT, 0, OPTION(cors),
       .help = "the one origin whose pages may read and publish "
               "(all may read); none" },
-    { "host", 0, "NAME", KIND_HOST,
+    { "host", "NAME", KIND_HOST, 0,
       .help = "with --cors none: a name of this machine; repeatable" },
-    { "token-file", 't', "FILE", KIND_TEXT, OPTION(token_file),
+    { "token-file", "FILE", KIND_TEXT, 't', OPTION(token_file),
       .help = "clients that send the token in this file may publish" },
-    { "publish", 0, "WHO", KIND_NAME, OPTION(publish), .names = publish_names,
+    { "publish", "WHO", KIND_NAME, 0, OPTION(publish), .names = publish_names,
       .initial = UNGIVEN,
       .help = "who may publish without a token: local, unix, none (local)" },
-    { "max-event", 0, "SIZE", KIND_SIZE, OPTION(max_event), 1, 16 << 20,
+    { "max-event", "SIZE", KIND_SIZE, 0, OPTION(max_event), 1, 16 << 20,
       64 << 10, .help = "of an event's data (64K)" },
-    { "max-connections", 'c', "N", KIND_NUMBER, PLACE(http.max_connections), 1,
+    { "max-connections", "N", KIND_NUMBER, 'c', PLACE(http.max_connections), 1,
       1 << 28, .help = "at most (what the limit on descriptors allows)" },
-    { "request-memory", 0, "SIZE", KIND_SIZE, PLACE(http.memory_limit), 1 << 20,
+    { "request-memory", "SIZE", KIND_SIZE, 0, PLACE(http.memory_limit), 1 << 20,
       UINT64_C(1) << 40, 256 << 20,
       .help = "that all requests together may hold (256M)" },
-    { "head-timeout", 0, "SEC", KIND_SECONDS, PLACE(http.head_timeout), 1,
+    { "head-timeout", "SEC", KIND_SECONDS, 0, PLACE(http.head_timeout), 1,
       86400, 10000, .help = "for a request head to be complete (10)" },
-    { "idle-timeout", 0, "SEC", KIND_SECONDS, PLACE(http.idle_timeout), 1,
+    { "idle-timeout", "SEC", KIND_SECONDS, 0, PLACE(http.idle_timeout), 1,
       86400, 60000, .help = "between two requests (60)" },
-    { "drain", 0, "SEC", KIND_SECONDS, OPTION(drain), 0, 86400, 5000,
+    { "drain", "SEC", KIND_SECONDS, 0, OPTION(drain), 0, 86400, 5000,
       .help = "to send off subscribers at the end (5)" },
-    { "drain-spread", 0, "MS", KIND_NUMBER, OPTION(drain_spread), 0,
+    { "drain-spread", "MS", KIND_NUMBER, 0, OPTION(drain_spread), 0,
       UINT64_C(86400) * 1000, 3000,
       .help = "over which they come back (3000)" },
-    { "drain-delay", 0, "SEC", KIND_SECONDS, OPTION(drain_delay), 0, 86400,
+    { "drain-delay", "SEC", KIND_SECONDS, 0, OPTION(drain_delay), 0, 86400,
       .help = "/healthz says 503 so long before (0)" },
-    { "stdin", 0, "FORM", KIND_NAME, OPTION(stdin_events), .names = stdin_names,
+    { "stdin", "FORM", KIND_NAME, 0, OPTION(stdin_events), .names = stdin_names,
       .initial = UNGIVEN, .help = "what \"-\" reads: lines, events (lines)" },
-    { "topic", 0, "NAME", KIND_TEXT, OPTION(topic),
+    { "topic", "NAME", KIND_TEXT, 0, OPTION(topic),
       .help = "where \"-\" publishes (the main stream)" },
-    { "end", 0, NULL, KIND_FLAG, OPTION(end),
+    { "end", NULL, KIND_FLAG, 0, OPTION(end),
       .help = "the topic is finished at the end of \"-\"" },
-    { "ids", 0, "WHOSE", KIND_NAME, OPTION(given_ids), .names = ids_names,
+    { "ids", "WHOSE", KIND_NAME, 0, OPTION(given_ids), .names = ids_names,
       .help = "own; keep: those that publishers give (own)" },
-    { "log-level", 0, "LEVEL", KIND_NAME, OPTION(log_level),
+    { "log-level", "LEVEL", KIND_NAME, 0, OPTION(log_level),
       .names = level_names, .initial = LEVEL_INFO,
       .help = "error, warn, info, debug (info)" },
-    { "access-log", 0, NULL, KIND_FLAG, OPTION(access_log),
+    { "access-log", NULL, KIND_FLAG, 0, OPTION(access_log),
       .help = "log every request" },
-    { "help", 'h', NULL, KIND_HELP, .help = "this text" },
-    { "version", 'V', NULL, KIND_VERSION, .help = "the version" },
+    { "help", NULL, KIND_HELP, 'h', .help = "this text" },
+    { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
 
 #define SPECS ((int)(sizeof(specs) / sizeof(specs[0])))
@@ -2759,8 +2758,7 @@ static void init_loop(struct server *server)
             strerror(errno));
     update_time(server);
     logger.refilled = http->now;
-    server->phase_end = NEVER;
-    server->next_watchdog = NEVER;
+    server->phase_end = server->next_watchdog = NEVER;
     server->next_clock =
         options->interval ? http->now + options->interval : NEVER;
     server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
@@ -2851,22 +2849,23 @@ static void announce(const struct server *server)
  * Says what is in a history file, which a server may be writing meanwhile.
  */
 
-static const char *format_local_time(char text[32], int64_t ms)
+static void print_local_time(int64_t ms, const char *end)
 {
     time_t seconds = (time_t)(ms / 1000);
+    char text[32];
     struct tm tm;
 
     if (!localtime_r(&seconds, &tm) ||
-        strftime(text, 32, "%Y-%m-%d %H:%M:%S", &tm) == 0)
+        strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%S", &tm) == 0)
         strcpy(text, "-");
-    return text;
+    printf("%s%s", text, end);
 }
 
 /* Returns the exit status. */
 static int check_history(const char *path)
 {
     struct history_wanted wanted = { .path = path };
-    char error[ERROR_SIZE], from[32], to[32];
+    char error[ERROR_SIZE];
     struct recovery recovery;
     struct ring ring;
     uint32_t pid;
@@ -2880,11 +2879,12 @@ static int check_history(const char *path)
                pid);
     printf("room      %" PRIu64 " events, %zu bytes\n", ring.limit, ring.size);
     printf("events    %" PRIu64 ", %zu bytes\n", recovery.count, ring.used);
-    if (recovery.count)
-        printf("ids       %" PRIu64 " to %" PRIu64 "\ntimes     %s to %s\n",
-               recovery.first_id, recovery.last_id,
-               format_local_time(from, ring_time(&ring, ring.oldest)),
-               format_local_time(to, ring_time(&ring, ring.next - 1)));
+    if (recovery.count) {
+        printf("ids       %" PRIu64 " to %" PRIu64 "\ntimes     ",
+               recovery.first_id, recovery.last_id);
+        print_local_time(ring_time(&ring, ring.oldest), " to ");
+        print_local_time(ring_time(&ring, ring.next - 1), "\n");
+    }
     printf("dropped   %" PRIu64 " that are not whole\n", recovery.dropped);
     for (uint64_t i = ring.oldest; i < ring.next; i++) {
         const struct topic *topic = ring_frame(&ring, i)->topic;
