@@ -24,9 +24,9 @@
  * the steps, publish_event(), ring_append(), deliver().
  *
  * Order: types; log; subscribers; delivery; publishing; the history file;
- * subscribing; publications; requests to publish; routes and handlers; the
- * service manager; phases and signals; the loop; options; the start; --check;
- * main.
+ * subscribing; publications, their content and steps; requests to publish;
+ * routes and handlers; the service manager; phases and signals; the loop;
+ * options and their checks; the start; --check; main.
  */
 #include "sse.h"
 
@@ -99,7 +99,6 @@ enum {
 /* The ring's splice text: put in after "type":", it makes a catch_up_message
  * of a stored message. */
 #define CATCH_UP_SPLICE "catch_up_message\",\"originalType\":\""
-
 #define LAST_CHUNK "0\r\n\r\n"
 #define NOT_ON_DISK_TEXT "the history file cannot be written: see the log"
 #define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
@@ -164,7 +163,6 @@ struct server {
     uint64_t next_watchdog; /* ms; or NEVER */
     bool sync_failed;       /* what is on disk can no longer be relied on */
     bool file_deleted;      /* it has been logged */
-
     /* the oldest frame that a subscriber in QUEUE_READY may need, and the
      * same for those queued since this round of the queue began; 0: none */
     uint64_t ready_from, ready_from_next;
@@ -374,13 +372,11 @@ die(int status, const char *format, ...)
  * an id that this one has not reached yet. It passes over events up to that id.
  */
 
-/* What a full socket did not take of the subscriber's own bytes. */
 struct own {
     uint32_t sent, length;
     char bytes[];
 };
 
-/* One for each topic. */
 static struct place *subscriber_places(struct subscriber *subscriber)
 {
     return subscriber->topic_count == 1 ? &subscriber->place
@@ -903,7 +899,6 @@ static void sync_history(struct server *server)
     server->sync_failed = true;
 }
 
-/* Logs once that the file has been deleted. */
 static void look_for_file(struct server *server)
 {
     if (server->file_deleted || !ring_deleted(&server->ring))
@@ -1226,15 +1221,6 @@ static void subscribe(struct server *server, struct conn *conn,
  * STEP_APPEND appends the event, and so on until the content ends; STEP_FINISH
  * then finishes the topic, if that is asked for, and STEP_ANSWER answers. A
  * step that must wait changes nothing and is taken again later.
- *
- * handle_body() takes steps for http.c as content arrives, at most one event
- * for each call. retry_publishers() takes the step for which a publisher has
- * waited. A publication that fails is answered at once, and its connection is
- * in CONN_BODY no longer.
- *
- * The content of a plain body or a line is collected in publication->content.
- * An event stream's is parsed as it arrives, with publication->content as the
- * parser's room for data. Room is counted in --request-memory.
  */
 
 static bool is_input(const struct conn *conn)
@@ -1331,6 +1317,15 @@ static void refuse_too_long(struct server *server, struct conn *conn)
     refuse_event(server, conn, 413, why);
 }
 
+/* ----------------------------------------------------------------- content
+ *
+ * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
+ * in publication->event, and the step is STEP_APPEND. A plain body or a line is
+ * collected in publication->content. An event stream is parsed as it arrives,
+ * with publication->content as the parser's room for data. Room is counted in
+ * --request-memory.
+ */
+
 /* Makes room for content, twice what there was unless that is too much. False
  * without memory: the publisher has been answered. */
 static bool make_room(struct server *server, struct conn *conn, size_t wanted)
@@ -1383,8 +1378,7 @@ static void finish_content(struct server *server, struct conn *conn)
         publication->step = STEP_APPEND;
 }
 
-/* Takes in what has arrived of a plain body or of a line. A line that is too
- * long is skipped to its end. */
+/* Takes in what has arrived. A line that is too long is skipped to its end. */
 static void take_content(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
@@ -1507,6 +1501,14 @@ static void parse_piece(struct server *server, struct conn *conn)
     if (refused)
         refuse_event(server, conn, 400, refused);
 }
+
+/* ------------------------------------------------------------------- steps
+ *
+ * publication_step() is the state machine of a publication. handle_body() runs
+ * it for http.c as content arrives, at most one event for each call, and
+ * retry_publishers() runs it when a publisher has waited. A publication that
+ * fails is answered at once, and its connection is in CONN_BODY no longer.
+ */
 
 /*
  * Appends an event, or the end of the topic. False if it has not been: the
@@ -1680,7 +1682,6 @@ static const char *publisher_refused(const struct server *server,
     return NULL;
 }
 
-/* Parameters that this publication cannot have. */
 static const char *query_refused(const struct server *server,
                                  const struct publication *publication,
                                  struct slice query)
@@ -2050,7 +2051,6 @@ static void begin_drain(struct server *server)
     }
 }
 
-/* Goes on to the next phase when this one is over. */
 static void check_phase(struct server *server)
 {
     bool over = server->http.now >= server->phase_end;
@@ -2192,9 +2192,7 @@ static void run_turn(struct server *server)
 /* --------------------------------------------------------------- options
  *
  * `specs` has a row for each option: --help prints it, and take_option() parses
- * by it straight into struct server. check_options() then looks at options that
- * need or exclude each other, and sets defaults that depend on others. A wrong
- * option ends the process with a line that says what would be right.
+ * by it straight into struct server.
  */
 
 enum kind {
@@ -2202,9 +2200,8 @@ enum kind {
     KIND_SECONDS, /* stored in ms */
     KIND_SIZE,    /* bytes; takes K, M, G */
     KIND_TEXT,
-    KIND_LISTEN,
+    KIND_LISTEN, /* with a maximum: a port alone */
     KIND_HOST,
-    KIND_PORT,
     KIND_NAME, /* one of `names`, stored as its index */
     KIND_SYNC, /* seconds, none or always; stored in ms */
     KIND_FLAG,
@@ -2232,7 +2229,7 @@ static const struct spec specs[] = {
     { "listen", "ADDR:PORT", KIND_LISTEN, 'l',
       .help = "where to listen: 127.0.0.1:3000, [::1]:0, "
               "unix:PATH[,mode=660]; repeatable" },
-    { "port", "N", KIND_PORT, 'p', .maximum = 65535,
+    { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
       .help = "serve the files of a folder, not the bundled pages" },
@@ -2403,10 +2400,9 @@ static void take_option(struct server *server, const struct spec *spec,
             die(EXIT_USAGE, "--%s: '' is no %s", spec->name, spec->argument);
         *(const char **)place = value;
         break;
-    case KIND_PORT:
-        parse_amount(spec, value);
-        /* fall through */
     case KIND_LISTEN:
+        if (spec->maximum)
+            parse_amount(spec, value);
         add_listen(&server->options, value);
         break;
     case KIND_HOST:
@@ -2423,6 +2419,52 @@ static void take_option(struct server *server, const struct spec *spec,
         exit(0);
     }
 }
+
+static void parse_options(struct server *server, int argc, char **argv)
+{
+    struct option longs[SPECS + 1] = { 0 };
+    char shorts[2 * SPECS + 2] = ":";
+    size_t length = 1;
+    int code;
+
+    for (int i = 0; i < SPECS; i++) {
+        char letter = specs[i].letter;
+
+        if (specs[i].initial)
+            *(uint64_t *)(void *)((char *)server + specs[i].place) =
+                specs[i].initial;
+        longs[i] = (struct option){ specs[i].name, specs[i].argument != NULL,
+                                    NULL, letter ? letter : 256 + i };
+        if (letter)
+            shorts[length++] = letter;
+        if (letter && specs[i].argument)
+            shorts[length++] = ':';
+    }
+    while ((code = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+        int i = 0;
+
+        while (i < SPECS && longs[i].val != code)
+            i++;
+        if (i == SPECS)
+            die(EXIT_USAGE, "%s '%s': see ssed --help",
+                code == ':' ? "no value after" : "unknown option",
+                argv[optind - 1]);
+        take_option(server, &specs[i], optarg);
+    }
+    for (; optind < argc; optind++) {
+        if (strcmp(argv[optind], "-") != 0)
+            die(EXIT_USAGE, "'%s' is not an option: see ssed --help",
+                argv[optind]);
+        server->options.reads_input = true;
+    }
+}
+
+/* ------------------------------------------------------- checks of options
+ *
+ * check_options() looks at options that need or exclude each other, and sets
+ * the defaults that depend on others. A wrong option ends the process with a
+ * line that says what would be right.
+ */
 
 /* An origin is compared as a browser sends it. "*" must not become
  * options->origin: a client may send `Origin: *`. */
@@ -2450,7 +2492,6 @@ static void check_cors(struct options *options)
     options->origin = cors;
 }
 
-/* What "-" needs, and what needs "-". */
 static void check_input(struct options *options)
 {
     const char *topic = options->topic;
@@ -2472,7 +2513,6 @@ static void check_input(struct options *options)
         die(EXIT_RUN_TIME, "\"-\" needs standard input, which is closed");
 }
 
-/* What cannot be where publishers give the ids. */
 static void check_ids(struct options *options)
 {
     bool keep = options->given_ids;
@@ -2531,46 +2571,6 @@ static void check_options(struct server *server)
         options->sync = SYNC_DEFAULT;
 }
 
-static void parse_options(struct server *server, int argc, char **argv)
-{
-    struct option longs[SPECS + 1] = { 0 };
-    char shorts[2 * SPECS + 2] = ":";
-    size_t length = 1;
-    int code;
-
-    for (int i = 0; i < SPECS; i++) {
-        char letter = specs[i].letter;
-
-        if (specs[i].initial)
-            *(uint64_t *)(void *)((char *)server + specs[i].place) =
-                specs[i].initial;
-        longs[i] = (struct option){ specs[i].name, specs[i].argument != NULL,
-                                    NULL, letter ? letter : 256 + i };
-        if (letter)
-            shorts[length++] = letter;
-        if (letter && specs[i].argument)
-            shorts[length++] = ':';
-    }
-    while ((code = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
-        int i = 0;
-
-        while (i < SPECS && longs[i].val != code)
-            i++;
-        if (i == SPECS)
-            die(EXIT_USAGE, "%s '%s': see ssed --help",
-                code == ':' ? "no value after" : "unknown option",
-                argv[optind - 1]);
-        take_option(server, &specs[i], optarg);
-    }
-    for (; optind < argc; optind++) {
-        if (strcmp(argv[optind], "-") != 0)
-            die(EXIT_USAGE, "'%s' is not an option: see ssed --help",
-                argv[optind]);
-        server->options.reads_input = true;
-    }
-    check_options(server);
-}
-
 /* --------------------------------------------------------------- the start
  *
  * The init_ functions, in the order in which main() calls them: each ends the
@@ -2620,7 +2620,6 @@ watch_history(const char *format, ...)
     sigaction(SIGBUS, &action, NULL);
 }
 
-/* The boot id is empty if the kernel does not tell. */
 static void open_history(struct server *server, uint64_t newest_id)
 {
     const struct options *options = &server->options;
@@ -2846,7 +2845,7 @@ static void announce(const struct server *server)
 
 /* ----------------------------------------------------------------- --check
  *
- * Says what is in a history file, which a server may be writing meanwhile.
+ * Prints what is in a history file, which a server may be writing meanwhile.
  */
 
 static void print_local_time(int64_t ms, const char *end)
@@ -2924,6 +2923,7 @@ int main(int argc, char **argv)
     uint64_t newest_id;
 
     parse_options(&server, argc, argv);
+    check_options(&server);
     fill_standard_descriptors();
     if (server.options.check)
         return check_history(server.options.check);
