@@ -1,18 +1,32 @@
 /*
- * sse.c is what happens: options, the event loop, connections, subscribers,
- * publishing, timers, signals, the log. It makes the system calls and reads
- * the clock; how bytes lie in the ring and how a header is spelled is for
- * ring.c and http.c to know.
+ * sse.c: what the server does. It owns struct server: the options, the phase
+ * (serving, draining), the times when something is due, and the loop. Events
+ * and their history are ring.c's, connections and HTTP are http.c's; this file
+ * brings the two together.
  *
- * A connection is known by its file descriptor, which is its index in
- * server.conns. Only conn_close() ends one; its descriptor is closed after
- * the batch (reap()), so that an event of the same batch never meets another
- * connection under the number.
+ * Invariants:
  *
- * A turn of the loop: work on what has arrived and append what is published
- * (the answers wait), send the answers, deliver a slice, look at epoll again.
- * A turn has a budget: each of these steps stops when its time or its slice is
- * used up, and goes on in the next turn. epoll's word only queues.
+ * - There is one thread and one loop. run_turn() is one turn of it: take what
+ *   has arrived, append what is published, send the answers, deliver. Each of
+ *   these stops when its time or its quantum is used up and goes on in the next
+ *   turn, so no client can keep the others waiting.
+ * - Only publish_event() appends to the ring. It refuses (MUST_WAIT) rather
+ *   than evict a frame that a subscriber has not been offered yet.
+ * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
+ *   a replay, room in a full socket, a heartbeat, the farewell.
+ * - http.c calls up only through `handlers`, after the routes. A call that
+ *   answers, sends or closes may end the connection: it is CONN_CLOSED until
+ *   the end of the turn, and its publication or subscriber is gone.
+ *
+ * To follow a subscription, read handle_request(), route_events(),
+ * subscribe(), subscribe_to(), stream_begin(), stream_send(). To follow a
+ * publish: handle_request(), publish(), begin_publication(), handle_body(),
+ * the steps, publish_event(), ring_append(), deliver().
+ *
+ * Order: types; log; subscribers; delivery; publishing; the history file;
+ * subscribing; publications, their content and steps; requests to publish;
+ * routes and handlers; the service manager; phases and signals; the loop;
+ * options and their checks; the start; --check; main.
  */
 #include "sse.h"
 
@@ -39,54 +53,56 @@
 #define VERSION "unknown"
 #endif
 
-/* Sizes that a build for tests may have otherwise, with -D. */
+/* Sizes that a build for tests may set otherwise, with -D. */
 #ifndef QUANTUM_SENDS
-#define QUANTUM_SENDS 64 /* sends of a turn's delivery */
+#define QUANTUM_SENDS 64 /* sends of a quantum of delivery */
 #endif
 #ifndef QUANTUM_BYTES
 #define QUANTUM_BYTES (2 << 20)
 #endif
-#ifndef EVENTS_MAX
-#define EVENTS_MAX 256 /* of one epoll_wait */
-#endif
-#ifndef CONTENT_FIRST
-#define CONTENT_FIRST 1024 /* bytes of an event under way */
-#endif
 
 enum {
+    EXIT_RUN_TIME = 1,
+    EXIT_USAGE = 2,
     HOSTS_MAX = 16,
-    LISTEN_FDS_START = 3,
+    LISTEN_FDS_START = 3, /* sd_listen_fds(3) */
     CORS_MAX = 256,
-    REQUESTED_MAX = 256, /* of an unusable id, what is shown in a gap */
+    TIMESTAMP_SIZE = 25,
+    REQUESTED_MAX = 256, /* bytes of an unusable id that a gap shows */
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
-    PIECE_COST = 32,         /* bytes that gathering one counts as */
+    EVENTS_MAX = 256,        /* of one epoll_wait */
+    CONTENT_FIRST = 1024,    /* first allocation for content, bytes */
+    PIECE_COST = 32,         /* bytes that gathering one iovec counts as */
     TURN_RETRY = 250,        /* us of a turn for publishers that waited */
     INTERVAL_DEFAULT = 1000, /* ms */
     SYNC_DEFAULT = 1000,     /* ms */
-    LOG_BURST = 200,         /* lines that the outside can cause at once */
+    LOG_BURST = 200,         /* lines that clients can cause at once */
+    LOG_RATE = 100,          /* and then in a second */
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
-    LOG_RATE = 100,          /* and in a second */
-    RETRY_LATER_MIN = 2000,  /* ms, when there is no room for a subscriber */
-    RETRY_LATER_MAX = 10000,
+    RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
+    RETRY_SPREAD = 8000,
 };
 
-/* The greatest id that a publisher may give: one without room for those to
- * come would end publishing for ever. */
-#define ID_KEPT_MAX (ID_MAX + 1 - (UINT64_C(1) << 32))
-#define ID_KEPT_RANGE                                                      \
+/* The greatest id that a publisher may give. An id near ID_MAX would leave no
+ * ids for later events, and so end publishing for good. */
+#define ID_GIVEN_MAX (ID_MAX + 1 - (UINT64_C(1) << 32))
+#define ID_GIVEN_RANGE                                                     \
     "a number from 1 to 9007194959773696, which leaves room for those to " \
     "come"
 
 #define YEAR_S (UINT64_C(366) * 86400)
 #define UNGIVEN UINT32_MAX /* an option that was not given */
+#define SYNC_ALWAYS UINT64_C(0)
+#define SYNC_NEVER (UINT64_MAX - 1)
 
-/* Makes a catch_up_message of a stored message, put in after "type":". */
+/* The ring's splice text: put in after "type":", it makes a catch_up_message
+ * of a stored message. */
 #define CATCH_UP_SPLICE "catch_up_message\",\"originalType\":\""
-
-enum {
-    TIMESTAMP_SIZE = 25
-};
+#define LAST_CHUNK "0\r\n\r\n"
+#define NOT_ON_DISK_TEXT "the history file cannot be written: see the log"
+#define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
+#define DRAINING_TEXT "draining: about to end"
 
 enum level {
     LEVEL_ERROR,
@@ -102,53 +118,26 @@ enum publish {
     PUBLISH_TOKEN
 };
 
-enum ids {
-    IDS_OWN,
-    IDS_KEEP
-};
-
-enum stdin_form {
-    STDIN_LINES,
-    STDIN_EVENTS
-};
-
-#define SYNC_ALWAYS UINT64_C(0)
-#define SYNC_NEVER (UINT64_MAX - 1)
-
+/* Times are in ms. What only http.c needs is parsed into struct http. */
 struct options {
-    const char *listen[LISTENERS_MAX];
-    unsigned listen_count;
-    const char *root;
-    const char *cors; /* the one origin; NULL: all, or with no_cors none */
-    const char *hosts[HOSTS_MAX];
-    unsigned host_count;
-    const char *token_file;
-    const char *topic; /* of what comes on standard input; NULL: main */
-    const char *history_file;
-    const char *check; /* a history file to look at, and nothing else */
-    uint64_t history;
-    uint64_t history_bytes;
+    const char *listen[LISTENERS_MAX], *hosts[HOSTS_MAX];
+    unsigned listen_count, host_count;
+    const char *root, *token_file, *history_file;
+    const char *topic;  /* of standard input; "": the main stream */
+    const char *check;  /* a history file to look at, instead of serving */
+    const char *cors;   /* whose pages may read: "*", an origin; NULL: none */
+    const char *origin; /* the origin in `cors`, whose pages may publish too */
+    uint64_t history, history_bytes, max_event;
     uint64_t first_id; /* 0: the clock */
-    uint64_t interval; /* ms, as all of them but where said */
-    uint64_t heartbeat;
-    uint64_t retry;
-    uint64_t max_event;
-    uint64_t max_connections; /* 0: what the limit on descriptors allows */
-    uint64_t request_memory;  /* bytes */
-    uint64_t drain;
-    uint64_t drain_spread;
-    uint64_t drain_delay;
-    uint64_t head_timeout;
-    uint64_t idle_timeout;
-    uint64_t sync;       /* SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
-    unsigned publish;    /* enum publish, UINT_MAX: not given */
-    unsigned log_level;  /* enum level */
-    unsigned ids;        /* enum ids */
-    unsigned stdin_form; /* enum stdin_form, UINT_MAX: not given */
-    bool no_cors;
-    bool access_log;
-    bool end;         /* the topic is finished at the end of standard input */
-    bool reads_input; /* standard input is published */
+    uint64_t interval, heartbeat, retry;
+    uint64_t drain, drain_spread, drain_delay;
+    uint64_t sync;         /* or SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
+    uint64_t publish;      /* enum publish or UNGIVEN */
+    uint64_t log_level;    /* enum level */
+    uint64_t stdin_events; /* --stdin events: not lines; or UNGIVEN */
+    uint64_t given_ids;    /* --ids keep: publishers give the ids of events */
+    bool end;              /* finish the topic at the end of standard input */
+    bool access_log, reads_input; /* "-": publish standard input */
 };
 
 enum phase {
@@ -165,19 +154,16 @@ struct server {
     struct topic *main_topic; /* held */
     char *frame;              /* owned: where a frame is made */
     uint32_t frame_size;      /* bytes of it */
-    int signals;
-
+    int signals;              /* signalfd(2) */
     enum phase phase;
     uint64_t phase_end;     /* ms, when the phase ends by itself; or NEVER */
     uint64_t next_clock;    /* ms; or NEVER */
     uint64_t next_sync;     /* ms, if something is to be synced; or NEVER */
-    uint64_t watchdog;      /* ms between two signs of life */
+    uint64_t watchdog;      /* ms between two messages to the watchdog */
     uint64_t next_watchdog; /* ms; or NEVER */
-
-    bool sync_failed;  /* what is on the disk can no longer be relied on */
-    bool file_deleted; /* it has been said */
-
-    /* the oldest frame that some subscriber in QUEUE_READY may need, and the
+    bool sync_failed;       /* what is on disk can no longer be relied on */
+    bool file_deleted;      /* it has been logged */
+    /* the oldest frame that a subscriber in QUEUE_READY may need, and the
      * same for those queued since this round of the queue began; 0: none */
     uint64_t ready_from, ready_from_next;
     uint32_t ready_round; /* how many of the round are left */
@@ -185,42 +171,44 @@ struct server {
     size_t quantum_bytes;
 };
 
-/* ----------------------------------------------------------------- log */
+/* ----------------------------------------------------------------- log
+ *
+ * Lines of key=value on standard error. log_event() is for what the server does
+ * by itself. What clients cause is limited to LOG_RATE lines a second, so that
+ * they cannot fill a disk: may_log(). log_report() says how many lines were
+ * left out. No byte from outside ends a line or a value: log_quote().
+ */
 
 static struct {
     enum level level;
-    double tokens;
+    double tokens;       /* lines that clients may cause now */
     uint64_t refilled;   /* ms */
-    uint64_t suppressed; /* lines, since that was reported */
+    uint64_t suppressed; /* lines left out since the last report */
     uint64_t reported;   /* ms */
 } logger = { .level = LEVEL_INFO, .tokens = LOG_BURST };
-
 static const char *const level_names[] = { "error", "warn", "info", "debug",
                                            NULL };
 
-static void format_timestamp(char *text, uint64_t wall_ms)
+/* The time as UTC, into the buffer, which is returned. */
+static const char *format_now(char text[TIMESTAMP_SIZE])
 {
-    time_t seconds = (time_t)(wall_ms / 1000);
+    uint64_t now = clock_ms(CLOCK_REALTIME);
+    time_t seconds = (time_t)(now / 1000);
     struct tm tm;
     size_t length;
 
     gmtime_r(&seconds, &tm);
     length = strftime(text, TIMESTAMP_SIZE, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(text + length, TIMESTAMP_SIZE - length, ".%03uZ",
-             (unsigned)(wall_ms % 1000));
+             (unsigned)(now % 1000));
+    return text;
 }
 
-/* The name of an error that a call can fail with here, errno(3). */
+/* As strerrorname_np(3), which musl does not have. */
+#define NAMED(error) [error] = #error
 static const char *error_name(int error)
 {
-#define NAMED(name) \
-    {               \
-        name, #name \
-    }
-    static const struct {
-        int error;
-        const char *name;
-    } names[] = {
+    static const char *const names[] = {
         NAMED(EACCES),     NAMED(EAGAIN),       NAMED(ECONNREFUSED),
         NAMED(ECONNRESET), NAMED(EHOSTUNREACH), NAMED(EIO),
         NAMED(EISDIR),     NAMED(EMFILE),       NAMED(ENETUNREACH),
@@ -228,18 +216,16 @@ static const char *error_name(int error)
         NAMED(ENOMEM),     NAMED(ENOSPC),       NAMED(EPIPE),
         NAMED(ETIMEDOUT),
     };
-#undef NAMED
+    size_t i = (size_t)error;
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        if (names[i].error == error)
-            return names[i].name;
-    return "other";
+    return i < sizeof(names) / sizeof(names[0]) && names[i] ? names[i]
+                                                            : "other";
 }
 
 /*
- * A line must not block the loop: where the reader of stderr is stuck it is
- * dropped. POLLOUT on a pipe promises PIPE_BUF bytes (pipe(7)), and a line
- * has no more.
+ * A line must not block the loop: if the reader of stderr is stuck, the line is
+ * dropped. POLLOUT on a pipe promises room for PIPE_BUF bytes (pipe(7)), and no
+ * line is longer. Called by a signal handler too.
  */
 static bool log_write(const char *line, size_t length)
 {
@@ -250,20 +236,21 @@ static bool log_write(const char *line, size_t length)
     return write(STDERR_FILENO, line, length) == (ssize_t)length;
 }
 
-__attribute__((format(printf, 3, 0))) static void log_line(enum level level,
-                                                           const char *event,
-                                                           const char *format,
-                                                           va_list arguments)
+__attribute__((format(printf, 3, 4))) static void
+log_event(enum level level, const char *event, const char *format, ...)
 {
-    char line[PIPE_BUF];
-    char timestamp[TIMESTAMP_SIZE];
+    char line[PIPE_BUF], timestamp[TIMESTAMP_SIZE];
     size_t room = sizeof(line) - 1, length;
+    va_list arguments;
 
-    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
+    if (level > logger.level)
+        return;
     length = (size_t)snprintf(line, room, "time=%s level=%s event=%s ",
-                              timestamp, level_names[level], event);
+                              format_now(timestamp), level_names[level], event);
+    va_start(arguments, format);
     length +=
         (size_t)vsnprintf(line + length, room - length, format, arguments);
+    va_end(arguments);
     if (length > room - 1)
         length = room - 1;
     while (line[length - 1] == ' ')
@@ -273,21 +260,13 @@ __attribute__((format(printf, 3, 0))) static void log_line(enum level level,
         logger.suppressed++;
 }
 
-/* What the process does by itself: never limited. */
-__attribute__((format(printf, 3, 4))) static void
-log_event(enum level level, const char *event, const char *format, ...)
+/* Whether a client may cause a line now, which is then counted. */
+static bool may_log(const struct server *server, enum level level)
 {
-    va_list arguments;
+    uint64_t now = server->http.now;
 
     if (level > logger.level)
-        return;
-    va_start(arguments, format);
-    log_line(level, event, format, arguments);
-    va_end(arguments);
-}
-
-static bool log_allowed(uint64_t now)
-{
+        return false;
     logger.tokens += (double)(now - logger.refilled) * LOG_RATE / 1000;
     logger.refilled = now;
     if (logger.tokens > LOG_BURST)
@@ -300,7 +279,6 @@ static bool log_allowed(uint64_t now)
     return true;
 }
 
-/* Says, once a second at most, how many lines have been left out. */
 static void log_report(uint64_t now)
 {
     uint64_t suppressed = logger.suppressed;
@@ -309,29 +287,11 @@ static void log_report(uint64_t now)
         return;
     logger.suppressed = 0;
     logger.reported = now;
-    log_event(LEVEL_WARN, "log_suppressed", "lines=%llu",
-              (unsigned long long)suppressed);
+    log_event(LEVEL_WARN, "log_suppressed", "lines=%" PRIu64, suppressed);
 }
 
-/* What the outside causes: limited. */
-__attribute__((format(printf, 4, 5))) static void
-log_client(const struct server *server, enum level level, const char *event,
-           const char *format, ...)
-{
-    va_list arguments;
-
-    if (level > logger.level || !log_allowed(server->http.now))
-        return;
-    va_start(arguments, format);
-    log_line(level, event, format, arguments);
-    va_end(arguments);
-}
-
-/*
- * A value as it stands in a log line: as it is if it is plain, else in
- * quotes with C's escapes, and cut to fit `size`; so that no byte from
- * outside can end a line or a value.
- */
+/* A value for a log line: unchanged if it is plain, else in quotes with C's
+ * escapes, and cut to fit `size`. */
 static const char *log_quote(char *buffer, size_t size, struct slice value)
 {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyz0123456789-._:/@"
@@ -341,28 +301,51 @@ static const char *log_quote(char *buffer, size_t size, struct slice value)
     while (in < value.length && value.data[in] && strchr(plain, value.data[in]))
         in++;
     if (in == value.length && in > 0 && in < size) {
-        memcpy(buffer, value.data, in);
-        buffer[in] = '\0';
+        snprintf(buffer, size, "%.*s", (int)in, value.data);
         return buffer;
     }
     buffer[out++] = '"';
     for (in = 0; in < value.length && out + 6 < size; in++) {
         unsigned char c = (unsigned char)value.data[in];
 
-        if (c == '"' || c == '\\') {
-            buffer[out++] = '\\';
-            buffer[out++] = (char)c;
-        } else if (c >= ' ' && c < 0x7F) {
-            buffer[out++] = (char)c;
-        } else {
+        if (c < ' ' || c >= 0x7F) {
             out += (size_t)snprintf(buffer + out, size - out, "\\x%02x", c);
+            continue;
         }
+        if (c == '"' || c == '\\')
+            buffer[out++] = '\\';
+        buffer[out++] = (char)c;
     }
     buffer[out++] = '"';
     buffer[out] = '\0';
     return buffer;
 }
 
+static void log_access(const struct server *server, const struct conn *conn,
+                       int status, uint64_t length)
+{
+    static const char *const methods[] = { "-",    "DELETE",  "GET",
+                                           "HEAD", "OPTIONS", "POST" };
+    const struct request *request = &conn->exchange->request;
+    const struct topic *topic = conn->exchange->publication.topic;
+    char peer[PEER_SIZE], path[512];
+
+    if (!server->options.access_log || !may_log(server, LEVEL_INFO))
+        return;
+    /* of a publish, the body may have overwritten the path */
+    if (topic)
+        snprintf(path, sizeof(path), "/events%s%.*s",
+                 topic->name.length ? "/" : "", (int)topic->name.length,
+                 topic->name.data);
+    else
+        log_quote(path, sizeof(path), request->path);
+    log_event(LEVEL_INFO, "request",
+              "peer=%s method=%s path=%s status=%d bytes=%" PRIu64,
+              conn_peer(peer, conn), methods[request->method], path, status,
+              length);
+}
+
+/* For the start alone: once the server runs, it logs and goes on. */
 __attribute__((noreturn, format(printf, 2, 3))) static void
 die(int status, const char *format, ...)
 {
@@ -376,38 +359,28 @@ die(int status, const char *format, ...)
     exit(status);
 }
 
-enum {
-    EXIT_RUN_TIME = 1,
-    EXIT_USAGE = 2
-};
-
 /* --------------------------------------------------------- subscribers
  *
- * A connection in CONN_STREAM is a subscriber: what it reads, and what only it
- * gets. Nothing is kept for it but its places and how much of the next frame it
- * has been sent; what a full socket did not take of its own bytes is in
- * subscriber->own.
+ * A connection in CONN_STREAM is a subscriber. It has a place in each of its
+ * topics and a count of the bytes sent of the frame after them; frames
+ * themselves are never copied for it. A replay is the same sending with a limit
+ * (replay_end) and with spliced frames. What only this subscriber gets (first
+ * blocks, heartbeat, farewell) is sent at once; what a full socket does not
+ * take of it waits in subscriber->own, ahead of all frames.
+ *
+ * With --ids keep a subscriber can be ahead: it comes from another server with
+ * an id that this one has not reached yet. It passes over events up to that id.
  */
 
-/* What one subscriber alone gets and the socket did not take at once. */
 struct own {
-    uint32_t sent;
-    uint32_t length;
+    uint32_t sent, length;
     char bytes[];
 };
 
-/* A subscriber's places: one for each topic. */
 static struct place *subscriber_places(struct subscriber *subscriber)
 {
     return subscriber->topic_count == 1 ? &subscriber->place
                                         : subscriber->places;
-}
-
-/* Whether it reads the main stream: alone then. */
-static bool reads_main(const struct server *server,
-                       struct subscriber *subscriber)
-{
-    return subscriber_places(subscriber)->topic == server->main_topic;
 }
 
 static bool is_replaying(const struct subscriber *subscriber)
@@ -415,7 +388,6 @@ static bool is_replaying(const struct subscriber *subscriber)
     return !subscriber->is_ahead && subscriber->replay_end;
 }
 
-/* What a subscriber reads. */
 static struct reader subscriber_reader(struct subscriber *subscriber)
 {
     bool replays = is_replaying(subscriber);
@@ -424,65 +396,46 @@ static struct reader subscriber_reader(struct subscriber *subscriber)
         .places = subscriber_places(subscriber),
         .count = subscriber->topic_count,
         .form = subscriber->form | (replays ? FORM_SPLICED : 0U),
-        .until = replays ? subscriber->replay_end : UINT64_MAX,
+        .until = replays ? subscriber->replay_end : UINT64_MAX
     };
 }
 
-static void own_free(struct server *server, struct subscriber *subscriber)
+/* The main stream is never read together with topics. */
+static bool reads_main(const struct server *server, const struct reader *reader)
 {
-    struct own *own = subscriber->own;
-
-    if (own)
-        memory_return(&server->http, sizeof(*own) + own->length);
-    free(own);
-    subscriber->own = NULL;
+    return reader->places[0].topic == server->main_topic;
 }
 
-/* Keeps what the socket did not take of the bytes that are this one's own:
- * the rest of subscriber->own, or others. False without memory. */
-static bool own_keep(struct server *server, struct subscriber *subscriber,
-                     struct slice rest)
+/* Has `rest`, which may be the end of subscriber->own, wait for room in the
+ * socket. False without memory. */
+static bool set_own(struct server *server, struct subscriber *subscriber,
+                    struct slice rest)
 {
     struct own *own = subscriber->own;
-    size_t size = sizeof(*own) + rest.length;
+    size_t room = 0;
+    char *memory = NULL;
 
-    if (!own && rest.length == 0)
-        return true; /* the rule */
     if (own && rest.length &&
         rest.data + rest.length == own->bytes + own->length) {
         own->sent = own->length - (uint32_t)rest.length;
         return true;
     }
-    own_free(server, subscriber);
+    if (own)
+        memory_return(&server->http, sizeof(*own) + own->length);
+    free(own);
+    subscriber->own = NULL;
     if (rest.length == 0)
         return true;
-    if (!memory_take(&server->http, size))
+    if (!memory_grow(&server->http, &memory, &room, sizeof(*own) + rest.length))
         return false;
-    own = malloc(size);
-    if (!own) {
-        memory_return(&server->http, size);
-        return false;
-    }
+    subscriber->own = own = (struct own *)(void *)memory;
     *own = (struct own){ .length = (uint32_t)rest.length };
     memcpy(own->bytes, rest.data, rest.length);
-    subscriber->own = own;
     return true;
 }
 
-/* Leaves a topic. The subscriber that takes the index there is told. */
-static void leave(struct server *server, const struct place *left)
-{
-    struct topic *topic = left->topic;
-    struct conn *moved = conn_at(&server->http, topic_leave(left));
-    struct place *place = subscriber_places(&moved->subscriber);
-
-    while (place->topic != topic)
-        place++;
-    place->index = left->index;
-    topic_drop(&server->ring, topic);
-}
-
-/* It ends: lets go of all that it has. */
+/* The end of a subscriber: drops everything that it holds. The last one in a
+ * topic takes over its index there, see topic_leave(). */
 static void unsubscribe(struct server *server, struct conn *conn,
                         const char *reason)
 {
@@ -490,116 +443,115 @@ static void unsubscribe(struct server *server, struct conn *conn,
     struct place *places = subscriber_places(subscriber);
     char peer[PEER_SIZE];
 
-    for (unsigned i = 0; i < subscriber->topic_count; i++)
-        leave(server, &places[i]);
-    own_free(server, subscriber);
+    for (unsigned i = 0; i < subscriber->topic_count; i++) {
+        struct topic *topic = places[i].topic;
+        struct conn *moved = conn_at(&server->http, topic_leave(&places[i]));
+        struct place *place = subscriber_places(&moved->subscriber);
+
+        while (place->topic != topic)
+            place++;
+        place->index = places[i].index;
+        topic_drop(&server->ring, topic);
+    }
+    set_own(server, subscriber, SLICE(""));
     if (subscriber->topic_count > 1)
-        free(places);
-    log_client(server, LEVEL_INFO, "unsubscribed",
-               "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
-               conn_peer(peer, conn), reason, subscriber->progress.events,
-               subscriber->bytes,
-               (uint32_t)(server->http.now / 1000) - subscriber->since);
+        free(subscriber->places);
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "unsubscribed",
+              "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
+              conn_peer(peer, conn), reason, subscriber->progress.events,
+              subscriber->bytes,
+              (uint32_t)(server->http.now / 1000) - subscriber->since);
 }
 
-/* Where a subscriber stands that has been sent everything. */
+/* The id at which a subscriber stands that has been sent everything. */
 static uint64_t position_of(const struct server *server,
                             const struct subscriber *subscriber)
 {
-    uint64_t newest = server->ring.newest_id;
-
-    return subscriber->is_ahead && subscriber->ahead > newest
-               ? subscriber->ahead
-               : newest;
+    if (subscriber->is_ahead && subscriber->ahead > server->ring.newest_id)
+        return subscriber->ahead;
+    return server->ring.newest_id;
 }
 
-static void put_catch_up_end(struct text *text,
-                             const struct subscriber *subscriber)
+/* Spreads reconnects, so that clients do not all come back at once. */
+static uint64_t random_up_to(uint64_t limit)
 {
-    text_put_block(text, subscriber->form, &(struct block){ 0 },
-                   "{\"type\":\"catch_up_end\","
-                   "\"message\":\"消息同步完成\",\"syncCount\":%u}",
-                   subscriber->replay_count);
-}
+    uint64_t value;
 
-static uint64_t random_below(uint64_t limit)
-{
-    uint64_t number;
-
-    if (getrandom(&number, sizeof(number), GRND_NONBLOCK) !=
-        (ssize_t)sizeof(number))
-        number = (uint64_t)random();
-    return limit ? number % limit : 0;
-}
-
-static void put_last_chunk(struct text *text, unsigned form)
-{
-    if (form & FORM_CHUNKED)
-        text_put(text, "0\r\n\r\n");
-}
-
-/* The end of a stream: where it stands, if it has begun; when to come back;
- * and the last chunk. */
-static void put_farewell(struct text *text, unsigned form,
-                         const uint64_t *position, uint64_t retry)
-{
-    text_put_block(text, form,
-                   &(struct block){ .retry = &retry, .id = position }, NULL);
-    put_last_chunk(text, form);
+    if (getrandom(&value, sizeof(value), GRND_NONBLOCK) < (int)sizeof(value))
+        value = (uint64_t)random();
+    return value % (limit + 1);
 }
 
 /* ------------------------------------------------------------- delivery
  *
- * Sends to subscribers what there is for them, from a subscriber's places to
- * the end. A turn has two quanta for it: for the passes over topics with new
- * frames, and for those that had room in their sockets for more. Within one,
- * stream_send() is all that sends: live delivery, replays and catching up are
- * the same.
+ * Sends to subscribers what there is for them, from their places to the end.
+ * stream_send() is the one way to a subscriber. It sends until all is sent, the
+ * socket is full, or the subscriber has had SEND_BUDGET bytes; then it waits
+ * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
+ *
+ * A turn delivers in two quanta: one for the passes over topics with new frames
+ * (pass_next()), one for QUEUE_READY. So new events go out however much is
+ * replayed. A quantum is bounded in sends, each of which is a system call, and
+ * in bytes. Gathering small frames takes time as well: each iovec counts as
+ * PIECE_COST bytes. With quanta much below 2 MB, the turns between them slowed
+ * replays by some per cent.
+ *
+ * This is the hot path: stream_send() and what it calls run once for every
+ * subscriber and event. bench/scale measures it.
  */
 
-/* Has the subscriber offered more as soon as the others had their turn. */
+/* Has more sent to the subscriber after the others have had their turn. */
 static void ready_push(struct server *server, struct conn *conn)
 {
     struct reader reader = subscriber_reader(&conn->subscriber);
-    uint64_t needs = reader_next(&server->ring, &reader);
+    uint64_t needed = reader_next(&server->ring, &reader);
 
     if (conn->queue == QUEUE_READY)
         return;
     queue_push(&server->http, QUEUE_READY, conn);
-    if (needs && (!server->ready_from || needs < server->ready_from))
-        server->ready_from = needs;
-    if (needs && (!server->ready_from_next || needs < server->ready_from_next))
-        server->ready_from_next = needs;
+    if (needed && (!server->ready_from || needed < server->ready_from))
+        server->ready_from = needed;
+    if (needed &&
+        (!server->ready_from_next || needed < server->ready_from_next))
+        server->ready_from_next = needed;
 }
 
-/* What comes next in a stream whose bytes so far have all been sent. One that
- * is ahead has had what finished its topics here, and maybe more, elsewhere:
- * its stream goes on. */
+/*
+ * The subscriber's own bytes that come after all frames so far: the end of a
+ * replay, or of the stream. Usually there are none. A subscriber that is ahead
+ * does not end with its topics: it has passed their end elsewhere, and they may
+ * have gone on there.
+ */
 static struct slice next_own(struct server *server,
                              struct subscriber *subscriber,
                              const struct reader *reader, struct text *text)
 {
     bool drains = server->phase == PHASE_DRAIN;
-    uint64_t position;
 
     text->length = 0;
     if (is_replaying(subscriber)) {
-        if (subscriber->place.last >= subscriber->replay_end) {
-            put_catch_up_end(text, subscriber);
-            subscriber->replay_end = 0;
+        if (subscriber->place.last < subscriber->replay_end)
+            return text_slice(text);
+        text_put_block(text, subscriber->form, &(struct block){ 0 },
+                       "{\"type\":\"catch_up_end\","
+                       "\"message\":\"消息同步完成\",\"syncCount\":%u}",
+                       subscriber->replay_count);
+        subscriber->replay_end = 0;
+    } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
+               !subscriber->ends && !reader_next(&server->ring, reader)) {
+        if (drains) {
+            uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
+            uint64_t position = position_of(server, subscriber);
+            struct block block = { .retry = &retry, .id = &position };
+
+            text_put_block(text, subscriber->form, &block, NULL);
         }
-        return text_slice(text);
+        if (subscriber->form & FORM_CHUNKED)
+            text_put(text, LAST_CHUNK);
+        subscriber->ends = true;
     }
-    if ((!drains && (subscriber->is_ahead || !reader_ended(reader))) ||
-        subscriber->ends || reader_next(&server->ring, reader))
-        return text_slice(text);
-    position = position_of(server, subscriber);
-    if (drains)
-        put_farewell(text, subscriber->form, &position,
-                     1000 + random_below(server->options.drain_spread + 1));
-    else
-        put_last_chunk(text, subscriber->form);
-    subscriber->ends = true;
     return text_slice(text);
 }
 
@@ -625,7 +577,7 @@ static int stream_gather(const struct server *server,
 
 static void stream_advance(struct server *server, struct subscriber *subscriber,
                            const struct reader *reader, struct slice *own,
-                           size_t sent, size_t pieces)
+                           size_t sent, int pieces)
 {
     size_t first = sent < own->length ? sent : own->length;
 
@@ -634,66 +586,62 @@ static void stream_advance(struct server *server, struct subscriber *subscriber,
     subscriber->bytes += sent;
     subscriber->active = (uint32_t)server->http.now;
     server->quantum_sends++;
-    server->quantum_bytes += sent + pieces * PIECE_COST;
+    server->quantum_bytes += sent + (size_t)pieces * PIECE_COST;
 }
 
-/* Passes over what a subscriber that was ahead has had elsewhere. */
-static void stream_skip(struct server *server, struct subscriber *subscriber)
-{
-    struct reader reader = subscriber_reader(subscriber);
-
-    reader_skip(&server->ring, &reader, subscriber->ahead);
-    if (server->ring.newest_id < subscriber->ahead || !server->ring.newest_id)
-        return;
-    subscriber->is_ahead = false;
-    subscriber->replay_end = 0;
-}
-
-/* Sends from the places to the end, `own` first; *own is then what is left
- * of it. Says why it stopped. */
+/*
+ * Sends `own`, then the frames from the places to the end; *own is then what is
+ * left of it. Says why it stopped. A send that took less than it was given, or
+ * took all and had room for more, saves another system call to find that out.
+ */
 static enum io stream_write(struct server *server, struct conn *conn,
                             struct slice *own, struct text *text)
 {
     struct subscriber *subscriber = &conn->subscriber;
     struct iovec iov[IOV_ROOM];
-    size_t total = 0, bytes = SEND_BUDGET;
-    struct reader reader;
-    int count = 0;
+    size_t total = 0, bytes;
+    struct reader reader = subscriber_reader(subscriber);
+    uint64_t newest_id = server->ring.newest_id;
+    bool all = false; /* all frames that there are have been sent */
 
-    if (subscriber->is_ahead)
-        stream_skip(server, subscriber);
-    reader = subscriber_reader(subscriber);
+    if (subscriber->is_ahead) {
+        reader_skip(&server->ring, &reader, subscriber->ahead);
+        if (newest_id && newest_id >= subscriber->ahead) {
+            subscriber->is_ahead = false;
+            subscriber->replay_end = 0;
+        }
+    }
     if (reader_overrun(&reader))
         return IO_OVERRUN;
     for (;;) {
         ssize_t sent;
+        int count;
 
-        if (own->length == 0)
+        if (all) {
             *own = next_own(server, subscriber, &reader, text);
-        if (own->length == 0 && bytes < SEND_BUDGET && count < IOV_ROOM)
-            return IO_DONE; /* there was room for more than there is */
-        reader = subscriber_reader(subscriber);
+            if (own->length == 0)
+                return IO_DONE;
+            reader = subscriber_reader(subscriber); /* a replay has ended */
+        }
         count = stream_gather(server, subscriber, &reader, *own, iov, &bytes);
-        if (count == 0)
-            return IO_DONE;
+        all = count == 0;
+        if (all)
+            continue;
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
         sent = stream_send_iovecs(&server->http, conn, iov, count, bytes);
         if (sent < 0)
             return errno == EAGAIN ? IO_FULL : IO_ERROR;
-        stream_advance(server, subscriber, &reader, own, (size_t)sent,
-                       (size_t)count);
+        stream_advance(server, subscriber, &reader, own, (size_t)sent, count);
         total += (size_t)sent;
         if ((size_t)sent < bytes)
             return IO_FULL;
+        all = bytes < SEND_BUDGET && count < IOV_ROOM;
     }
 }
 
-/*
- * Sends a subscriber what there is for it: `own`, which goes to it alone and
- * is empty for most, then the frames from its places on. What does not fit
- * goes when its socket has room again.
- */
+/* Sends `own`, which goes to this subscriber alone and is mostly empty, then
+ * the frames from its places on. */
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own)
 {
@@ -712,7 +660,8 @@ static void stream_send(struct server *server, struct conn *conn,
         conn_cut(http, conn, "overrun");
     } else if (outcome == IO_ERROR) {
         conn_close(http, conn, error_name(errno));
-    } else if (!own_keep(server, subscriber, own)) {
+    } else if ((subscriber->own || own.length) &&
+               !set_own(server, subscriber, own)) {
         conn_close(http, conn, error_name(ENOMEM));
     } else if (outcome == IO_DONE && subscriber->ends) {
         conn_close(http, conn,
@@ -724,49 +673,37 @@ static void stream_send(struct server *server, struct conn *conn,
     }
 }
 
-static void begin_quantum(struct server *server)
-{
-    server->quantum_sends = 0;
-    server->quantum_bytes = 0;
-}
-
 static bool quantum_is_over(const struct server *server)
 {
     return server->quantum_sends >= QUANTUM_SENDS ||
            server->quantum_bytes >= QUANTUM_BYTES;
 }
 
-/* In a pass: one with a full socket waits for room in it, or is overrun. */
-static void pass_visit(struct server *server, struct conn *conn)
-{
-    struct reader reader = subscriber_reader(&conn->subscriber);
-
-    if (!conn_awaits_room(conn) || reader_overrun(&reader))
-        stream_send(server, conn, SLICE(""));
-}
-
-/* While a pass is under way, frames pile up, and each subscriber gets all of
- * them at once when its turn comes. */
-static void deliver_topics(struct server *server)
-{
-    uint32_t fd;
-
-    begin_quantum(server);
-    while (!quantum_is_over(server) && (fd = pass_next(&server->ring)) != NONE)
-        pass_visit(server, conn_at(&server->http, fd));
-    pass_yield(&server->ring);
-}
-
 /*
- * Offers more to those that had room for more, each once in a round, so that
- * after a round what they need is known anew: server->ready_from holds up
- * publishers, and must not do so for what has been sent since.
+ * While a pass is under way, frames pile up, and each subscriber gets all of
+ * them at once when its turn comes. One with a full socket is left to EPOLLOUT,
+ * unless it is overrun: waiting would not help it.
+ *
+ * Each subscriber in QUEUE_READY then comes once in a round. ready_from holds
+ * up publishers, so it must rise when those frames have been sent: at the end
+ * of a round it becomes what was needed by those queued during the round.
  */
-static void deliver_ready(struct server *server)
+static void deliver(struct server *server)
 {
     const struct queue *ready = &server->http.queues[QUEUE_READY];
+    uint32_t fd;
 
-    begin_quantum(server);
+    server->quantum_bytes = server->quantum_sends = 0;
+    while (!quantum_is_over(server) &&
+           (fd = pass_next(&server->ring)) != NONE) {
+        struct conn *conn = conn_at(&server->http, fd);
+        struct reader reader = subscriber_reader(&conn->subscriber);
+
+        if (!conn_awaits_room(conn) || reader_overrun(&reader))
+            stream_send(server, conn, SLICE(""));
+    }
+    pass_yield(&server->ring);
+    server->quantum_bytes = server->quantum_sends = 0;
     while (ready->count && !quantum_is_over(server)) {
         if (server->ready_round == 0) {
             server->ready_round = ready->count;
@@ -778,58 +715,42 @@ static void deliver_ready(struct server *server)
     }
     if (ready->count == 0) {
         server->ready_round = 0;
-        server->ready_from = 0;
-        server->ready_from_next = 0;
+        server->ready_from = server->ready_from_next = 0;
     }
 }
 
-/* Everything that the turn's publishes lead to. Live delivery and replays
- * have a quantum each, so that however much is replayed, what is new goes
- * out. */
-static void deliver(struct server *server)
-{
-    deliver_topics(server);
-    deliver_ready(server);
-}
-
-static void send_heartbeat(struct server *server, struct conn *conn)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    char bytes[256], timestamp[TIMESTAMP_SIZE];
-    struct text text = { bytes, sizeof(bytes), 0 };
-    uint64_t position = position_of(server, subscriber);
-    struct block block = { .id = &position };
-
-    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    if (reads_main(server, subscriber))
-        text_put_block(&text, subscriber->form, &block,
-                       "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}",
-                       timestamp);
-    else
-        text_put_block(&text, subscriber->form, &block, NULL);
-    stream_send(server, conn, text_slice(&text));
-}
-
-/* The heartbeat's time has come. One that has been sent everything gets the
- * newest id with it. */
+/* A handler: the heartbeat's timer has expired. A subscriber that has been
+ * sent everything gets the newest id, so that it comes back with that. */
 static void handle_expired(struct server *server, struct conn *conn)
 {
     struct subscriber *subscriber = &conn->subscriber;
     struct reader reader = subscriber_reader(subscriber);
     uint64_t period = server->options.heartbeat;
+    uint64_t position = position_of(server, subscriber);
     uint32_t silence = (uint32_t)server->http.now - subscriber->active;
+    char bytes[256], timestamp[TIMESTAMP_SIZE];
+    struct text text = { bytes, sizeof(bytes), 0 };
 
     timer_start(&server->http, conn,
                 silence < period ? period - silence : period);
-    if (silence >= period && !subscriber->own && !is_replaying(subscriber) &&
-        !reader_next(&server->ring, &reader))
-        send_heartbeat(server, conn);
+    if (silence < period || subscriber->own || is_replaying(subscriber) ||
+        reader_next(&server->ring, &reader))
+        return;
+    text_put_block(&text, subscriber->form, &(struct block){ .id = &position },
+                   reads_main(server, &reader)
+                       ? "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}"
+                       : NULL,
+                   format_now(timestamp));
+    stream_send(server, conn, text_slice(&text));
 }
 
 /* ------------------------------------------------------------- publishing
  *
- * An event becomes a frame and is appended; or it must wait, for the ring is
- * about to overrun a subscriber that ssed has not come round to.
+ * An event becomes a frame, in server->frame, and is appended to the ring.
+ * publish_event() is called by publications and by the clock. MUST_WAIT means
+ * that the frame would evict one that a subscriber has not been offered yet.
+ * The publisher tries again in later turns: it is held up by ssed's own
+ * delivery, never by a slow subscriber, which is overrun instead.
  */
 
 enum outcome {
@@ -837,16 +758,16 @@ enum outcome {
     MUST_WAIT,
     STALE, /* the id is not greater than the newest */
     IDS_USED_UP,
-    NOT_KEPT /* --sync always, and the disk has failed */
+    NOT_ON_DISK /* --sync always, and the disk has failed */
 };
 
 /*
- * With ids from outside a history begins where its first event is, and so
- * does one that goes on after a crash of the machine: what was before that may
- * be gone. A subscriber whose position is older is cut: it is told of the gap
- * when it comes again.
+ * Ids from outside begin with the first event, and after a crash of the machine
+ * they go on with the next: anything before it may be missing here. A
+ * subscriber with an older position is cut; when it reconnects, it is told of
+ * the gap.
  */
-static void begin_kept_history(struct server *server, uint64_t id)
+static void begin_given_ids(struct server *server, uint64_t id)
 {
     uint64_t newest = server->ring.newest_id;
 
@@ -855,34 +776,22 @@ static void begin_kept_history(struct server *server, uint64_t id)
     ring_begin_after(&server->ring, id - 1);
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
-        bool ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
+        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
 
-        if (conn->state == CONN_STREAM && (ahead || newest) &&
-            (ahead ? conn->subscriber.ahead : newest) < id - 1)
+        /* before the first event ever, nothing can have been missed */
+        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
+            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
             conn_cut(&server->http, conn, "gap");
     }
 }
 
-/* What --sync always promises can no longer be kept. */
-static bool has_failed_disk(const struct server *server)
+/* A member of a JSON object, after others. */
+static void put_id(struct text *json, const char *name, uint64_t id)
 {
-    return server->sync_failed && server->options.sync == SYNC_ALWAYS;
-}
-
-static enum outcome publish_frame(struct server *server, struct topic *topic,
-                                  uint64_t id, const struct text *frame,
-                                  size_t splice, bool end)
-{
-    struct ring *ring = &server->ring;
-
-    if (has_failed_disk(server))
-        return NOT_KEPT;
-    if (ring_would_overrun(ring, frame->length, server->ready_from))
-        return MUST_WAIT;
-    if (ring->unbegun)
-        begin_kept_history(server, id);
-    ring_append(ring, topic, id, text_slice(frame), (uint32_t)splice, end);
-    return PUBLISHED;
+    if (id)
+        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
+    else
+        text_put(json, ",\"%s\":null", name);
 }
 
 /* A message of the main stream. Returns where the splice text goes. */
@@ -891,68 +800,69 @@ static size_t put_message(struct text *text, uint64_t id, struct slice message)
     char timestamp[TIMESTAMP_SIZE];
     size_t begin, splice;
 
-    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
     begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ .id = &id });
     text_put(text, "data: {\"type\":\"");
     splice = text->length;
     text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
     text_put_json(text, message);
-    text_put(text, "\",\"timestamp\":\"%s\"}\n", timestamp);
+    text_put(text, "\",\"timestamp\":\"%s\"}\n", format_now(timestamp));
     text_end_block(text, FORM_CHUNKED, begin);
     return splice;
 }
 
-/* Finishes a topic; *id is then that of its end. With kept ids another server
- * of the group has the end, so it is stored whatever is known of the topic. */
-static enum outcome publish_topic_end(struct server *server,
-                                      struct topic *topic, uint64_t given,
-                                      uint64_t *id)
+static void put_topic_end(struct text *text, uint64_t id, struct slice topic,
+                          uint64_t last)
 {
-    struct text text = { server->frame, server->frame_size, 0 };
-    uint64_t last = topic_newest_id(&server->ring, topic);
-    struct block block = { .id = id, .event = SLICE("ssed.end") };
-    char text_of_last[24] = "null";
+    struct block block = { .id = &id, .event = SLICE("ssed.end") };
+    size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
 
-    *id = last;
-    if (!given && topic_finished(&server->ring, topic))
-        return PUBLISHED;
-    *id = given ? given : server->ring.newest_id + 1;
-    if (*id > ID_MAX)
-        return IDS_USED_UP;
-    if (last)
-        snprintf(text_of_last, sizeof(text_of_last), "\"%" PRIu64 "\"", last);
-    text_put_block(&text, FORM_CHUNKED, &block,
-                   "{\"topic\":\"%.*s\",\"last\":%s}", (int)topic->name.length,
-                   topic->name.data, text_of_last);
-    return publish_frame(server, topic, *id, &text, 0, true);
+    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic.length, topic.data);
+    put_id(text, "last", last);
+    text_put(text, "}\n");
+    text_end_block(text, FORM_CHUNKED, begin);
 }
 
-/* Appends an event to its topic's history, or finishes the topic; *id is then
- * its id. */
+/*
+ * Appends an event to its topic's history and sets *id to its id; or finishes
+ * the topic. A topic that is finished already stays as it is, unless the end
+ * has an id from outside, which says that another server has this end too.
+ */
 static enum outcome publish_event(struct server *server, struct topic *topic,
                                   const struct event *event, uint64_t *id)
 {
-    struct text text = { server->frame, server->frame_size, 0 };
+    struct ring *ring = &server->ring;
+    struct text frame = { server->frame, server->frame_size, 0 };
     size_t splice = 0;
 
-    if (event->finishes)
-        return publish_topic_end(server, topic, event->id, id);
-    *id = event->id ? event->id : server->ring.newest_id + 1;
+    if (event->finishes && !event->id && topic_finished(ring, topic))
+        return PUBLISHED;
+    *id = event->id ? event->id : ring->newest_id + 1;
     if (*id > ID_MAX)
         return IDS_USED_UP;
-    if (topic == server->main_topic)
-        splice = put_message(&text, *id, event->data);
+    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
+        return NOT_ON_DISK;
+    if (*id <= ring->newest_id)
+        return STALE;
+    if (event->finishes)
+        put_topic_end(&frame, *id, topic->name, topic_newest_id(ring, topic));
+    else if (topic == server->main_topic)
+        splice = put_message(&frame, *id, event->data);
     else
-        text_put_event(&text, *id, event);
-    return publish_frame(server, topic, *id, &text, splice, false);
+        text_put_event(&frame, *id, event);
+    if (ring_would_overrun(ring, frame.length, server->ready_from))
+        return MUST_WAIT;
+    if (ring->unbegun)
+        begin_given_ids(server, *id);
+    ring_append(ring, topic, *id, text_slice(&frame), (uint32_t)splice,
+                event->finishes);
+    return PUBLISHED;
 }
 
-/* The clock of the main stream. A message that would overrun somebody is
- * left for the next turn; what was missed is not made up for. */
+/* The clock of the main stream. A message that must wait is made anew in the
+ * next turn; one that is missed is not made up for. */
 static void publish_clock(struct server *server)
 {
-    char message[64] = "当前时间: ";
-    size_t length = strlen(message);
+    char message[64];
     time_t seconds = time(NULL);
     struct event event = { 0 };
     struct tm tm;
@@ -961,9 +871,9 @@ static void publish_clock(struct server *server)
     if (server->http.now < server->next_clock)
         return;
     localtime_r(&seconds, &tm);
-    length += strftime(message + length, sizeof(message) - length,
-                       "%Y-%m-%d %H:%M:%S", &tm);
-    event.data = (struct slice){ message, length };
+    event.data.data = message;
+    event.data.length =
+        strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
     if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
         return;
     server->next_clock += server->options.interval;
@@ -971,12 +881,15 @@ static void publish_clock(struct server *server)
         server->next_clock = server->http.now + server->options.interval;
 }
 
-/* ------------------------------------------------------- the history file */
+/* ------------------------------------------------------- the history file
+ *
+ * When what has been appended is brought to the disk: with --sync SECONDS by
+ * the clock, with --sync always before the answers of the turn are sent
+ * (handle_promises()), and at the end.
+ */
 
-#define NOT_KEPT_TEXT "the history file cannot be written: see the log"
-
-/* Brings the history to the disk. That it failed once is never forgotten: the
- * kernel may have dropped what it could not write. */
+/* A failure is never forgotten: the kernel may have dropped the pages that it
+ * could not write, and the next msync(2) would then succeed without them. */
 static void sync_history(struct server *server)
 {
     if (ring_sync(&server->ring) == 0)
@@ -986,7 +899,6 @@ static void sync_history(struct server *server)
     server->sync_failed = true;
 }
 
-/* Says once that the file has been deleted. */
 static void look_for_file(struct server *server)
 {
     if (server->file_deleted || !ring_deleted(&server->ring))
@@ -997,15 +909,17 @@ static void look_for_file(struct server *server)
               server->options.history_file);
 }
 
-/* --sync SECONDS; or at the end of a turn what nobody waits for. */
+/* With --sync always this is for events that no answer promises, such as the
+ * clock's. After a failure it tries once a second, not in every turn. */
 static void sync_when_due(struct server *server)
 {
-    bool pause = server->sync_failed && server->options.sync < SYNC_DEFAULT;
+    uint64_t pause = server->options.sync;
 
     if (!server->ring.unsynced || server->http.now < server->next_sync)
         return;
-    server->next_sync =
-        server->http.now + (pause ? SYNC_DEFAULT : server->options.sync);
+    if (server->sync_failed && pause < SYNC_DEFAULT)
+        pause = SYNC_DEFAULT;
+    server->next_sync = server->http.now + pause;
     look_for_file(server);
     sync_history(server);
 }
@@ -1013,48 +927,32 @@ static void sync_when_due(struct server *server)
 static void end_history(struct server *server)
 {
     look_for_file(server);
-    if (!server->sync_failed && ring_end(&server->ring) == 0)
-        return;
-    log_event(LEVEL_ERROR, "sync_failed",
-              "file=\"%s\" meaning=\"if the machine goes down now, the next "
-              "start tells of a gap\"",
-              server->options.history_file);
+    if (server->sync_failed || ring_end(&server->ring) < 0)
+        log_event(
+            LEVEL_ERROR, "sync_failed",
+            "file=\"%s\" meaning=\"if the machine goes down now, the next "
+            "start tells of a gap\"",
+            server->options.history_file);
 }
 
-/* --------------------------------------------------------- subscribing */
+/* --------------------------------------------------------- subscribing
+ *
+ * A GET of /events becomes a stream. subscribe() takes the topics from the
+ * request and holds them; subscribe_to() finds where the stream begins, and
+ * either answers or makes the connection a subscriber. Until stream_begin()
+ * has succeeded the request can still be answered otherwise; the subscriber
+ * then keeps the topics that the reader held.
+ *
+ * EventSource reconnects after the end of a 200, but at any other status it
+ * gives up for good (WHATWG HTML, section 9.2.3). So what is temporary, no
+ * memory or no room, is answered with an empty stream and a retry time, and a
+ * finished topic with 204.
+ */
 
-static void log_access(const struct server *server, const struct conn *conn,
-                       int status, uint64_t length)
-{
-    static const char *const methods[] = { "-",    "DELETE",  "GET",
-                                           "HEAD", "OPTIONS", "POST" };
-    const struct request *request = &conn->exchange->request;
-    const struct topic *topic = conn->exchange->publication.topic;
-    char peer[PEER_SIZE], path[512];
+static const char out_of_memory[] = "no memory";
 
-    if (!server->options.access_log)
-        return;
-    if (topic) /* the body lies where the request was */
-        snprintf(path, sizeof(path), "/events%s%.*s",
-                 topic->name.length ? "/" : "", (int)topic->name.length,
-                 topic->name.data);
-    else
-        log_quote(path, sizeof(path), request->path);
-    log_client(server, LEVEL_INFO, "request",
-               "peer=%s method=%s path=%s status=%d bytes=%" PRIu64,
-               conn_peer(peer, conn), methods[request->method], path, status,
-               length);
-}
-
-static const char *stream_cors(const struct server *server)
-{
-    const struct options *options = &server->options;
-
-    return options->no_cors ? NULL : options->cors ? options->cors : "*";
-}
-
-/* The first id that is given and not empty: the header's, which a browser
- * sends when it reconnects, is newer than the query's. */
+/* The first id that is given and not empty. The header comes first: a browser
+ * sends it when it reconnects, and it is newer than the URL. */
 static struct slice find_requested(const struct request *request,
                                    char buffer[REQUESTED_MAX])
 {
@@ -1066,8 +964,7 @@ static struct slice find_requested(const struct request *request,
     return requested;
 }
 
-/* How many events before what is new are asked for. False if `last=` is not a
- * number. */
+/* How many of the newest events are asked for. False if that is no number. */
 static bool find_count(const struct request *request, uint64_t *count)
 {
     char digits[24];
@@ -1078,68 +975,29 @@ static bool find_count(const struct request *request, uint64_t *count)
     return last.length == 0 || slice_number(last, ID_MAX, count);
 }
 
-static void put_connected(struct text *text, const struct server *server,
-                          unsigned form, const struct start *start)
+/* The block that tells of a gap. "oldest" is the oldest event after everything
+ * that may be lost; events before it are sent as well, since after a crash the
+ * hole is behind them. */
+static void put_gap(struct text *text, const struct server *server,
+                    const struct reader *reader, const struct start *start)
 {
-    char timestamp[TIMESTAMP_SIZE];
-    struct block block = { .retry = &server->options.retry,
-                           .id = start->gap ? NULL : &start->position };
-
-    format_timestamp(timestamp, clock_ms(CLOCK_REALTIME));
-    text_put_block(text, form, &block,
-                   "{\"type\":\"connected\",\"message\":\"连接建立成功\","
-                   "\"timestamp\":\"%s\"}",
-                   timestamp);
-}
-
-/* The values of a gap that both kinds of streams tell: the id asked for, and
- * the oldest one held behind all that may be gone. What is held before that
- * is sent as well: after a crash of the machine the hole is behind it. */
-static void put_requested_and_oldest(struct text *text,
-                                     const struct server *server,
-                                     const struct reader *reader,
-                                     const struct start *start)
-{
+    bool is_main = reads_main(server, reader);
+    struct block block = { .id = &start->position,
+                           .event = is_main ? SLICE("") : SLICE("ssed.gap") };
+    size_t begin = text_begin_block(text, reader->form, &block);
     struct slice requested = start->requested;
-    uint64_t oldest = start_oldest(&server->ring, reader, start);
+    const char *separator = "";
 
     if (requested.length > REQUESTED_MAX)
         requested.length = REQUESTED_MAX;
-    text_put(text, "\"requested\":\"");
+    text_put(text, is_main ? "data: {\"type\":\"gap\",\"message\":"
+                             "\"部分历史消息已无法补发\",\"requested\":\""
+                           : "data: {\"requested\":\"");
     text_put_json(text, requested);
-    if (oldest)
-        text_put(text, "\",\"oldest\":\"%" PRIu64 "\"", oldest);
-    else
-        text_put(text, "\",\"oldest\":null");
-}
-
-static void put_gap(struct text *text, const struct server *server,
-                    unsigned form, const struct reader *reader,
-                    const struct start *start)
-{
-    struct block block = { .id = &start->position };
-    size_t begin = text_begin_block(text, form, &block);
-
-    text_put(text, "data: {\"type\":\"gap\",\"message\":"
-                   "\"部分历史消息已无法补发\",");
-    put_requested_and_oldest(text, server, reader, start);
-    text_put(text, "}\n");
-    text_end_block(text, form, begin);
-}
-
-/* The same in a stream of topics. */
-static void put_topics_gap(struct text *text, const struct server *server,
-                           unsigned form, const struct reader *reader,
-                           const struct start *start)
-{
-    struct block block = { .id = &start->position, .event = SLICE("ssed.gap") };
-    size_t begin = text_begin_block(text, form, &block);
-    const char *separator = "";
-
-    text_put(text, "data: {");
-    put_requested_and_oldest(text, server, reader, start);
-    text_put(text, ",\"topics\":[");
-    for (unsigned i = 0; i < reader->count; i++) {
+    text_put(text, "\"");
+    put_id(text, "oldest", start_oldest(&server->ring, reader, start));
+    text_put(text, is_main ? "" : ",\"topics\":[");
+    for (unsigned i = 0; i < reader->count && !is_main; i++) {
         struct slice name = reader->places[i].topic->name;
 
         if (!start_lost(start, reader->places[i].topic))
@@ -1147,47 +1005,38 @@ static void put_topics_gap(struct text *text, const struct server *server,
         text_put(text, "%s\"%.*s\"", separator, (int)name.length, name.data);
         separator = ",";
     }
-    text_put(text, "]}\n");
-    text_end_block(text, form, begin);
+    text_put(text, is_main ? "}\n" : "]}\n");
+    text_end_block(text, reader->form, begin);
 }
 
-/* The first block of a stream of topics: it dispatches nothing. */
-static void put_position(struct text *text, const struct server *server,
-                         unsigned form, const struct start *start)
+/* What goes before the first frame. The first block of a stream of topics has
+ * no data: an EventSource takes its id and dispatches nothing. At a gap it has
+ * no id, so that a client that is cut off before the gap block asks again. */
+static void put_first_blocks(struct text *text, const struct server *server,
+                             const struct reader *reader,
+                             const struct start *start)
 {
+    bool is_main = reads_main(server, reader);
+    char timestamp[TIMESTAMP_SIZE];
     struct block block = { .retry = &server->options.retry,
                            .id = start->gap ? NULL : &start->position };
 
-    text_put_block(text, form, &block, NULL);
+    text_put_block(text, reader->form, &block,
+                   is_main ? "{\"type\":\"connected\",\"message\":"
+                             "\"连接建立成功\",\"timestamp\":\"%s\"}"
+                           : NULL,
+                   format_now(timestamp));
+    if (start->gap)
+        put_gap(text, server, reader, start);
+    if (is_main && start->replay)
+        text_put_block(text, reader->form, &(struct block){ 0 },
+                       "{\"type\":\"catch_up_start\",\"message\":\"开始同步 "
+                       "%" PRIu64 " 条错过的消息\",\"count\":%" PRIu64 "}",
+                       start->replay, start->replay);
 }
 
-static void put_catch_up_start(struct text *text, unsigned form, uint64_t count)
-{
-    text_put_block(text, form, &(struct block){ 0 },
-                   "{\"type\":\"catch_up_start\",\"message\":\"开始同步 "
-                   "%" PRIu64 " 条错过的消息\",\"count\":%" PRIu64 "}",
-                   count, count);
-}
-
-/* Makes sure that nothing can fail when the connection becomes a subscriber's:
- * room in the topics, and for several places. */
-static bool stream_reserve(const struct reader *reader, struct place **places)
-{
-    size_t size = reader->count * sizeof(**places);
-
-    for (unsigned i = 0; i < reader->count; i++)
-        if (!topic_reserve(reader->places[i].topic))
-            return false;
-    if (reader->count == 1)
-        return true;
-    *places = malloc(size);
-    if (*places)
-        memcpy(*places, reader->places, size);
-    return *places;
-}
-
-/* The connection becomes a subscriber's, and the reader's places its own, with
- * the hold on their topics. False without memory: nothing has changed. */
+/* Makes the connection a subscriber, which takes over the reader's places and
+ * its hold on the topics. False without memory: nothing has changed then. */
 static bool stream_begin(struct server *server, struct conn *conn,
                          const struct reader *reader, const struct start *start)
 {
@@ -1195,11 +1044,22 @@ static bool stream_begin(struct server *server, struct conn *conn,
     struct http *http = &server->http;
     struct place *places = NULL;
 
-    if (!stream_reserve(reader, &places))
-        return false;
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!topic_reserve(reader->places[i].topic))
+            return false;
+    if (reader->count > 1) {
+        places = malloc(reader->count * sizeof(*places));
+        if (!places)
+            return false;
+        memcpy(places, reader->places, reader->count * sizeof(*places));
+    }
     conn_begin_stream(http, conn);
-    subscriber->form = (uint8_t)reader->form;
-    subscriber->topic_count = (uint8_t)reader->count;
+    *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
+                                       .topic_count = (uint8_t)reader->count,
+                                       .since = (uint32_t)(http->now / 1000),
+                                       .active = (uint32_t)http->now,
+                                       .replay_count = (uint32_t)start->replay,
+                                       .is_ahead = start->ahead };
     if (places)
         subscriber->places = places;
     else
@@ -1207,13 +1067,9 @@ static bool stream_begin(struct server *server, struct conn *conn,
     for (unsigned i = 0; i < reader->count; i++)
         topic_join(&server->ring, &subscriber_places(subscriber)[i],
                    conn_fd(http, conn));
-    subscriber->since = (uint32_t)(http->now / 1000);
-    subscriber->active = (uint32_t)http->now;
-    subscriber->replay_count = (uint32_t)start->replay;
-    subscriber->is_ahead = start->ahead;
     if (start->ahead)
         subscriber->ahead = start->position;
-    else if (start->replay && reads_main(server, subscriber))
+    else if (start->replay && reads_main(server, reader))
         subscriber->replay_end = server->main_topic->newest;
     if (server->options.heartbeat)
         timer_start(http, conn, server->options.heartbeat);
@@ -1223,24 +1079,24 @@ static bool stream_begin(struct server *server, struct conn *conn,
 static struct response stream_response(const struct server *server,
                                        const struct conn *conn)
 {
-    return (struct response){
-        .status = 200,
-        .stream = true,
-        .chunked = conn->exchange->request.minor > 0,
-        .cors = stream_cors(server),
-    };
+    return (struct response){ .status = 200,
+                              .stream = true,
+                              .chunked = conn->exchange->request.minor > 0,
+                              .cors = server->options.cors };
 }
 
-/* No error status: at any but 200 an EventSource gives up for good. */
+/* There is no room now: an empty stream that says when to come back. */
 static void refuse_subscriber(struct server *server, struct conn *conn)
 {
     struct response response = stream_response(server, conn);
+    uint64_t retry = RETRY_LATER + random_up_to(RETRY_SPREAD);
     char bytes[256];
     struct text text = { bytes, sizeof(bytes), 0 };
 
-    put_farewell(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN, NULL,
-                 RETRY_LATER_MIN +
-                     random_below(RETRY_LATER_MAX - RETRY_LATER_MIN + 1));
+    text_put_block(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN,
+                   &(struct block){ .retry = &retry }, NULL);
+    if (response.chunked)
+        text_put(&text, LAST_CHUNK);
     response.close = true;
     respond(&server->http, conn, &response, text_slice(&text));
 }
@@ -1250,48 +1106,22 @@ static void log_subscribed(const struct server *server, const struct conn *conn,
                            const struct start *start)
 {
     char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
-    bool is_main = reader->places[0].topic == server->main_topic;
+    struct slice name = reader->places[0].topic->name;
 
-    log_client(server, LEVEL_INFO, "subscribed",
-               "peer=%s topic=%s topics=%u last_event_id=%s replay=%llu gap=%s",
-               conn_peer(peer, conn),
-               is_main ? "-"
-                       : log_quote(topic, sizeof(topic),
-                                   reader->places[0].topic->name),
-               reader->count,
-               log_quote(requested, sizeof(requested), start->requested),
-               (unsigned long long)start->replay, start->gap ? "yes" : "no");
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "subscribed",
+              "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64
+              " gap=%s",
+              conn_peer(peer, conn),
+              name.length ? log_quote(topic, sizeof(topic), name) : "-",
+              reader->count,
+              log_quote(requested, sizeof(requested), start->requested),
+              start->replay, start->gap ? "yes" : "no");
 }
 
-/* All that goes before the first frame. False if it is not to be: the
- * connection ends. */
-static bool put_stream_begin(struct text *text, struct server *server,
-                             struct conn *conn, const struct reader *reader,
-                             const struct start *start)
-{
-    struct response response = stream_response(server, conn);
-    unsigned form = reader->form;
-
-    text->length =
-        stream_head(&server->http, conn, &response, text->bytes, text->room);
-    if (!text->length)
-        return false;
-    if (reader->places[0].topic != server->main_topic) {
-        put_position(text, server, form, start);
-        if (start->gap)
-            put_topics_gap(text, server, form, reader, start);
-        return true;
-    }
-    put_connected(text, server, form, start);
-    if (start->gap)
-        put_gap(text, server, form, reader, start);
-    if (start->replay)
-        put_catch_up_start(text, form, start->replay);
-    return true;
-}
-
-/* Answers a request to subscribe. True if the connection is now a
- * subscriber's and has the hold on the topics. */
+/* Answers a request to subscribe. True if the connection is now a subscriber
+ * and has the reader's hold on the topics. */
 static bool subscribe_to(struct server *server, struct conn *conn,
                          const struct reader *reader, uint64_t count)
 {
@@ -1307,103 +1137,90 @@ static bool subscribe_to(struct server *server, struct conn *conn,
         head.status = 204;
         head.stream = false;
         head.no_cache = true;
+    }
+    if (head.status == 204 || request->method == METHOD_HEAD) {
         respond(&server->http, conn, &head, SLICE(""));
-    } else if (request->method == METHOD_HEAD) {
-        respond(&server->http, conn, &head, SLICE(""));
-    } else if (conn->flags & FLAG_SURPLUS) {
-        refuse_subscriber(server, conn);
-    } else if (put_stream_begin(&text, server, conn, reader, &start)) {
+        return false;
+    }
+    if (!(conn->flags & FLAG_SURPLUS)) {
+        text.length =
+            stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
+        if (!text.length)
+            return false; /* a promise is broken, and has been answered */
+        put_first_blocks(&text, server, reader, &start);
         log_access(server, conn, 200, 0);
         log_subscribed(server, conn, reader, &start);
         if (stream_begin(server, conn, reader, &start)) {
             stream_send(server, conn, text_slice(&text));
             return true;
         }
-        refuse_subscriber(server, conn);
     }
+    refuse_subscriber(server, conn);
     return false;
 }
 
-/* Holds the topic as one more of the reader's, unless it is one already. */
-static bool reader_add(struct server *server, struct reader *reader,
-                       struct slice name)
+/* Adds a topic that the reader then holds. Returns NULL or out_of_memory. */
+static const char *add_topic(struct server *server, struct reader *reader,
+                             struct slice name)
 {
     struct topic *topic = topic_hold(&server->ring, name);
 
     if (!topic)
-        return false;
-    for (unsigned i = 0; i < reader->count; i++) {
-        if (reader->places[i].topic != topic)
-            continue;
-        topic_drop(&server->ring, topic);
-        return true;
-    }
+        return out_of_memory;
+    for (unsigned i = 0; i < reader->count; i++)
+        if (reader->places[i].topic == topic) {
+            topic_drop(&server->ring, topic);
+            return NULL;
+        }
     reader->places[reader->count++] = (struct place){ .topic = topic };
-    return true;
-}
-
-/* Adds the topics of the query. Returns why they are refused, or NULL. */
-static const char *reader_add_query(struct server *server,
-                                    struct reader *reader, struct slice query,
-                                    bool *no_memory)
-{
-    char name[TOPIC_NAME_MAX + 1];
-    struct slice topic;
-
-    while (!*no_memory &&
-           http_query_next(&query, "topic", name, sizeof(name), &topic)) {
-        const char *refused = topic_name_refused(topic);
-
-        if (refused)
-            return refused;
-        if (reader->count == READER_TOPICS_MAX)
-            return "one connection takes at most 16 topics";
-        *no_memory = !reader_add(server, reader, topic);
-    }
     return NULL;
 }
 
-/* `path_topic` is the one in the path, NULL if the path has none. */
+/* `topic` is the one in the path. If the path has none, the query may name
+ * several; if that has none either, it is the main stream, whose name is empty
+ * as well. */
 static void subscribe(struct server *server, struct conn *conn,
-                      const struct slice *path_topic)
+                      struct slice topic)
 {
     const struct request *request = &conn->exchange->request;
+    struct slice query = request->query, named;
     struct place places[READER_TOPICS_MAX];
-    struct reader reader = {
-        .places = places,
-        .form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN,
-        .until = UINT64_MAX,
-    };
-    bool no_memory = false, subscribed = false;
+    struct reader reader = { .places = places, .until = UINT64_MAX };
+    char name[TOPIC_NAME_MAX + 1];
+    bool subscribed = false;
     const char *refused = NULL;
     uint64_t count;
 
-    if (path_topic)
-        no_memory = !reader_add(server, &reader, *path_topic);
-    else
-        refused = reader_add_query(server, &reader, request->query, &no_memory);
-    if (!refused && !no_memory && reader.count == 0)
-        no_memory = !reader_add(server, &reader, SLICE(""));
-    if (!refused && !no_memory && !find_count(request, &count))
+    reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
+    while (topic.length == 0 && !refused &&
+           http_query_next(&query, "topic", name, sizeof(name), &named)) {
+        refused = topic_name_refused(named);
+        if (!refused && reader.count == READER_TOPICS_MAX)
+            refused = "one connection takes at most 16 topics";
+        if (!refused)
+            refused = add_topic(server, &reader, named);
+    }
+    if (!refused && reader.count == 0)
+        refused = add_topic(server, &reader, topic);
+    if (!refused && !find_count(request, &count))
         refused = "last= is not a number of events";
-    if (refused)
-        respond_error(&server->http, conn, 400, refused);
-    else if (no_memory)
+    if (!refused)
+        subscribed = subscribe_to(server, conn, &reader, count);
+    else if (refused == out_of_memory)
         refuse_subscriber(server, conn);
     else
-        subscribed = subscribe_to(server, conn, &reader, count);
+        respond_error(&server->http, conn, 400, refused);
     for (unsigned i = 0; !subscribed && i < reader.count; i++)
         topic_drop(&server->ring, places[i].topic);
 }
 
 /* ------------------------------------------------------------ publications
  *
- * What is published by one publisher: a request, or standard input. It goes in
- * steps: content is taken in until an event is complete (STEP_TAKE), the event
- * is appended (STEP_APPEND), and again; at the end the topic is finished, if
- * that is asked for (STEP_FINISH), and the publisher is answered
- * (STEP_ANSWER). A step that must wait is taken again later. handle_body()
- * and retry_publishers() take steps.
+ * A publication is what one publisher publishes: a request, or standard input.
+ * It goes in steps. STEP_TAKE takes in content until an event is complete,
+ * STEP_APPEND appends the event, and so on until the content ends; STEP_FINISH
+ * then finishes the topic, if that is asked for, and STEP_ANSWER answers. A
+ * step that must wait changes nothing and is taken again later.
  */
 
 static bool is_input(const struct conn *conn)
@@ -1411,8 +1228,7 @@ static bool is_input(const struct conn *conn)
     return conn->flags & FLAG_INPUT;
 }
 
-/* Whether content is an event stream or lines: what is wrong with one event is
- * then nothing to the others. */
+/* Whether the content may have many events: a stale one is then skipped. */
 static bool is_streamed(const struct publication *publication)
 {
     return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
@@ -1428,79 +1244,56 @@ static void publication_release(struct server *server,
     publication->topic = NULL;
 }
 
-/* An answer in JSON to a publisher. */
-static void respond_json(struct server *server, struct conn *conn, int status,
-                         const struct text *json)
-{
-    struct response response = {
-        .status = status,
-        .type = "application/json",
-        .length = json->length,
-        .retry_after = status == 503 ? 2 : 0,
-        .cors = server->options.cors,
-    };
-
-    if (server->options.sync == SYNC_ALWAYS && status < 300)
-        respond_promise(&server->http, conn, &response, text_slice(json));
-    else
-        respond(&server->http, conn, &response, text_slice(json));
-}
-
-/* The answer to a publish that is in the history. */
+/* What is in the history now; and in `error`, if it is not NULL, why no more of
+ * a stream of events is. */
 static void respond_published(struct server *server, struct conn *conn,
-                              uint64_t id)
+                              int status, const char *error)
 {
     const struct publication *publication = &conn->exchange->publication;
-    char bytes[80];
-    struct text json = { bytes, sizeof(bytes), 0 };
-
-    text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n", id,
-             publication->topic->subscriber_count);
-    respond_json(server, conn, publication->from == FROM_DELETE ? 200 : 201,
-                 &json);
-}
-
-static void put_id(struct text *json, const char *name, uint64_t id)
-{
-    if (id)
-        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
-    else
-        text_put(json, ",\"%s\":null", name);
-}
-
-/* The answer to a streamed publish: what of it is in the history; and why no
- * more, if `error` is not NULL. */
-static void respond_streamed(struct server *server, struct conn *conn,
-                             int status, const char *error)
-{
-    const struct publication *publication = &conn->exchange->publication;
+    bool deletes = publication->from == FROM_DELETE;
     char bytes[400];
     struct text json = { bytes, sizeof(bytes), 0 };
+    struct response response = { .status = status,
+                                 .type = "application/json",
+                                 .retry_after = status == 503 ? 2 : 0,
+                                 .cors = server->options.origin };
 
-    text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
-             publication->count, publication->skipped);
-    put_id(&json, "first", publication->first);
-    put_id(&json, "last", publication->last);
-    if (error)
-        text_put(&json, ",\"error\":\"%s\"", error);
-    text_put(&json, "}\n");
-    respond_json(server, conn, status, &json);
+    if (is_streamed(publication)) {
+        text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
+                 publication->count, publication->skipped);
+        put_id(&json, "first", publication->first);
+        put_id(&json, "last", publication->last);
+        if (error)
+            text_put(&json, ",\"error\":\"%s\"", error);
+        text_put(&json, "}\n");
+    } else {
+        text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
+                 deletes ? topic_newest_id(&server->ring, publication->topic)
+                         : publication->last,
+                 publication->topic->subscriber_count);
+    }
+    response.length = json.length;
+    if (server->options.sync == SYNC_ALWAYS && status < 300)
+        respond_promise(&server->http, conn, &response, text_slice(&json));
+    else
+        respond(&server->http, conn, &response, text_slice(&json));
 }
 
-/* A publication ends before its body does: the rest is not read. */
+/* Ends a publication before its body ends: the rest is not read. A handler
+ * too: the body cannot be read to its end. */
 static void publication_fail(struct server *server, struct conn *conn,
                              int status, const char *why)
 {
     if (is_input(conn))
         conn_close(&server->http, conn, why);
     else if (conn->exchange->publication.from == FROM_EVENTS)
-        respond_streamed(server, conn, status, why);
+        respond_published(server, conn, status, why);
     else
         respond_error(&server->http, conn, status, why);
 }
 
-/* An event is not published. On standard input the next ones are: nobody could
- * be told. */
+/* Refuses an event. That ends a publication, but standard input goes on with
+ * the next event: it gets no answer that could tell how far it came. */
 static void refuse_event(struct server *server, struct conn *conn, int status,
                          const char *why)
 {
@@ -1509,11 +1302,9 @@ static void refuse_event(struct server *server, struct conn *conn, int status,
         return;
     }
     conn->exchange->publication.skipped++;
-    log_client(server, LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
+    if (may_log(server, LEVEL_WARN))
+        log_event(LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
 }
-
-#define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
-#define DRAINING_TEXT "draining: about to end"
 
 static void refuse_too_long(struct server *server, struct conn *conn)
 {
@@ -1526,29 +1317,25 @@ static void refuse_too_long(struct server *server, struct conn *conn)
     refuse_event(server, conn, 413, why);
 }
 
-/* What a plain body holds as data: one line end at its end is no part. */
-static struct slice content_data(const struct publication *publication)
-{
-    struct slice data = { publication->content, publication->content_length };
+/* ----------------------------------------------------------------- content
+ *
+ * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
+ * in publication->event, and the step is STEP_APPEND. A plain body or a line is
+ * collected in publication->content. An event stream is parsed as it arrives,
+ * with publication->content as the parser's room for data. Room is counted in
+ * --request-memory.
+ */
 
-    if (data.length && data.data[data.length - 1] == '\n')
-        data.length--;
-    if (data.length && data.data[data.length - 1] == '\r')
-        data.length--;
-    return data;
-}
-
-/* Makes room for content, twice what there was if that is not too much. If
- * there is no memory, the publisher has been answered: false. */
+/* Makes room for content, twice what there was unless that is too much. False
+ * without memory: the publisher has been answered. */
 static bool make_room(struct server *server, struct conn *conn, size_t wanted)
 {
     struct publication *publication = &conn->exchange->publication;
-    size_t room = publication->content_room * 2;
+    size_t old = publication->content_room;
+    size_t room = old ? old * 2 : CONTENT_FIRST;
 
-    if (wanted <= publication->content_room)
+    if (wanted <= old)
         return true;
-    if (room < CONTENT_FIRST)
-        room = CONTENT_FIRST;
     if (room < wanted)
         room = wanted;
     if (room > publication->content_max)
@@ -1561,87 +1348,73 @@ static bool make_room(struct server *server, struct conn *conn, size_t wanted)
     return false;
 }
 
-static void append_content(struct server *server, struct conn *conn)
+/* A plain body or a line is complete; the last line may lack its end. One line
+ * end at the end of a body is no part of the data, nor is the CR that a line
+ * ends in; an empty line is no event. The data stays where it is until the next
+ * content comes. */
+static void finish_content(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
-    struct slice *piece = &conn->exchange->piece;
+    struct slice data = { publication->content, publication->content_length };
+    bool is_line = publication->from == FROM_LINES;
+    bool is_empty = data.length == 0, too_long = publication->skips;
 
-    if (piece->length > publication->content_max - publication->content_length)
-        refuse_too_long(server, conn);
-    else if (make_room(server, conn,
-                       publication->content_length + piece->length)) {
-        memcpy(publication->content + publication->content_length, piece->data,
-               piece->length);
-        publication->content_length += piece->length;
-        piece->length = 0;
+    if (data.length && data.data[data.length - 1] == '\n')
+        data.length--;
+    if (data.length && data.data[data.length - 1] == '\r')
+        data.length--;
+    publication->event.data = data;
+    if (is_line) {
+        publication->skips = false;
+        publication->content_length = 0;
     }
+    if (is_empty && !is_line)
+        respond_error(&server->http, conn, 400, "the request has no body");
+    else if (too_long || data.length > server->options.max_event)
+        refuse_too_long(server, conn);
+    else if (!is_line && !utf8_valid(data))
+        respond_error(&server->http, conn, 400, "the body is not valid UTF-8");
+    else if (!is_line || data.length)
+        publication->step = STEP_APPEND;
 }
 
-/* A plain body is complete. */
+/* Takes in what has arrived. A line that is too long is skipped to its end. */
 static void take_content(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
-    struct http *http = &server->http;
-
-    publication->event.data = content_data(publication);
-    if (publication->content_length == 0)
-        respond_error(http, conn, 400, "the request has no body");
-    else if (publication->event.data.length > server->options.max_event)
-        refuse_too_long(server, conn);
-    else if (!utf8_valid(publication->event.data))
-        respond_error(http, conn, 400, "the body is not valid UTF-8");
-    else
-        publication->step = STEP_APPEND;
-}
-
-/* A line is complete: its bytes stay where they are until the next begins. */
-static void line_ends(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice line = { publication->content, publication->content_length };
-    bool too_long = publication->skips;
-
-    if (line.length && line.data[line.length - 1] == '\r')
-        line.length--;
-    publication->skips = false;
-    publication->content_length = 0;
-    publication->event = (struct event){ .data = line };
-    if (too_long || line.length > server->options.max_event)
-        refuse_too_long(server, conn);
-    else if (line.length)
-        publication->step = STEP_APPEND;
-}
-
-/* Takes in what has arrived, up to the end of the line. */
-static void take_line(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
     struct slice *piece = &conn->exchange->piece;
-    const char *lf = memchr(piece->data, '\n', piece->length);
+    bool is_line = publication->from == FROM_LINES;
+    const char *lf = is_line ? memchr(piece->data, '\n', piece->length) : NULL;
     size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
 
-    if (length > publication->content_room - publication->content_length) {
+    if (length > publication->content_max - publication->content_length)
         publication->skips = true;
-    } else if (!publication->skips) {
+    if (publication->skips && !is_line) {
+        refuse_too_long(server, conn);
+        return;
+    }
+    if (!publication->skips) {
+        if (!make_room(server, conn, publication->content_length + length))
+            return;
         memcpy(publication->content + publication->content_length, piece->data,
                length);
         publication->content_length += length;
     }
     *piece = slice_from(*piece, length + (lf != NULL));
     if (lf)
-        line_ends(server, conn);
+        finish_content(server, conn);
 }
 
-/* Takes the id of the event that the parser has. False if it is none. */
+/* The id of the event that the parser has. False if it has none that counts. */
 static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
 {
     struct slice text = { parser->id, parser->id_length };
 
-    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
+    return parser->has_id && slice_number(text, ID_GIVEN_MAX, id) && *id > 0;
 }
 
-/* Why no event may have this name; NULL if one may. */
-static const char *refused_name(struct slice name)
+/* Why no event may have this name, or NULL. */
+static const char *name_refused(struct slice name)
 {
     if (name.length > EVENT_NAME_MAX)
         return "an event name has at most 255 bytes";
@@ -1654,10 +1427,10 @@ static const char *refused_name(struct slice name)
 }
 
 /*
- * Another ssed, which is the source, tells that something was lost before its
- * position: readers that are behind it are told too, connected ones by coming
- * again. Without ids of the source, that is all readers so far. Returns why it
- * is refused, or NULL.
+ * The source, another ssed, tells of a gap: something before its position is
+ * lost. Readers behind that position are told too; connected ones are cut, so
+ * that they reconnect. Without the source's ids no reader's position can be
+ * compared with the gap, so all are told. Returns why it is refused, or NULL.
  */
 static const char *take_gap(struct server *server,
                             struct publication *publication)
@@ -1665,11 +1438,11 @@ static const char *take_gap(struct server *server,
     struct topic *topic = publication->topic;
     uint64_t position = server->ring.newest_id + 1;
 
-    if (server->options.ids == IDS_KEEP &&
+    if (server->options.given_ids &&
         !take_parsed_id(&publication->parser, &position))
-        return "a gap without the id of its position: " ID_KEPT_RANGE;
+        return "a gap without the id of its position: " ID_GIVEN_RANGE;
     if (server->ring.unbegun)
-        begin_kept_history(server, position + 1);
+        begin_given_ids(server, position + 1);
     topic_raise_mark(&server->ring, topic, position);
     for (uint32_t i = topic->subscriber_count; i-- > 0;)
         conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
@@ -1677,9 +1450,9 @@ static const char *take_gap(struct server *server,
     return NULL;
 }
 
-/* The event that the parser has is to be appended. Standard input may be
- * another ssed's stream, with what that has to say itself. Returns why the
- * event is refused, or NULL. */
+/* Takes the event that the parser has. Standard input may be another ssed's
+ * stream, whose own events tell of a gap and of the end of the topic. Returns
+ * why the event is refused, or NULL. */
 static const char *take_parsed(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
@@ -1688,51 +1461,38 @@ static const char *take_parsed(struct server *server, struct conn *conn)
     bool is_main = publication->topic == server->main_topic;
     const char *refused = NULL;
 
-    *event = (struct event){
-        .name = { parser->name, parser->name_length },
-        .retry = { parser->retry, parser->retry_length },
-        .data = { parser->data, parser->length },
-    };
+    *event = (struct event){ .name = { parser->name, parser->name_length },
+                             .retry = { parser->retry, parser->retry_length },
+                             .data = { parser->data, parser->length } };
     if (is_input(conn) && slice_is(event->name, "ssed.gap"))
         return take_gap(server, publication);
-    if (server->options.ids == IDS_KEEP && !take_parsed_id(parser, &event->id))
-        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
+    if (server->options.given_ids && !take_parsed_id(parser, &event->id))
+        return "with --ids keep each event has its id: " ID_GIVEN_RANGE;
     event->finishes =
         is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
     if (!is_main && !event->finishes)
-        refused = refused_name(event->name);
+        refused = name_refused(event->name);
     if (!refused)
         publication->step = STEP_APPEND;
     return refused;
 }
 
-/* Makes room for all that a piece can add to the data of an event. */
-static bool make_parser_room(struct server *server, struct conn *conn)
+/* Takes in what has arrived of an event stream, up to the end of an event. The
+ * room made is for all that this can add to the data. */
+static void parse_piece(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
     struct event_parser *parser = &publication->parser;
-    size_t wanted = conn->exchange->piece.length + 1;
+    struct slice *piece = &conn->exchange->piece;
+    size_t wanted = piece->length + 1 + (parser->complete ? 0 : parser->length);
+    const char *refused = NULL;
 
-    if (!parser->complete)
-        wanted += parser->length;
     if (wanted > publication->content_max)
         wanted = publication->content_max;
     if (!make_room(server, conn, wanted))
-        return false;
+        return;
     parser->data = publication->content;
     parser->room = publication->content_room;
-    return true;
-}
-
-/* Takes in what has arrived, up to the end of an event. */
-static void parse_piece(struct server *server, struct conn *conn)
-{
-    struct event_parser *parser = &conn->exchange->publication.parser;
-    struct slice *piece = &conn->exchange->piece;
-    const char *refused = NULL;
-
-    if (!make_parser_room(server, conn))
-        return;
     *piece = slice_from(*piece, event_parser_read(parser, *piece));
     if (parser->too_long && (parser->complete || !is_input(conn)))
         refuse_too_long(server, conn);
@@ -1742,167 +1502,107 @@ static void parse_piece(struct server *server, struct conn *conn)
         refuse_event(server, conn, 400, refused);
 }
 
-/* All content has been taken in. */
-static void content_ends(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
+/* ------------------------------------------------------------------- steps
+ *
+ * publication_step() is the state machine of a publication. handle_body() runs
+ * it for http.c as content arrives, at most one event for each call, and
+ * retry_publishers() runs it when a publisher has waited. A publication that
+ * fails is answered at once, and its connection is in CONN_BODY no longer.
+ */
 
-    if (publication->from == FROM_PLAIN)
-        take_content(server, conn);
-    else if (publication->content_length && publication->from == FROM_LINES)
-        line_ends(server, conn); /* the last one has no line end */
-    else if (publication->skips)
-        line_ends(server, conn);
-    else
-        publication->step = STEP_FINISH;
-}
-
-static void step_take(struct server *server, struct conn *conn)
-{
-    struct slice *piece = &conn->exchange->piece;
-
-    if (piece->length == 0) {
-        content_ends(server, conn);
-        return;
-    }
-    switch (conn->exchange->publication.from) {
-    case FROM_PLAIN:
-        append_content(server, conn);
-        break;
-    case FROM_EVENTS:
-        parse_piece(server, conn);
-        break;
-    case FROM_LINES:
-        take_line(server, conn);
-        break;
-    case FROM_DELETE:
-        piece->length = 0;
-        break;
-    }
-}
-
-/* An id that is not greater than the newest was there before: a feeder may
- * start again from an earlier place. */
-static void skip_event(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    char text[96];
-
-    publication->skipped++;
-    publication->step = STEP_TAKE;
-    if (is_streamed(publication))
-        return;
-    snprintf(text, sizeof(text),
-             "the newest id is %" PRIu64 ": ids only increase",
-             server->ring.newest_id);
-    respond_error(&server->http, conn, 409, text);
-}
-
-/* Whether others wait whose turn it is before this one. */
-static bool others_wait(const struct server *server, const struct conn *conn)
-{
-    const struct queue *queues = server->http.queues;
-
-    if (conn->state == CONN_WAITING)
-        return false; /* it is the first of them */
-    return queues[QUEUE_WAITING].count ||
-           ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
-}
-
-/* Appends an event, or the end of the topic, and sets *id. If that is not to
- * be, the publisher waits, or the publication has gone on without it or has
- * failed: false. */
+/*
+ * Appends an event, or the end of the topic. False if it has not been: the
+ * publisher waits, the publication has failed, or the event is skipped. An id
+ * that is not greater than the newest has been here before: a source may begin
+ * again from an earlier place.
+ */
 static bool append(struct server *server, struct conn *conn,
-                   const struct event *event, uint64_t *id)
+                   const struct event *event)
 {
-    enum outcome outcome = MUST_WAIT;
+    struct publication *publication = &conn->exchange->publication;
+    const struct queue *queues = server->http.queues;
     bool stale = event->id && event->id <= server->ring.newest_id;
+    bool others_wait =
+        queues[QUEUE_WAITING].count ||
+        ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
+    enum outcome outcome = MUST_WAIT;
+    uint64_t id;
+    char why[96];
 
-    if (stale && !has_failed_disk(server))
-        outcome = STALE;
-    else if (!others_wait(server, conn))
-        outcome =
-            publish_event(server, conn->exchange->publication.topic, event, id);
+    /* one in CONN_WAITING is tried when it is the first; a stale event takes
+     * no room, and so no turn */
+    if (stale || conn->state == CONN_WAITING || !others_wait)
+        outcome = publish_event(server, publication->topic, event, &id);
     if (outcome == MUST_WAIT) {
         conn_wait(&server->http, conn);
         return false;
     }
     conn_go_on(&server->http, conn);
-    if (outcome == STALE)
-        skip_event(server, conn);
-    else if (outcome != PUBLISHED)
+    if (outcome == NOT_ON_DISK || outcome == IDS_USED_UP) {
         publication_fail(server, conn, 503,
-                         outcome == IDS_USED_UP ? "all ids are used up"
-                                                : NOT_KEPT_TEXT);
+                         outcome == NOT_ON_DISK ? NOT_ON_DISK_TEXT
+                                                : "all ids are used up");
+    } else if (outcome == STALE) {
+        publication->skipped++;
+        publication->step = STEP_TAKE;
+        snprintf(why, sizeof(why),
+                 "the newest id is %" PRIu64 ": ids only increase",
+                 server->ring.newest_id);
+        if (!is_streamed(publication))
+            respond_error(&server->http, conn, 409, why);
+    }
     return outcome == PUBLISHED;
-}
-
-static void step_append(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    uint64_t id;
-
-    if (!append(server, conn, &publication->event, &id))
-        return;
-    publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
-    if (publication->event.finishes)
-        return;
-    publication->count++;
-    publication->last = id;
-    if (!publication->first)
-        publication->first = id;
-}
-
-static void step_finish(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event end = {
-        .id = publication->from == FROM_DELETE ? publication->event.id : 0,
-        .finishes = true,
-    };
-    uint64_t id;
-
-    if (!publication->finishes || append(server, conn, &end, &id))
-        publication->step = STEP_ANSWER;
-}
-
-static void step_answer(struct server *server, struct conn *conn)
-{
-    const struct publication *publication = &conn->exchange->publication;
-    bool empty = publication->count + publication->skipped == 0;
-
-    if (is_input(conn))
-        conn_close(&server->http, conn, "end of input");
-    else if (publication->from == FROM_PLAIN)
-        respond_published(server, conn, publication->last);
-    else if (publication->from == FROM_DELETE)
-        respond_published(server, conn,
-                          topic_newest_id(&server->ring, publication->topic));
-    else if (empty && !publication->finishes)
-        respond_streamed(server, conn, 400, "the body has no event");
-    else
-        respond_streamed(server, conn, 201, NULL);
 }
 
 static void publication_step(struct server *server, struct conn *conn)
 {
-    switch (conn->exchange->publication.step) {
-    case STEP_TAKE:
-        step_take(server, conn);
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+    bool is_empty = publication->count + publication->skipped == 0;
+    bool deletes = publication->from == FROM_DELETE;
+    struct event end = { .id = deletes ? publication->event.id : 0,
+                         .finishes = true };
+
+    switch (publication->step) {
+    case STEP_TAKE: /* an empty piece is the end of the content */
+        if (piece->length && publication->from == FROM_EVENTS)
+            parse_piece(server, conn);
+        else if (piece->length && publication->from != FROM_DELETE)
+            take_content(server, conn);
+        else if (piece->length)
+            piece->length = 0;
+        else if (publication->from == FROM_PLAIN ||
+                 publication->content_length || publication->skips)
+            finish_content(server, conn);
+        else
+            publication->step = STEP_FINISH;
         break;
     case STEP_APPEND:
-        step_append(server, conn);
+        if (!append(server, conn, &publication->event))
+            break;
+        publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
+        if (publication->event.finishes)
+            break;
+        if (publication->count++ == 0)
+            publication->first = server->ring.newest_id;
+        publication->last = server->ring.newest_id;
         break;
     case STEP_FINISH:
-        step_finish(server, conn);
+        if (!publication->finishes || append(server, conn, &end))
+            publication->step = STEP_ANSWER;
         break;
     case STEP_ANSWER:
-        step_answer(server, conn);
+        if (is_input(conn))
+            conn_close(&server->http, conn, "end of input");
+        else if (is_empty && !publication->finishes)
+            respond_published(server, conn, 400, "the body has no event");
+        else
+            respond_published(server, conn, deletes ? 200 : 201, NULL);
         break;
     }
 }
 
-/* As struct handlers has it. */
+/* A handler: content has arrived, or ended. */
 static void handle_body(struct server *server, struct conn *conn)
 {
     do
@@ -1911,12 +1611,14 @@ static void handle_body(struct server *server, struct conn *conn)
            conn->exchange->publication.step != STEP_TAKE);
 }
 
+/* A handler: a publisher that is silent between two events keeps no memory.
+ * Standard input keeps its room, so that it cannot fail later. */
 static void handle_silent(struct server *server, struct conn *conn)
 {
     struct publication *publication = &conn->exchange->publication;
     struct event_parser *parser = &publication->parser;
 
-    if (is_input(conn)) /* its room is its own, so that it cannot fail */
+    if (is_input(conn))
         return;
     if (parser->complete || parser->length == 0)
         memory_free(&server->http, &publication->content,
@@ -1926,46 +1628,53 @@ static void handle_silent(struct server *server, struct conn *conn)
 
 /* ----------------------------------------------------- requests to publish
  *
- * Who may publish, and what is asked for in the request's query. publish()
- * begins a publication.
+ * publish() decides whether the client may publish, begin_publication() what
+ * the request's query asks for. The functions named ..._refused() return why
+ * something is refused, or NULL.
+ *
+ * By default only this machine publishes. A browser on this machine runs pages
+ * of strangers, so a request with the Origin of another site is refused as well
+ * (CSRF); so are a Host that a DNS server can have made up ("DNS rebinding"),
+ * and what a proxy has forwarded from somewhere else.
  */
 
-/* Whether the request is from a page of the origin that --cors names. */
-static bool is_named_origin(const struct server *server,
-                            const struct request *request)
+static const char *publisher_refused(const struct server *server,
+                                     const struct conn *conn, int *status)
 {
-    const char *cors = server->options.cors;
+    const struct request *request = &conn->exchange->request;
+    const char *origin = server->options.origin;
+    bool is_named = origin && slice_equals(request->origin, origin);
 
-    return cors && request->origin.data && slice_equals(request->origin, cors);
-}
-
-/* Why no page of another origin may publish: it would be in the name of the
- * person at the browser. NULL if this is none. */
-static const char *refused_origin(const struct server *server,
-                                  const struct request *request)
-{
-    if (!request->origin.data || is_named_origin(server, request) ||
-        http_origin_is_host(request->origin, request->host))
-        return NULL;
-    return "publishing from this Origin is not allowed: --cors names the one "
-           "that may";
-}
-
-/* NULL if the request is from this machine and came here directly. */
-static const char *refused_local(const struct server *server,
-                                 const struct conn *conn,
-                                 const struct request *request)
-{
+    *status = 403;
+    if (request->origin.data && !is_named &&
+        !http_origin_is_host(request->origin, request->host))
+        return "publishing from this Origin is not allowed: --cors names the "
+               "one that may";
+    switch ((enum publish)server->options.publish) {
+    case PUBLISH_TOKEN:
+        *status = 401;
+        return http_token_matches(&server->http, request)
+                   ? NULL
+                   : "publishing takes Authorization: Bearer and the token";
+    case PUBLISH_UNIX:
+        return conn->flags & FLAG_UNIX
+                   ? NULL
+                   : "publishing is allowed through the Unix socket only";
+    case PUBLISH_NONE:
+        return "publishing is not allowed: --publish none";
+    case PUBLISH_LOCAL:
+        break;
+    }
     if (!conn_is_local(conn))
-        return "publishing is allowed from this machine only: "
-               "--token-file allows others";
+        return "publishing is allowed from this machine only: --token-file "
+               "allows others";
     if (request->minor == 0)
         return "publishing takes HTTP/1.1, which shows whether a proxy is "
                "between";
     if (request->forwarded)
         return "publishing through a proxy is not allowed: --token-file "
                "allows it";
-    if (request->cross_site && !is_named_origin(server, request))
+    if (request->cross_site && !is_named)
         return "publishing from a page of another origin is not allowed: "
                "--cors names the one that may";
     if (!http_host_is_local(request->host))
@@ -1973,61 +1682,12 @@ static const char *refused_local(const struct server *server,
     return NULL;
 }
 
-static const char *refused_publisher(const struct server *server,
-                                     const struct conn *conn,
-                                     const struct request *request)
-{
-    switch ((enum publish)server->options.publish) {
-    case PUBLISH_LOCAL:
-        return refused_local(server, conn, request);
-    case PUBLISH_UNIX:
-        return conn->flags & FLAG_UNIX
-                   ? NULL
-                   : "publishing is allowed through the Unix socket only";
-    case PUBLISH_NONE:
-        return "publishing is not allowed: --publish none";
-    case PUBLISH_TOKEN:
-        break;
-    }
-    return NULL;
-}
-
-/* A connection that came too late gets this and ends: the places beyond
- * --max-connections are few. */
-static void respond_surplus(struct server *server, struct conn *conn)
-{
-    respond_text(&server->http, conn,
-                 (struct response){ .status = 503, .close = true },
-                 "too many connections: --max-connections");
-}
-
-/* Whether the request may publish; if not, it has been answered. */
-static bool may_publish(struct server *server, struct conn *conn)
-{
-    const struct request *request = &conn->exchange->request;
-    const char *refused = refused_origin(server, request);
-
-    if (!refused && server->options.publish == PUBLISH_TOKEN &&
-        !http_token_matches(&server->http, request)) {
-        respond_error(&server->http, conn, 401,
-                      "publishing takes Authorization: Bearer and the token");
-        return false;
-    }
-    if (!refused)
-        refused = refused_publisher(server, conn, request);
-    if (refused)
-        respond_error(&server->http, conn, 403, refused);
-    return !refused;
-}
-
-/* What the query says that this publication has no place for; NULL if there
- * is nothing of it. */
-static const char *refused_query(const struct server *server,
+static const char *query_refused(const struct server *server,
                                  const struct publication *publication,
                                  struct slice query)
 {
     bool is_main = publication->topic == server->main_topic;
-    bool keep = server->options.ids == IDS_KEEP;
+    bool keep = server->options.given_ids;
     bool streamed = publication->from == FROM_EVENTS;
     const struct {
         bool applies;
@@ -2040,15 +1700,13 @@ static const char *refused_query(const struct server *server,
         { true, "topic",
           "topic= is for subscribing: publish to /events/TOPIC" },
         { streamed, "event",
-          "event= is for a plain body: a streamed event "
-          "has its name in it" },
+          "event= is for a plain body: a streamed event has its name in it" },
         { keep, "end",
           "end= could give the end no id, which --ids keep "
           "needs: DELETE with ?id= finishes a topic" },
         { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
         { streamed, "id",
-          "id= is for a plain body: a streamed event has its "
-          "id in it" },
+          "id= is for a plain body: a streamed event has its id in it" },
     };
     char value[8];
     struct slice found;
@@ -2061,8 +1719,7 @@ static const char *refused_query(const struct server *server,
     return NULL;
 }
 
-/* Takes the query's parameters of a plain body or a DELETE. Returns why they
- * are refused, or NULL. */
+/* Takes the query's parameters. Returns why they are refused, or NULL. */
 static const char *take_query(const struct server *server,
                               struct publication *publication,
                               struct slice query)
@@ -2071,7 +1728,10 @@ static const char *take_query(const struct server *server,
     struct event *event = &publication->event;
     struct slice id = SLICE(""), end = SLICE("");
     char digits[EVENT_NUMBER_MAX + 1], one[2];
+    const char *refused = query_refused(server, publication, query);
 
+    if (refused)
+        return refused;
     http_query(query, "event", parser->name, sizeof(parser->name),
                &event->name);
     http_query(query, "id", digits, sizeof(digits), &id);
@@ -2081,123 +1741,108 @@ static const char *take_query(const struct server *server,
     if (end.length && !slice_is(end, "1"))
         return "end= takes 1: the topic is finished with this";
     publication->finishes = publication->finishes || end.length;
-    if (server->options.ids == IDS_KEEP && publication->from != FROM_EVENTS &&
-        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
-        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
-    return refused_name(event->name);
+    if (server->options.given_ids && publication->from != FROM_EVENTS &&
+        (!slice_number(id, ID_GIVEN_MAX, &event->id) || event->id == 0))
+        return "with --ids keep ?id= gives the event's id: " ID_GIVEN_RANGE;
+    return name_refused(event->name);
 }
 
-/* Begins a publication into the topic, which is held for it. */
+/* Begins a publication, which holds its topic; or answers why not. A plain body
+ * may be as long as an event may be, and a line end. */
 static void begin_publication(struct server *server, struct conn *conn,
                               struct slice topic)
 {
     struct publication *publication = &conn->exchange->publication;
     const struct request *request = &conn->exchange->request;
+    uint64_t max_event = server->options.max_event;
+    bool deletes = request->method == METHOD_DELETE;
+    bool streams = !deletes && http_media_type_is(request->content_type,
+                                                  "text/event-stream");
+    bool plain = !deletes && !streams;
+    const char *refused;
+    int status = 400;
 
-    *publication = (struct publication){ 0 };
-    publication->topic = topic_hold(&server->ring, topic);
-    if (request->method == METHOD_DELETE) {
-        publication->from = FROM_DELETE;
-        publication->finishes = true;
-    } else if (http_media_type_is(request->content_type, "text/event-stream")) {
-        publication->from = FROM_EVENTS;
+    *publication = (struct publication){
+        .topic = topic_hold(&server->ring, topic),
+        .from = deletes   ? FROM_DELETE
+                : streams ? FROM_EVENTS
+                          : FROM_PLAIN,
+        .finishes = deletes,
+        .content_max = (size_t)(streams ? max_event : max_event + 2),
+    };
+    if (!publication->topic) {
+        respond_error(&server->http, conn, 503, "no memory for the topic");
+        return;
     }
-}
-
-/* Why a request to publish is refused, with its status; or NULL. */
-static const char *refused_publication(const struct server *server,
-                                       struct conn *conn, int *status)
-{
-    const struct request *request = &conn->exchange->request;
-    struct publication *publication = &conn->exchange->publication;
-    const char *refused = refused_query(server, publication, request->query);
-
-    *status = 400;
-    if (!refused)
-        refused = take_query(server, publication, request->query);
-    if (!refused && !http_has_body(request) &&
-        (publication->from == FROM_PLAIN || !publication->finishes))
-        refused = "the request has no body";
-    if (refused)
-        return refused;
-    *status = 404;
-    if (publication->from == FROM_DELETE && server->options.ids == IDS_OWN &&
-        !publication->topic->newest && !publication->topic->subscriber_count)
-        refused = "nothing is known of this topic";
-    return refused;
-}
-
-/* The body may be as long as an event may be, and a line end. */
-static void begin_content(struct server *server, struct conn *conn)
-{
-    const struct request *request = &conn->exchange->request;
-    struct publication *publication = &conn->exchange->publication;
-    bool streams = publication->from == FROM_EVENTS;
-
-    publication->content_max = (size_t)server->options.max_event;
+    refused = take_query(server, publication, request->query);
     if (streams)
         event_parser_init(&publication->parser, NULL, 0);
-    else if (publication->from == FROM_PLAIN && request->content_length >= 0)
+    else if (plain && request->content_length >= 0)
         publication->content_max = (size_t)request->content_length;
+    if (!refused && !http_has_body(request) &&
+        (plain || !publication->finishes))
+        refused = "the request has no body";
+    if (!refused && deletes && !server->options.given_ids &&
+        !publication->topic->newest && !publication->topic->subscriber_count) {
+        status = 404;
+        refused = "nothing is known of this topic";
+    }
+    if (refused)
+        respond_error(&server->http, conn, status, refused);
+    else if (plain && request->content_length > (int64_t)max_event + 2)
+        refuse_too_long(server, conn);
     else
-        publication->content_max += 2;
-    conn_begin_body(&server->http, conn, streams, publication->content_max);
+        conn_begin_body(&server->http, conn, streams, publication->content_max);
+}
+
+/* The answer to a connection beyond --max-connections. It ends then, since
+ * there are few places for such connections. */
+static void respond_surplus(struct server *server, struct conn *conn)
+{
+    respond_text(&server->http, conn,
+                 (struct response){ .status = 503, .close = true },
+                 "too many connections: --max-connections");
 }
 
 static void publish(struct server *server, struct conn *conn,
                     struct slice topic)
 {
-    const struct request *request = &conn->exchange->request;
-    struct publication *publication = &conn->exchange->publication;
-    const char *refused;
     int status;
+    const char *refused = publisher_refused(server, conn, &status);
 
-    if (!may_publish(server, conn))
-        return;
-    if (server->phase >= PHASE_DRAIN) {
-        respond_error(&server->http, conn, 503, DRAINING_TEXT);
-        return;
+    if (!refused && server->phase >= PHASE_DRAIN) {
+        status = 503;
+        refused = DRAINING_TEXT;
     }
-    if (conn->flags & FLAG_SURPLUS) {
-        respond_surplus(server, conn);
-        return;
-    }
-    begin_publication(server, conn, topic);
-    if (!publication->topic) {
-        respond_error(&server->http, conn, 503, "no memory for the topic");
-        return;
-    }
-    refused = refused_publication(server, conn, &status);
     if (refused)
         respond_error(&server->http, conn, status, refused);
-    else if (publication->from == FROM_PLAIN && !request->chunked &&
-             (uint64_t)request->content_length > server->options.max_event + 2)
-        refuse_too_long(server, conn);
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
     else
-        begin_content(server, conn);
+        begin_publication(server, conn, topic);
 }
 
-/* ------------------------------------------------------------------ routes
+/* ------------------------------------------------------ routes and handlers
  *
- * What a request is for. handle_request() is called by http.c; the functions
- * above and below it answer.
+ * handle_request() decides by path and method what a request is for, and the
+ * sections above answer it. Then come the other handlers that http.c calls, and
+ * `handlers`, the table of them.
  */
 
 /*
- * With --cors none no page of another origin reads here. One whose own name
- * comes to be resolved to this machine would not be of another origin
- * ("DNS rebinding"), so a loopback listener serves no name that is unknown.
+ * With --cors none no page of another origin reads here. A page whose own name
+ * is made to resolve to this machine ("DNS rebinding") would count as of this
+ * origin, so a loopback listener serves no Host that it does not know.
  */
 static bool is_misdirected(const struct server *server, const struct conn *conn)
 {
-    const struct options *options = &server->options;
     struct slice host = conn->exchange->request.host;
 
-    if (!options->no_cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
         http_host_is_local(host))
         return false;
-    for (unsigned i = 0; i < options->host_count; i++)
-        if (http_host_is(host, options->hosts[i]))
+    for (unsigned i = 0; i < server->options.host_count; i++)
+        if (http_host_is(host, server->options.hosts[i]))
             return false;
     return true;
 }
@@ -2212,95 +1857,55 @@ static void respond_health(struct server *server, struct conn *conn)
         respond_text(&server->http, conn, (struct response){ .status = 200 },
                      "ok");
     else
-        respond_error(&server->http, conn, 503, "draining: about to end");
+        respond_error(&server->http, conn, 503, DRAINING_TEXT);
 }
 
-/* `topic` is the one in the path; NULL for the main stream. */
+/* `topic` is the one in the path; empty for the main stream. */
 static void route_events(struct server *server, struct conn *conn,
-                         const struct slice *topic)
+                         struct slice topic)
 {
-    const char *allow =
-        topic ? "DELETE, GET, HEAD, OPTIONS, POST" : "GET, HEAD, OPTIONS, POST";
+    enum method method = conn->exchange->request.method;
+    const char *allow = topic.length ? "DELETE, GET, HEAD, OPTIONS, POST"
+                                     : "GET, HEAD, OPTIONS, POST";
+    struct response preflight = { .status = 204,
+                                  .preflight = server->options.cors,
+                                  .allow = allow,
+                                  .cors = server->options.cors };
 
-    switch (conn->exchange->request.method) {
-    case METHOD_GET:
-    case METHOD_HEAD:
+    if (method == METHOD_GET || method == METHOD_HEAD)
         subscribe(server, conn, topic);
-        break;
-    case METHOD_POST:
-        publish(server, conn, topic ? *topic : SLICE(""));
-        break;
-    case METHOD_OPTIONS:
-        respond(&server->http, conn,
-                &(struct response){
-                    .status = 204,
-                    .preflight = !server->options.no_cors,
-                    .allow = allow,
-                    .cors = stream_cors(server),
-                },
-                SLICE(""));
-        break;
-    case METHOD_DELETE:
-        if (topic)
-            publish(server, conn, *topic);
-        else
-            respond_method(&server->http, conn, allow);
-        break;
-    case METHOD_OTHER:
-        respond_method(&server->http, conn, allow);
-        break;
-    }
-}
-
-static void route_topic(struct server *server, struct conn *conn,
-                        struct slice topic)
-{
-    const char *refused = topic_name_refused(topic);
-
-    if (refused)
-        respond_error(&server->http, conn, 400, refused);
+    else if (method == METHOD_POST || (method == METHOD_DELETE && topic.length))
+        publish(server, conn, topic);
+    else if (method == METHOD_OPTIONS)
+        respond(&server->http, conn, &preflight, SLICE(""));
     else
-        route_events(server, conn, &topic);
+        respond_method(&server->http, conn, allow);
 }
 
-/* As struct handlers has it. */
 static void handle_request(struct server *server, struct conn *conn)
 {
-    const struct request *request = &conn->exchange->request;
+    struct slice path = conn->exchange->request.path;
+    bool has_topic = path.length >= 8 && memcmp(path.data, "/events/", 8) == 0;
+    struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
+    const char *refused = has_topic ? topic_name_refused(topic) : NULL;
 
     if (is_misdirected(server, conn))
         respond_error(&server->http, conn, 421,
                       "this Host is not known here: --host names another");
-    else if (slice_is(request->path, "/events"))
-        route_events(server, conn, NULL);
-    else if (request->path.length > 7 &&
-             memcmp(request->path.data, "/events/", 8) == 0)
-        route_topic(
-            server, conn,
-            (struct slice){ request->path.data + 8, request->path.length - 8 });
-    else if (slice_is(request->path, "/healthz"))
+    else if (refused)
+        respond_error(&server->http, conn, 400, refused);
+    else if (has_topic || slice_is(path, "/events"))
+        route_events(server, conn, topic);
+    else if (slice_is(path, "/healthz"))
         respond_health(server, conn);
     else if (conn->flags & FLAG_SURPLUS)
         respond_surplus(server, conn);
-    else if (slice_is(request->path, "*"))
+    else if (slice_is(path, "*"))
         respond_method(&server->http, conn, "DELETE, GET, HEAD, OPTIONS, POST");
     else
         respond_page(&server->http, conn);
 }
 
-static void log_input_ended(const struct conn *conn, const char *reason)
-{
-    const struct publication *publication = &conn->exchange->publication;
-
-    if (conn->exchange->error)
-        log_event(LEVEL_ERROR, "input_failed", "error=%s",
-                  error_name(conn->exchange->error));
-    log_event(LEVEL_INFO, "input_ended",
-              "reason=\"%s\" events=%" PRIu64 " skipped=%" PRIu64, reason,
-              publication->count, publication->skipped);
-}
-
-/* What a request holds can go: the topic and the content of a publish. */
 static void handle_answered(struct server *server, struct conn *conn,
                             int status, uint64_t length)
 {
@@ -2308,10 +1913,12 @@ static void handle_answered(struct server *server, struct conn *conn,
     publication_release(server, &conn->exchange->publication);
 }
 
+/* Answers that say of events that they are on disk are about to be sent. One
+ * sync serves all of a turn. */
 static const char *handle_promises(struct server *server)
 {
     sync_history(server);
-    return server->sync_failed ? NOT_KEPT_TEXT : NULL;
+    return server->sync_failed ? NOT_ON_DISK_TEXT : NULL;
 }
 
 static void handle_closing(struct server *server, struct conn *conn,
@@ -2321,10 +1928,17 @@ static void handle_closing(struct server *server, struct conn *conn,
         unsubscribe(server, conn, reason);
         return;
     }
+    if (!conn->exchange)
+        return;
+    if (is_input(conn) && conn->exchange->error)
+        log_event(LEVEL_ERROR, "input_failed", "error=%s",
+                  error_name(conn->exchange->error));
     if (is_input(conn))
-        log_input_ended(conn, reason);
-    if (conn->exchange)
-        publication_release(server, &conn->exchange->publication);
+        log_event(LEVEL_INFO, "input_ended",
+                  "reason=\"%s\" events=%" PRIu64 " skipped=%" PRIu64, reason,
+                  conn->exchange->publication.count,
+                  conn->exchange->publication.skipped);
+    publication_release(server, &conn->exchange->publication);
 }
 
 static void handle_accept_paused(struct server *server, int error)
@@ -2347,14 +1961,20 @@ static const struct handlers handlers = {
     .accept_paused = handle_accept_paused,
 };
 
-/* --------------------------------------------------- the service manager */
+/* --------------------------------------------------- the service manager
+ *
+ * What sd_notify(3) and sd_watchdog_enabled(3) of libsystemd do, without it: a
+ * datagram to the socket in the environment. A message that cannot be sent is
+ * logged and given up.
+ */
 
-/* Tells the service manager, sd_notify(3): a datagram. */
-static void notify(const char *format, ...)
+__attribute__((format(printf, 1, 2))) static void notify(const char *format,
+                                                         ...)
 {
     const char *name = getenv("NOTIFY_SOCKET");
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     size_t length = name ? strlen(name) : 0;
+    size_t size = offsetof(struct sockaddr_un, sun_path) + length;
     char text[256];
     va_list arguments;
     int fd;
@@ -2362,23 +1982,21 @@ static void notify(const char *format, ...)
     if (length < 2 || length >= sizeof(address.sun_path))
         return;
     memcpy(address.sun_path, name, length);
-    if (*name == '@') /* an abstract one has a NUL there */
+    if (*name == '@') /* an abstract address begins with a NUL */
         address.sun_path[0] = '\0';
     va_start(arguments, format);
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
     fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 ||
-        sendto(
-            fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&address,
-            (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0)
+    if (fd < 0 || sendto(fd, text, strlen(text), MSG_NOSIGNAL,
+                         (struct sockaddr *)&address, (socklen_t)size) < 0)
         log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s", name,
                   error_name(errno));
     if (fd >= 0)
         close(fd);
 }
 
-/* How often the watchdog wants to hear of us: sd_watchdog_enabled(3). */
+/* Half of the watchdog's interval: what sd_watchdog_enabled(3) advises. */
 static void init_watchdog(struct server *server)
 {
     const char *pid = getenv("WATCHDOG_PID"), *text = getenv("WATCHDOG_USEC");
@@ -2397,22 +2015,19 @@ static void feed_watchdog(struct server *server)
     if (server->http.now < server->next_watchdog)
         return;
     server->next_watchdog = server->http.now + server->watchdog;
-    notify("WATCHDOG=1\nSTATUS=%u subscribers, newest id %llu\n",
-           server->http.in_state[CONN_STREAM],
-           (unsigned long long)server->ring.newest_id);
+    notify("WATCHDOG=1\nSTATUS=%u subscribers, newest id %" PRIu64 "\n",
+           server->http.in_state[CONN_STREAM], server->ring.newest_id);
 }
 
-/* ---------------------------------------------------------------- phases */
-
-/* A publisher is told; a subscriber is sent what there is and a farewell. */
-static void drain_conn(struct server *server, struct conn *conn)
-{
-    if (conn->state == CONN_STREAM)
-        ready_push(server, conn);
-    else if (conn->state == CONN_BODY || conn->state == CONN_WAITING)
-        publication_fail(server, conn, 503,
-                         is_input(conn) ? "draining" : DRAINING_TEXT);
-}
+/* ----------------------------------------------------- phases and signals
+ *
+ * SIGTERM and SIGINT end the server in phases: with --drain-delay /healthz says
+ * so for a while, for load balancers; then the listeners are closed, publishers
+ * are refused, and subscribers are sent what there is and a farewell; the
+ * process ends when all are gone or --drain is over. A second signal ends it at
+ * once. SIGHUP reads the token again. Signals come through signalfd(2), in the
+ * loop.
+ */
 
 static void begin_drain(struct server *server)
 {
@@ -2425,25 +2040,17 @@ static void begin_drain(struct server *server)
     server->phase_end = server->http.now + server->options.drain;
     server->next_clock = NEVER;
     http_close_listeners(&server->http);
-    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++)
-        drain_conn(server, conn_at(&server->http, fd));
-}
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
+        struct conn *conn = conn_at(&server->http, fd);
 
-static void begin_ending(struct server *server)
-{
-    if (server->phase == PHASE_SERVE && server->options.drain_delay) {
-        log_event(LEVEL_INFO, "announcing", "seconds=%llu",
-                  (unsigned long long)server->options.drain_delay / 1000);
-        server->phase = PHASE_ANNOUNCE;
-        server->phase_end = server->http.now + server->options.drain_delay;
-    } else if (server->phase == PHASE_SERVE) {
-        begin_drain(server);
-    } else {
-        server->phase = PHASE_STOP;
+        if (conn->state == CONN_STREAM)
+            ready_push(server, conn);
+        else if (conn->state == CONN_BODY || conn->state == CONN_WAITING)
+            publication_fail(server, conn, 503,
+                             is_input(conn) ? "draining" : DRAINING_TEXT);
     }
 }
 
-/* Goes on to the next phase when this one is over. */
 static void check_phase(struct server *server)
 {
     const struct http *http = &server->http;
@@ -2456,19 +2063,8 @@ static void check_phase(struct server *server)
         server->phase = PHASE_STOP;
 }
 
-static void warn_of_mode(const char *path, mode_t mode)
-{
-    char quoted[512];
-
-    if (!(mode & (S_IROTH | S_IWOTH)))
-        return;
-    log_quote(quoted, sizeof(quoted), slice_of(path));
-    log_event(LEVEL_WARN, "token_file_readable",
-              "file=%s mode=%03o reason=\"others may read or write it\"",
-              quoted, (unsigned)mode & 0777);
-}
-
-static void reload_token(struct server *server)
+/* At the start, and again at SIGHUP: if that fails, the token before stays. */
+static void load_token(struct server *server, bool again)
 {
     const char *file = server->options.token_file;
     char path[512], error[ERROR_SIZE];
@@ -2478,28 +2074,50 @@ static void reload_token(struct server *server)
         return;
     log_quote(path, sizeof(path), slice_of(file));
     if (http_load_token(&server->http, file, &mode, error) < 0) {
+        if (!again)
+            die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s", file,
+                error);
         log_event(LEVEL_ERROR, "token_not_reloaded",
                   "file=%s reason=\"%s\" kept=\"the one before\"", path, error);
         return;
     }
-    warn_of_mode(file, mode);
-    log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
+    if (mode & (S_IROTH | S_IWOTH))
+        log_event(LEVEL_WARN, "token_file_readable",
+                  "file=%s mode=%03o reason=\"others may read or write it\"",
+                  path, (unsigned)mode & 0777);
+    if (again)
+        log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
 }
 
 static void read_signals(struct server *server)
 {
+    uint64_t delay = server->options.drain_delay;
     struct signalfd_siginfo info;
 
-    while (read(server->signals, &info, sizeof(info)) ==
-           (ssize_t)sizeof(info)) {
-        if (info.ssi_signo == SIGHUP)
-            reload_token(server);
-        else
-            begin_ending(server);
+    while (read(server->signals, &info, sizeof(info)) > 0) {
+        if (info.ssi_signo == SIGHUP) {
+            load_token(server, true);
+        } else if (server->phase != PHASE_SERVE) {
+            server->phase = PHASE_STOP;
+        } else if (!delay) {
+            begin_drain(server);
+        } else {
+            log_event(LEVEL_INFO, "announcing", "seconds=%" PRIu64,
+                      delay / 1000);
+            server->phase = PHASE_ANNOUNCE;
+            server->phase_end = server->http.now + delay;
+        }
     }
 }
 
-/* -------------------------------------------------------------- the loop */
+/* -------------------------------------------------------------- the loop
+ *
+ * run_turn() is one turn. The order matters: what arrived is appended before
+ * anything is delivered, so that a subscriber gets all of a turn's events in
+ * one send; and answers go before delivery, so that a publisher does not wait
+ * for a broadcast. http_event() only queues; http_serve() then works on what is
+ * queued for a bounded time.
+ */
 
 static void update_time(struct server *server)
 {
@@ -2507,18 +2125,17 @@ static void update_time(struct server *server)
     server->ring.time = (int64_t)clock_ms(CLOCK_REALTIME);
 }
 
-/* How long epoll may wait: until the nearest of what the clock brings. */
+/* How long epoll may wait: until the next thing that is due. */
 static int loop_timeout(const struct server *server)
 {
-    const uint64_t dues[] = {
-        http_next(&server->http),
-        server->next_clock,
-        server->phase_end,
-        server->next_watchdog,
-        server->ring.unsynced ? server->next_sync : NEVER,
-        logger.suppressed ? logger.reported + LOG_REPORT : NEVER,
-        server->ring.pass_first ? 0 : NEVER,
-    };
+    const uint64_t dues[] = { http_next(&server->http),
+                              server->next_clock,
+                              server->phase_end,
+                              server->next_watchdog,
+                              server->ring.unsynced ? server->next_sync : NEVER,
+                              logger.suppressed ? logger.reported + LOG_REPORT
+                                                : NEVER,
+                              server->ring.pass_first ? 0 : NEVER };
     uint64_t until = NEVER;
 
     for (size_t i = 0; i < sizeof(dues) / sizeof(dues[0]); i++)
@@ -2526,15 +2143,13 @@ static int loop_timeout(const struct server *server)
             until = dues[i];
     if (until == NEVER)
         return -1;
-    if (until <= server->http.now)
-        return 0;
-    until -= server->http.now;
+    until = until > server->http.now ? until - server->http.now : 0;
     return until < INT_MAX ? (int)until : INT_MAX;
 }
 
-/* Those that can publish now have their visit again. False if the first must
- * go on waiting, and so must all behind it. */
-static bool retry_queue(struct server *server, enum queue_name name)
+/* Publishers that waited take their step again. False if the first must go on
+ * waiting, and so must all behind it: they keep their order. */
+static bool retry_publishers(struct server *server, enum queue_name name)
 {
     uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_RETRY;
     const struct queue *queue = &server->http.queues[name];
@@ -2549,24 +2164,7 @@ static bool retry_queue(struct server *server, enum queue_name name)
     return true;
 }
 
-static void retry_publishers(struct server *server)
-{
-    if (retry_queue(server, QUEUE_WAITING))
-        retry_queue(server, QUEUE_WAITING_BUSY);
-}
-
-static void dispatch(struct server *server, const struct epoll_event *event)
-{
-    if (event->data.u32 == (uint32_t)server->signals)
-        read_signals(server);
-    else
-        http_event(&server->http, event);
-}
-
-/* A turn: what has arrived is worked on and what is published is appended; the
- * answers go; then what is new is delivered. Each part stops when its time or
- * its quantum is used up, and goes on in the next turn. */
-static void turn(struct server *server)
+static void run_turn(struct server *server)
 {
     struct epoll_event events[EVENTS_MAX];
     int count = epoll_wait(server->http.epoll, events, EVENTS_MAX,
@@ -2574,11 +2172,15 @@ static void turn(struct server *server)
 
     update_time(server);
     for (int i = 0; i < count; i++)
-        dispatch(server, &events[i]);
+        if (events[i].data.u32 == (uint32_t)server->signals)
+            read_signals(server);
+        else
+            http_event(&server->http, &events[i]);
     log_report(server->http.now);
     http_expire(&server->http);
     publish_clock(server);
-    retry_publishers(server);
+    if (retry_publishers(server, QUEUE_WAITING))
+        retry_publishers(server, QUEUE_WAITING_BUSY);
     http_serve(&server->http);
     sync_when_due(server);
     feed_watchdog(server);
@@ -2587,121 +2189,114 @@ static void turn(struct server *server)
     check_phase(server);
 }
 
-/* --------------------------------------------------------------- options */
+/* --------------------------------------------------------------- options
+ *
+ * `specs` has a row for each option: --help prints it, and take_option() parses
+ * by it straight into struct server.
+ */
 
 enum kind {
-    KIND_COUNT,
-    KIND_MS,
-    KIND_SECONDS, /* kept in ms */
+    KIND_NUMBER,
+    KIND_SECONDS, /* stored in ms */
     KIND_SIZE,    /* bytes; takes K, M, G */
     KIND_TEXT,
-    KIND_LISTEN,
+    KIND_LISTEN, /* with a maximum: a port alone */
     KIND_HOST,
-    KIND_PORT,
-    KIND_NAME, /* one of several, kept as its number */
-    KIND_SYNC, /* seconds, none or always; kept in ms */
+    KIND_NAME, /* one of `names`, stored as its index */
+    KIND_SYNC, /* seconds, none or always; stored in ms */
     KIND_FLAG,
     KIND_HELP,
     KIND_VERSION,
 };
 
 struct spec {
-    const char *name;
-    const char *argument;
-    const char *help;
+    const char *name, *argument;
     enum kind kind;
     char letter;  /* its short form, or 0 */
-    size_t place; /* in struct options */
-    uint64_t minimum, maximum;
-    const char *const *names; /* ended by NULL */
+    size_t place; /* in struct server */
+    uint64_t minimum, maximum, initial;
+    const char *const *names; /* in the order of their enum; NULL ends them */
+    const char *help;
 };
 
-/* In the order of their enums. */
 static const char *const publish_names[] = { "local", "unix", "none", NULL };
-
 static const char *const ids_names[] = { "own", "keep", NULL };
-
 static const char *const stdin_names[] = { "lines", "events", NULL };
-
-#define PLACE(member) offsetof(struct options, member)
+#define PLACE(member) offsetof(struct server, member)
+#define OPTION(member) PLACE(options.member)
 
 static const struct spec specs[] = {
-    { "listen", "ADDR:PORT",
-      "where to listen: 127.0.0.1:3000, [::1]:0, "
-      "unix:PATH[,mode=660]; repeatable",
-      KIND_LISTEN, 'l', 0, 0, 0, NULL },
-    { "port", "N", "short for --listen 127.0.0.1:N", KIND_PORT, 'p', 0, 0,
-      65535, NULL },
-    { "root", "DIR", "serve the files of a folder, not the bundled pages",
-      KIND_TEXT, 'r', PLACE(root), 0, 0, NULL },
-    { "history", "N", "events kept (1000)", KIND_COUNT, 'n', PLACE(history), 1,
-      HISTORY_EVENTS_MAX, NULL },
-    { "history-bytes", "SIZE", "bytes kept (64M)", KIND_SIZE, 0,
-      PLACE(history_bytes), 1, HISTORY_BYTES_MAX, NULL },
-    { "history-file", "FILE", "where the history outlives the process",
-      KIND_TEXT, 0, PLACE(history_file), 0, 0, NULL },
-    { "sync", "WHEN",
-      "the file to the disk: none; every so many seconds; "
-      "always (1)",
-      KIND_SYNC, 0, PLACE(sync), 1, 86400, NULL },
-    { "check", "FILE", "say what is in a history file, and end", KIND_TEXT, 0,
-      PLACE(check), 0, 0, NULL },
-    { "first-id", "N", "id of the first event (the clock in microseconds)",
-      KIND_COUNT, 0, PLACE(first_id), 1, ID_MAX, NULL },
-    { "interval", "MS", "a clock message every so often; 0: none (1000)",
-      KIND_MS, 'i', PLACE(interval), 0, YEAR_S * 1000, NULL },
-    { "heartbeat", "SEC", "after so much silence; 0: never (15)", KIND_SECONDS,
-      0, PLACE(heartbeat), 0, 86400, NULL },
-    { "retry", "MS", "how long a client waits to reconnect (3000)", KIND_MS, 0,
-      PLACE(retry), 0, UINT64_C(86400) * 1000, NULL },
-    { "cors", "ORIGIN",
-      "the one origin whose pages may read and publish "
-      "(all may read); none",
-      KIND_TEXT, 0, PLACE(cors), 0, 0, NULL },
-    { "host", "NAME", "with --cors none: a name of this machine; repeatable",
-      KIND_HOST, 0, 0, 0, 0, NULL },
-    { "token-file", "FILE",
-      "clients that send the token in this file may publish", KIND_TEXT, 't',
-      PLACE(token_file), 0, 0, NULL },
-    { "publish", "WHO",
-      "who may publish without a token: local, unix, none "
-      "(local)",
-      KIND_NAME, 0, PLACE(publish), 0, 0, publish_names },
-    { "max-event", "SIZE", "of an event's data (64K)", KIND_SIZE, 0,
-      PLACE(max_event), 1, 16 << 20, NULL },
-    { "max-connections", "N", "at most (what the limit on descriptors allows)",
-      KIND_COUNT, 'c', PLACE(max_connections), 1, 1 << 28, NULL },
-    { "request-memory", "SIZE", "that all requests together may hold (256M)",
-      KIND_SIZE, 0, PLACE(request_memory), 1 << 20, UINT64_C(1) << 40, NULL },
-    { "head-timeout", "SEC", "for a request head to be complete (10)",
-      KIND_SECONDS, 0, PLACE(head_timeout), 1, 86400, NULL },
-    { "idle-timeout", "SEC", "between two requests (60)", KIND_SECONDS, 0,
-      PLACE(idle_timeout), 1, 86400, NULL },
-    { "drain", "SEC", "to send off subscribers at the end (5)", KIND_SECONDS, 0,
-      PLACE(drain), 0, 86400, NULL },
-    { "drain-spread", "MS", "over which they come back (3000)", KIND_MS, 0,
-      PLACE(drain_spread), 0, UINT64_C(86400) * 1000, NULL },
-    { "drain-delay", "SEC", "/healthz says 503 so long before (0)",
-      KIND_SECONDS, 0, PLACE(drain_delay), 0, 86400, NULL },
-    { "stdin", "FORM", "what \"-\" reads: lines, events (lines)", KIND_NAME, 0,
-      PLACE(stdin_form), 0, 0, stdin_names },
-    { "topic", "NAME", "where \"-\" publishes (the main stream)", KIND_TEXT, 0,
-      PLACE(topic), 0, 0, NULL },
-    { "end", NULL, "the topic is finished at the end of \"-\"", KIND_FLAG, 0,
-      PLACE(end), 0, 0, NULL },
-    { "ids", "WHOSE", "own; keep: those that publishers give (own)", KIND_NAME,
-      0, PLACE(ids), 0, 0, ids_names },
-    { "log-level", "LEVEL", "error, warn, info, debug (info)", KIND_NAME, 0,
-      PLACE(log_level), 0, 0, level_names },
-    { "access-log", NULL, "log every request", KIND_FLAG, 0, PLACE(access_log),
-      0, 0, NULL },
-    { "help", NULL, "this text", KIND_HELP, 'h', 0, 0, 0, NULL },
-    { "version", NULL, "the version", KIND_VERSION, 'V', 0, 0, 0, NULL },
+    { "listen", "ADDR:PORT", KIND_LISTEN, 'l',
+      .help = "where to listen: 127.0.0.1:3000, [::1]:0, "
+              "unix:PATH[,mode=660]; repeatable" },
+    { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
+      .help = "short for --listen 127.0.0.1:N" },
+    { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
+      .help = "serve the files of a folder, not the bundled pages" },
+    { "history", "N", KIND_NUMBER, 'n', OPTION(history), 1, HISTORY_EVENTS_MAX,
+      1000, .help = "events kept (1000)" },
+    { "history-bytes", "SIZE", KIND_SIZE, 0, OPTION(history_bytes), 1,
+      HISTORY_BYTES_MAX, 64 << 20, .help = "bytes kept (64M)" },
+    { "history-file", "FILE", KIND_TEXT, 0, OPTION(history_file),
+      .help = "where the history outlives the process" },
+    { "sync", "WHEN", KIND_SYNC, 0, OPTION(sync), 1, 86400, UNGIVEN,
+      .help = "the file to the disk: none; every so many seconds; always (1)" },
+    { "check", "FILE", KIND_TEXT, 0, OPTION(check),
+      .help = "say what is in a history file, and end" },
+    { "first-id", "N", KIND_NUMBER, 0, OPTION(first_id), 1, ID_MAX,
+      .help = "id of the first event (the clock in microseconds)" },
+    { "interval", "MS", KIND_NUMBER, 'i', OPTION(interval), 0, YEAR_S * 1000,
+      UNGIVEN, .help = "a clock message every so often; 0: none (1000)" },
+    { "heartbeat", "SEC", KIND_SECONDS, 0, OPTION(heartbeat), 0, 86400, 15000,
+      .help = "after so much silence; 0: never (15)" },
+    { "retry", "MS", KIND_NUMBER, 0, OPTION(retry), 0, UINT64_C(86400) * 1000,
+      3000, .help = "how long a client waits to reconnect (3000)" },
+    { "cors", "ORIGIN", KIND_TEXT, 0, OPTION(cors),
+      .help = "the one origin whose pages may read and publish "
+              "(all may read); none" },
+    { "host", "NAME", KIND_HOST, 0,
+      .help = "with --cors none: a name of this machine; repeatable" },
+    { "token-file", "FILE", KIND_TEXT, 't', OPTION(token_file),
+      .help = "clients that send the token in this file may publish" },
+    { "publish", "WHO", KIND_NAME, 0, OPTION(publish), .names = publish_names,
+      .initial = UNGIVEN,
+      .help = "who may publish without a token: local, unix, none (local)" },
+    { "max-event", "SIZE", KIND_SIZE, 0, OPTION(max_event), 1, 16 << 20,
+      64 << 10, .help = "of an event's data (64K)" },
+    { "max-connections", "N", KIND_NUMBER, 'c', PLACE(http.max_connections), 1,
+      1 << 28, .help = "at most (what the limit on descriptors allows)" },
+    { "request-memory", "SIZE", KIND_SIZE, 0, PLACE(http.memory_limit), 1 << 20,
+      UINT64_C(1) << 40, 256 << 20,
+      .help = "that all requests together may hold (256M)" },
+    { "head-timeout", "SEC", KIND_SECONDS, 0, PLACE(http.head_timeout), 1,
+      86400, 10000, .help = "for a request head to be complete (10)" },
+    { "idle-timeout", "SEC", KIND_SECONDS, 0, PLACE(http.idle_timeout), 1,
+      86400, 60000, .help = "between two requests (60)" },
+    { "drain", "SEC", KIND_SECONDS, 0, OPTION(drain), 0, 86400, 5000,
+      .help = "to send off subscribers at the end (5)" },
+    { "drain-spread", "MS", KIND_NUMBER, 0, OPTION(drain_spread), 0,
+      UINT64_C(86400) * 1000, 3000,
+      .help = "over which they come back (3000)" },
+    { "drain-delay", "SEC", KIND_SECONDS, 0, OPTION(drain_delay), 0, 86400,
+      .help = "/healthz says 503 so long before (0)" },
+    { "stdin", "FORM", KIND_NAME, 0, OPTION(stdin_events), .names = stdin_names,
+      .initial = UNGIVEN, .help = "what \"-\" reads: lines, events (lines)" },
+    { "topic", "NAME", KIND_TEXT, 0, OPTION(topic),
+      .help = "where \"-\" publishes (the main stream)" },
+    { "end", NULL, KIND_FLAG, 0, OPTION(end),
+      .help = "the topic is finished at the end of \"-\"" },
+    { "ids", "WHOSE", KIND_NAME, 0, OPTION(given_ids), .names = ids_names,
+      .help = "own; keep: those that publishers give (own)" },
+    { "log-level", "LEVEL", KIND_NAME, 0, OPTION(log_level),
+      .names = level_names, .initial = LEVEL_INFO,
+      .help = "error, warn, info, debug (info)" },
+    { "access-log", NULL, KIND_FLAG, 0, OPTION(access_log),
+      .help = "log every request" },
+    { "help", NULL, KIND_HELP, 'h', .help = "this text" },
+    { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
 
-enum {
-    SPECS = sizeof(specs) / sizeof(specs[0])
-};
+#define SPECS ((int)(sizeof(specs) / sizeof(specs[0])))
 
 static void print_help(void)
 {
@@ -2726,8 +2321,13 @@ static uint64_t parse_amount(const struct spec *spec, const char *text)
     uint64_t number = 0, unit = 1;
     size_t length = strlen(text);
     const char *suffixes = "KMG", *suffix = NULL;
+    enum kind kind = spec->kind;
 
-    if (spec->kind == KIND_SIZE && length)
+    if (kind == KIND_SYNC && strcmp(text, "none") == 0)
+        return SYNC_NEVER;
+    if (kind == KIND_SYNC && strcmp(text, "always") == 0)
+        return SYNC_ALWAYS;
+    if (kind == KIND_SIZE && length)
         suffix = strchr(suffixes, text[length - 1]);
     if (suffix) {
         unit = UINT64_C(1) << (10 * (suffix - suffixes + 1));
@@ -2736,35 +2336,17 @@ static uint64_t parse_amount(const struct spec *spec, const char *text)
     if (!slice_number((struct slice){ text, length }, spec->maximum / unit,
                       &number) ||
         number * unit < spec->minimum)
-        die(EXIT_USAGE, "--%s: '%s' is not %s from %llu to %llu", spec->name,
-            text,
-            spec->kind == KIND_SIZE ? "a size (a number, K, M or G after it)"
-                                    : "a number",
-            (unsigned long long)spec->minimum,
-            (unsigned long long)spec->maximum);
-    return number * unit * (spec->kind == KIND_SECONDS ? 1000 : 1);
+        die(EXIT_USAGE, "--%s: '%s' is not %s from %" PRIu64 " to %" PRIu64,
+            spec->name, text,
+            kind == KIND_SIZE   ? "a size (a number, K, M or G after it)"
+            : kind == KIND_SYNC ? "none, always, or a number of seconds"
+                                : "a number",
+            spec->minimum, spec->maximum);
+    return number * unit *
+           (kind == KIND_SECONDS || kind == KIND_SYNC ? 1000 : 1);
 }
 
-static uint64_t parse_sync(const struct spec *spec, const char *text)
-{
-    uint64_t seconds;
-
-    if (strcmp(text, "none") == 0)
-        return SYNC_NEVER;
-    if (strcmp(text, "always") == 0)
-        return SYNC_ALWAYS;
-    if (!slice_number(slice_of(text), spec->maximum, &seconds) ||
-        seconds < spec->minimum)
-        die(EXIT_USAGE,
-            "--%s: '%s' is not none, always, or a number of seconds from %llu "
-            "to %llu",
-            spec->name, text, (unsigned long long)spec->minimum,
-            (unsigned long long)spec->maximum);
-    return seconds * 1000;
-}
-
-/* The index of `text` among the option's names. */
-static unsigned parse_name(const struct spec *spec, const char *text)
+static uint64_t parse_name(const struct spec *spec, const char *text)
 {
     char all[128] = "";
 
@@ -2786,52 +2368,45 @@ static void add_listen(struct options *options, const char *address)
     options->listen[options->listen_count++] = address;
 }
 
-/* A Host is compared with it, whatever its port. */
+/* A name without a port: http_host_is() compares without one. */
 static void add_host(struct options *options, const char *name)
 {
     if (!*name || strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-._"
                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != strlen(name))
         die(EXIT_USAGE,
-            "--host: '%s' is not a name such as ssed.example, "
-            "without a port",
+            "--host: '%s' is not a name such as ssed.example, without a port",
             name);
     if (options->host_count == HOSTS_MAX)
         die(EXIT_USAGE, "--host: at most %d of them", HOSTS_MAX);
     options->hosts[options->host_count++] = name;
 }
 
-static void take_option(struct options *options, const struct spec *spec,
+static void take_option(struct server *server, const struct spec *spec,
                         char *value)
 {
-    char *place = (char *)options + spec->place;
+    void *place = (char *)server + spec->place;
 
     switch (spec->kind) {
-    case KIND_COUNT:
-    case KIND_MS:
+    case KIND_NUMBER:
     case KIND_SECONDS:
     case KIND_SIZE:
-        *(uint64_t *)(void *)place = parse_amount(spec, value);
-        break;
     case KIND_SYNC:
-        *(uint64_t *)(void *)place = parse_sync(spec, value);
+    case KIND_NAME:
+        *(uint64_t *)place =
+            spec->names ? parse_name(spec, value) : parse_amount(spec, value);
         break;
     case KIND_TEXT:
         if (!*value)
             die(EXIT_USAGE, "--%s: '' is no %s", spec->name, spec->argument);
-        *(const char **)(void *)place = value;
-        break;
-    case KIND_PORT:
-        parse_amount(spec, value);
-        add_listen(options, value);
+        *(const char **)place = value;
         break;
     case KIND_LISTEN:
-        add_listen(options, value);
+        if (spec->maximum)
+            parse_amount(spec, value);
+        add_listen(&server->options, value);
         break;
     case KIND_HOST:
-        add_host(options, value);
-        break;
-    case KIND_NAME:
-        *(unsigned *)(void *)place = parse_name(spec, value);
+        add_host(&server->options, value);
         break;
     case KIND_FLAG:
         *(bool *)place = true;
@@ -2845,58 +2420,102 @@ static void take_option(struct options *options, const struct spec *spec,
     }
 }
 
-/* An Origin as a browser sends it, so that it can be compared. The words that
- * are none must not be: a client may send anything. */
+static void parse_options(struct server *server, int argc, char **argv)
+{
+    struct option longs[SPECS + 1] = { 0 };
+    char shorts[2 * SPECS + 2] = ":";
+    size_t length = 1;
+    int code;
+
+    for (int i = 0; i < SPECS; i++) {
+        char letter = specs[i].letter;
+
+        if (specs[i].initial)
+            *(uint64_t *)(void *)((char *)server + specs[i].place) =
+                specs[i].initial;
+        longs[i] = (struct option){ specs[i].name, specs[i].argument != NULL,
+                                    NULL, letter ? letter : 256 + i };
+        if (letter)
+            shorts[length++] = letter;
+        if (letter && specs[i].argument)
+            shorts[length++] = ':';
+    }
+    while ((code = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+        int i = 0;
+
+        while (i < SPECS && longs[i].val != code)
+            i++;
+        if (i == SPECS)
+            die(EXIT_USAGE, "%s '%s': see ssed --help",
+                code == ':' ? "no value after" : "unknown option",
+                argv[optind - 1]);
+        take_option(server, &specs[i], optarg);
+    }
+    for (; optind < argc; optind++) {
+        if (strcmp(argv[optind], "-") != 0)
+            die(EXIT_USAGE, "'%s' is not an option: see ssed --help",
+                argv[optind]);
+        server->options.reads_input = true;
+    }
+}
+
+/* ------------------------------------------------------- checks of options
+ *
+ * check_options() looks at options that need or exclude each other, and sets
+ * the defaults that depend on others. A wrong option ends the process with a
+ * line that says what would be right.
+ */
+
+/* An origin is compared as a browser sends it. "*" must not become
+ * options->origin: a client may send `Origin: *`. */
 static void check_cors(struct options *options)
 {
-    const char *cors = options->cors ? options->cors : "*";
-    struct slice origin = { cors, strlen(cors) };
-    size_t scheme = strncmp(cors, "https://", 8) == 0  ? 8
-                    : strncmp(cors, "http://", 7) == 0 ? 7
-                                                       : 0;
+    const char *cors = options->cors;
+    size_t length = strlen(cors);
+    bool is_https = strncmp(cors, "https://", 8) == 0;
+    size_t scheme = is_https ? 8 : 7;
 
-    options->no_cors = slice_is(origin, "none");
-    if (options->host_count && !options->no_cors)
+    if (strcmp(cors, "none") == 0)
+        options->cors = NULL;
+    if (options->cors && options->host_count)
         die(EXIT_USAGE, "--host is for --cors none: without it every Host is "
                         "served");
-    if (options->no_cors || slice_is(origin, "*")) {
-        options->cors = NULL;
+    if (!options->cors || strcmp(cors, "*") == 0)
         return;
-    }
-    if (!scheme || origin.length == scheme || origin.length > CORS_MAX ||
-        strcspn(cors + scheme, "/ \t\r\n\"") != origin.length - scheme)
+    if ((!is_https && strncmp(cors, "http://", 7) != 0) || length == scheme ||
+        length > CORS_MAX ||
+        strcspn(cors + scheme, "/ \t\r\n\"") != length - scheme)
         die(EXIT_USAGE,
             "--cors: '%s' is not *, none, or an origin such as "
             "https://example.com",
             cors);
+    options->origin = cors;
 }
 
-/* What "-" needs, and what needs "-". */
 static void check_input(struct options *options)
 {
-    const char *topic = options->topic ? options->topic : "";
+    const char *topic = options->topic;
     const char *refused = topic_name_refused(slice_of(topic));
 
     if (!options->reads_input &&
-        (options->topic || options->end || options->stdin_form != UNGIVEN))
+        (*topic || options->end || options->stdin_events != UNGIVEN))
         die(EXIT_USAGE, "--%s is for what comes on standard input: add \"-\"",
-            options->topic ? "topic"
+            *topic         ? "topic"
             : options->end ? "end"
                            : "stdin");
-    if (options->topic && refused)
+    if (*topic && refused)
         die(EXIT_USAGE, "--topic: '%s': %s", topic, refused);
-    if (options->end && !options->topic)
+    if (options->end && !*topic)
         die(EXIT_USAGE, "--end needs --topic: the main stream has no end");
-    if (options->stdin_form == UNGIVEN)
-        options->stdin_form = STDIN_LINES;
+    if (options->stdin_events == UNGIVEN)
+        options->stdin_events = false;
     if (options->reads_input && fcntl(STDIN_FILENO, F_GETFD) < 0)
         die(EXIT_RUN_TIME, "\"-\" needs standard input, which is closed");
 }
 
-/* What has no place where publishers give the ids. */
 static void check_ids(struct options *options)
 {
-    bool keep = options->ids == IDS_KEEP;
+    bool keep = options->given_ids;
 
     if (keep && options->first_id)
         die(EXIT_USAGE, "--first-id and --ids keep exclude each other: the "
@@ -2907,49 +2526,28 @@ static void check_ids(struct options *options)
     if (keep && options->end)
         die(EXIT_USAGE, "--end and --ids keep exclude each other: the end "
                         "would have no id");
-    if (keep && options->reads_input && options->stdin_form == STDIN_LINES)
+    if (keep && options->reads_input && !options->stdin_events)
         die(EXIT_USAGE, "--ids keep needs --stdin events: lines have no ids");
     if (options->interval == UNGIVEN)
         options->interval = keep ? 0 : INTERVAL_DEFAULT;
 }
 
-static void check_history_options(struct options *options)
+/* The two memories must have room for one largest event: for its frame, and for
+ * its request beside standard input, which keeps its own. */
+static void check_options(struct server *server)
 {
+    struct options *options = &server->options;
     uint64_t frame = options->max_event * FRAME_FACTOR + FRAME_REST;
-
-    if (options->history_bytes < frame)
-        die(EXIT_USAGE,
-            "--history-bytes: %llu cannot hold one event of --max-event, "
-            "which may need %llu",
-            (unsigned long long)options->history_bytes,
-            (unsigned long long)frame);
-    if (!options->history_file && options->sync != UNGIVEN)
-        die(EXIT_USAGE, "--sync is for a --history-file, and there is none");
-    if (!options->history_file)
-        options->sync = SYNC_NEVER;
-    else if (options->sync == UNGIVEN)
-        options->sync = SYNC_DEFAULT;
-}
-
-/* One request at least must be able to come to its end. */
-static void check_request_memory(const struct options *options)
-{
-    uint64_t needed =
+    uint64_t request =
         sizeof(struct exchange) + HEAD_MAX + OUT_SIZE + options->max_event + 2;
 
     if (options->reads_input)
-        needed *= 2;
-    if (options->request_memory < needed)
+        request *= 2;
+    if (server->http.memory_limit < request)
         die(EXIT_USAGE,
-            "--request-memory: %llu cannot hold one request of --max-event, "
-            "which may need %llu",
-            (unsigned long long)options->request_memory,
-            (unsigned long long)needed);
-}
-
-static void check_options(struct options *options)
-{
-    check_request_memory(options);
+            "--request-memory: %" PRIu64 " cannot hold one request of "
+            "--max-event, which may need %" PRIu64,
+            server->http.memory_limit, request);
     check_cors(options);
     check_input(options);
     check_ids(options);
@@ -2960,158 +2558,99 @@ static void check_options(struct options *options)
         options->publish = PUBLISH_TOKEN;
     else if (options->publish == UNGIVEN)
         options->publish = PUBLISH_LOCAL;
-    check_history_options(options);
+    if (options->history_bytes < frame)
+        die(EXIT_USAGE,
+            "--history-bytes: %" PRIu64 " cannot hold one event of "
+            "--max-event, which may need %" PRIu64,
+            options->history_bytes, frame);
+    if (!options->history_file && options->sync != UNGIVEN)
+        die(EXIT_USAGE, "--sync is for a --history-file, and there is none");
+    if (!options->history_file)
+        options->sync = SYNC_NEVER;
+    else if (options->sync == UNGIVEN)
+        options->sync = SYNC_DEFAULT;
 }
 
-static void parse_options(struct options *options, int argc, char **argv)
-{
-    struct option longs[SPECS + 1] = { 0 };
-    char shorts[2 * SPECS + 2] = ":";
-    size_t length = 1;
-    int code;
+/* --------------------------------------------------------------- the start
+ *
+ * The init_ functions, in the order in which main() calls them: each ends the
+ * process if it fails. Listeners come after the history, so that nobody
+ * connects to a server that cannot serve; standard input comes last, when all
+ * that its events need is there.
+ */
 
-    for (int i = 0; i < SPECS; i++) {
-        longs[i] = (struct option){ specs[i].name, specs[i].argument != NULL,
-                                    NULL, 256 + i };
-        if (specs[i].letter)
-            shorts[length++] = specs[i].letter;
-        if (specs[i].letter && specs[i].argument)
-            shorts[length++] = ':';
-    }
-    while ((code = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
-        int i = code - 256;
-
-        for (int k = 0; i < 0 && k < SPECS; k++)
-            if (code == specs[k].letter)
-                i = k;
-        if (i < 0)
-            die(EXIT_USAGE, "%s '%s': see ssed --help",
-                code == ':' ? "no value after" : "unknown option",
-                argv[optind - 1]);
-        take_option(options, &specs[i], optarg);
-    }
-    for (; optind < argc; optind++) {
-        if (strcmp(argv[optind], "-") != 0)
-            die(EXIT_USAGE, "'%s' is not an option: see ssed --help",
-                argv[optind]);
-        options->reads_input = true;
-    }
-    check_options(options);
-}
-
-/* --------------------------------------------------------------- the start */
-
-/* Of this boot of the machine; "" if the kernel does not tell. */
-static void read_boot_id(char *text, size_t size)
-{
-    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
-
-    text[0] = '\0';
-    if (!file)
-        return;
-    if (!fgets(text, (int)size, file))
-        text[0] = '\0';
-    text[strcspn(text, "\n")] = '\0';
-    fclose(file);
-}
-
-/* The wall clock in microseconds, less one: the first id is then the clock. */
+/* The id before that of the first event, if the clock gives the first id. */
 static uint64_t clock_position(void)
 {
-    struct timespec now;
-    uint64_t position;
+    uint64_t position = clock_us(CLOCK_REALTIME) - 1;
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    position =
-        (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000 - 1;
     return position < ID_MAX ? position : ID_MAX;
-}
-
-/* The id before that of the first event of a new history. */
-static uint64_t first_position(const struct options *options)
-{
-    if (options->ids == IDS_KEEP)
-        return 0;
-    return options->first_id ? options->first_id - 1 : clock_position();
 }
 
 #define LOST_MEANING "it was truncated while in use, or its disk failed"
 
-/* Written when the history file is lost: made before, for a signal handler
- * can format nothing. A time would need that. */
-static struct {
-    char text[PIPE_BUF];
-    size_t length;
-} lost_line;
+/* Written if the history file is lost, by a signal handler. It is made before,
+ * without a time, since a handler cannot format (signal-safety(7)). */
+static char lost_line[PIPE_BUF];
 
-/* The text is cut where it is too long. */
-__attribute__((format(printf, 1, 2))) static void
-prepare_lost_line(const char *format, ...)
-{
-    const int room = (int)sizeof(lost_line.text) - 1;
-    va_list arguments;
-    int length;
-
-    va_start(arguments, format);
-    length = vsnprintf(lost_line.text, (size_t)room, format, arguments);
-    va_end(arguments);
-    lost_line.length = (size_t)(length < room ? length : room - 1);
-    lost_line.text[lost_line.length++] = '\n';
-}
-
-/* What is in the file can neither be read nor be written any more. A SIGBUS
- * of another cause ends the process as it does without a handler. */
+/* The pages of the file can neither be read nor written any more, and the ring
+ * lies in them. After a SIGBUS of another cause the process ends as usual. */
 static void on_bus_error(int signal, siginfo_t *info, void *context)
 {
     (void)context;
     if (info->si_code > 0 && ring_is_mapped(info->si_addr)) {
-        log_write(lost_line.text, lost_line.length);
+        log_write(lost_line, strlen(lost_line));
         _exit(EXIT_RUN_TIME);
     }
     raise(signal);
 }
 
-static void watch_history(void)
+/* Has the text, cut to what log_write() takes, written if the file is lost. */
+__attribute__((format(printf, 1, 2))) static void
+watch_history(const char *format, ...)
 {
-    struct sigaction action = {
-        .sa_sigaction = on_bus_error,
-        .sa_flags = SA_SIGINFO | (int)SA_RESETHAND,
-    };
+    struct sigaction action = { .sa_sigaction = on_bus_error,
+                                .sa_flags = SA_SIGINFO | (int)SA_RESETHAND };
+    va_list arguments;
 
+    va_start(arguments, format);
+    vsnprintf(lost_line, sizeof(lost_line) - 1, format, arguments);
+    va_end(arguments);
+    memcpy(lost_line + strlen(lost_line), "\n", 2);
     sigaction(SIGBUS, &action, NULL);
 }
 
 static void open_history(struct server *server, uint64_t newest_id)
 {
     const struct options *options = &server->options;
-    char error[ERROR_SIZE], boot_id[64];
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    char error[ERROR_SIZE], boot_id[64] = "";
     struct recovery recovery;
-    struct history_wanted wanted = {
-        .path = options->history_file,
-        .limit = options->history,
-        .size = (size_t)options->history_bytes,
-        .newest_id = newest_id,
-        .clock_id = clock_position(),
-        .kept_ids = options->ids == IDS_KEEP,
-        .boot_id = boot_id,
-        .splice_text = SLICE(CATCH_UP_SPLICE),
-    };
+    struct history_wanted wanted = { .path = options->history_file,
+                                     .limit = options->history,
+                                     .size = (size_t)options->history_bytes,
+                                     .newest_id = newest_id,
+                                     .clock_id = clock_position(),
+                                     .kept_ids = options->given_ids,
+                                     .boot_id = boot_id,
+                                     .splice_text = SLICE(CATCH_UP_SPLICE) };
 
-    prepare_lost_line("level=error event=history_file_lost file=\"%s\" "
-                      "meaning=\"" LOST_MEANING "\"",
-                      options->history_file);
-    watch_history();
-    read_boot_id(boot_id, sizeof(boot_id));
+    watch_history("level=error event=history_file_lost file=\"%s\" "
+                  "meaning=\"" LOST_MEANING "\"",
+                  options->history_file);
+    if (file && !fgets(boot_id, sizeof(boot_id), file))
+        boot_id[0] = '\0';
+    if (file)
+        fclose(file);
+    boot_id[strcspn(boot_id, "\n")] = '\0';
     if (ring_open(&server->ring, &wanted, &recovery, error) < 0)
         die(EXIT_RUN_TIME, "--history-file: %s", error);
     log_event(
         LEVEL_INFO, "history",
-        "file=\"%s\" events=%llu first_id=%llu last_id=%llu "
-        "dropped=%llu%s%s%s",
-        options->history_file, (unsigned long long)recovery.count,
-        (unsigned long long)recovery.first_id,
-        (unsigned long long)recovery.last_id,
-        (unsigned long long)recovery.dropped, recovery.made ? " made=1" : "",
+        "file=\"%s\" events=%" PRIu64 " first_id=%" PRIu64 " last_id=%" PRIu64
+        " dropped=%" PRIu64 "%s%s%s",
+        options->history_file, recovery.count, recovery.first_id,
+        recovery.last_id, recovery.dropped, recovery.made ? " made=1" : "",
         recovery.resized ? " resized=1" : "",
         recovery.crashed ? " crashed=1 meaning=\"the end was not clean: older "
                            "positions are told of a gap\""
@@ -3121,7 +2660,10 @@ static void open_history(struct server *server, uint64_t newest_id)
 static void init_history(struct server *server)
 {
     const struct options *options = &server->options;
-    uint64_t newest_id = first_position(options);
+    bool keep = options->given_ids;
+    uint64_t newest_id = keep                ? 0
+                         : options->first_id ? options->first_id - 1
+                                             : clock_position();
 
     if (options->history_file) {
         open_history(server, newest_id);
@@ -3129,11 +2671,11 @@ static void init_history(struct server *server)
                          (size_t)options->history_bytes, newest_id,
                          SLICE(CATCH_UP_SPLICE)) < 0) {
         die(EXIT_RUN_TIME,
-            "no memory for a history of %llu bytes: "
+            "no memory for a history of %" PRIu64 " bytes: "
             "--history-bytes, --history",
-            (unsigned long long)options->history_bytes);
+            options->history_bytes);
     } else {
-        server->ring.unbegun = server->ring.kept_ids = options->ids == IDS_KEEP;
+        server->ring.unbegun = server->ring.kept_ids = keep;
     }
     server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
@@ -3143,12 +2685,13 @@ static void init_history(struct server *server)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
 }
 
-/* Begins to publish what comes on standard input. */
+/* Standard input is published as the body of a request that never ends. Its
+ * room is taken now, so that it cannot fail later. */
 static void init_input(struct server *server)
 {
     const struct options *options = &server->options;
-    const char *topic = options->topic ? options->topic : "";
-    bool lines = options->stdin_form == STDIN_LINES;
+    const char *topic = options->topic;
+    bool lines = !options->stdin_events;
     char error[ERROR_SIZE];
     struct conn *conn = http_read_input(&server->http, error);
     struct publication *publication;
@@ -3159,29 +2702,17 @@ static void init_input(struct server *server)
     publication->topic = topic_hold(&server->ring, slice_of(topic));
     publication->from = lines ? FROM_LINES : FROM_EVENTS;
     publication->finishes = options->end;
-    publication->content_max =
-        (size_t)options->max_event + lines; /* a CR at its end */
+    publication->content_max = (size_t)options->max_event + lines; /* a CR */
     if (!publication->topic ||
         !memory_grow(&server->http, &publication->content,
                      &publication->content_room, publication->content_max))
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
     event_parser_init(&publication->parser, NULL, 0);
     log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
-              stdin_names[options->stdin_form]);
+              stdin_names[options->stdin_events]);
 }
 
-static void init_token(struct server *server)
-{
-    const char *file = server->options.token_file;
-    char error[ERROR_SIZE];
-    mode_t mode;
-
-    if (file && http_load_token(&server->http, file, &mode, error) < 0)
-        die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s", file, error);
-    if (file)
-        warn_of_mode(file, mode);
-}
-
+/* The bundled pages are as old as the program. */
 static void init_pages(struct server *server)
 {
     const char *root = server->options.root;
@@ -3191,9 +2722,7 @@ static void init_pages(struct server *server)
     int outcome;
 
     http_bundle_init(known ? status.st_mtime : time(NULL));
-    if (!root)
-        return;
-    outcome = http_serve_root(&server->http, root, error);
+    outcome = root ? http_serve_root(&server->http, root, error) : 0;
     if (outcome < 0)
         die(EXIT_RUN_TIME, "--root: %s", error);
     if (outcome > 0)
@@ -3201,11 +2730,10 @@ static void init_pages(struct server *server)
                   "reason=\"--root has no index.html that can be read\"");
 }
 
-/* The table of connections, what epoll watches, and the times when something
- * is due. */
-static void init_events(struct server *server)
+/* What epoll watches but listeners, and the times when something is due. */
+static void init_loop(struct server *server)
 {
-    struct options *options = &server->options;
+    const struct options *options = &server->options;
     struct http *http = &server->http;
     struct epoll_event event = { .events = EPOLLIN };
     char error[ERROR_SIZE];
@@ -3213,10 +2741,6 @@ static void init_events(struct server *server)
 
     http->handlers = &handlers;
     http->server = server;
-    http->max_connections = options->max_connections;
-    http->memory_limit = options->request_memory;
-    http->head_timeout = options->head_timeout;
-    http->idle_timeout = options->idle_timeout;
     if (http_init(http, error) < 0)
         die(EXIT_RUN_TIME, "%s", error);
     sigemptyset(&set);
@@ -3231,50 +2755,34 @@ static void init_events(struct server *server)
         epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
         die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
             strerror(errno));
-}
-
-static void init_times(struct server *server)
-{
-    const struct options *options = &server->options;
-    uint64_t now = server->http.now;
-
     update_time(server);
-    logger.refilled = now;
-    server->phase_end = NEVER;
-    server->next_watchdog = NEVER;
-    server->next_clock = options->interval ? now + options->interval : NEVER;
-    server->next_sync = options->sync < SYNC_NEVER ? now : NEVER;
+    logger.refilled = http->now;
+    server->phase_end = server->next_watchdog = NEVER;
+    server->next_clock =
+        options->interval ? http->now + options->interval : NEVER;
+    server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
 }
 
-/* Sockets that the service manager holds, so that connections wait
- * in the kernel while it is replaced: from descriptor 3 on, sd_listen_fds(3).
- */
-static void take_listeners(struct server *server)
-{
-    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
-    char error[ERROR_SIZE];
-    uint64_t number;
-
-    if (!pid || !count || strtol(pid, NULL, 10) != getpid())
-        return;
-    if (!slice_number(slice_of(count), LISTENERS_MAX, &number))
-        die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
-            LISTENERS_MAX);
-    for (uint64_t i = 0; i < number; i++)
-        if (http_take_listener(&server->http, LISTEN_FDS_START + (int)i,
-                               error) < 0)
-            die(EXIT_RUN_TIME, "LISTEN_FDS: %s", error);
-}
-
+/* The service manager may hand over sockets that it holds, so that connections
+ * wait in the kernel while the server is replaced: from descriptor 3 on,
+ * sd_listen_fds(3). */
 static void init_listeners(struct server *server)
 {
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
     struct options *options = &server->options;
+    uint64_t inherited = 0;
     char error[ERROR_SIZE];
 
-    take_listeners(server);
-    if (options->listen_count == 0 && server->http.listener_count == 0)
+    if (pid && count && strtol(pid, NULL, 10) == getpid() &&
+        !slice_number(slice_of(count), LISTENERS_MAX, &inherited))
+        die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
+            LISTENERS_MAX);
+    for (int i = 0; i < (int)inherited; i++)
+        if (http_take_listener(&server->http, LISTEN_FDS_START + i, error) < 0)
+            die(EXIT_RUN_TIME, "LISTEN_FDS: %s", error);
+    if (options->listen_count == 0 && inherited == 0)
         add_listen(options, "127.0.0.1:3000");
-    if (options->listen_count + server->http.listener_count > LISTENERS_MAX)
+    if (options->listen_count + inherited > LISTENERS_MAX)
         die(EXIT_USAGE, "--listen: at most %d listeners", LISTENERS_MAX);
     for (unsigned i = 0; i < options->listen_count; i++) {
         int outcome = http_listen(&server->http, options->listen[i], error);
@@ -3286,89 +2794,73 @@ static void init_listeners(struct server *server)
     }
 }
 
-/* The most that there can be of each kind, in MiB: the history and its topics;
- * connections, each of which may subscribe to topics of its own; requests. */
-static void log_memory(const struct server *server)
+/*
+ * Says that the server is ready: to the log, the service manager, and people at
+ * a terminal. The log says how much memory there can be at most, in MiB: the
+ * history and its topics; connections, each of which may subscribe to topics of
+ * its own; requests.
+ */
+static void announce(const struct server *server)
 {
     enum {
         MIB = 1 << 20,
-        /* a name, a place in the tree, room for subscribers, malloc's own */
+        /* a name, a node of the tree, room for subscribers, malloc's own */
         TOPIC = sizeof(struct topic) + TOPIC_NAME_MAX + 128,
         CONNECTION = sizeof(struct conn) +
                      READER_TOPICS_MAX * (sizeof(struct place) + TOPIC),
     };
-    const struct ring *ring = &server->ring;
-    uint64_t connections = (uint64_t)server->http.conn_limit * CONNECTION;
-    uint64_t history = ring->size + server->frame_size +
-                       (ring->mask + 1) * sizeof(struct frame) +
-                       ring->limit * TOPIC;
-
-    log_event(LEVEL_INFO, "memory",
-              "meaning=\"MiB at the most\" history=%llu connections=%llu "
-              "requests=%llu",
-              (unsigned long long)history / MIB + 1,
-              (unsigned long long)connections / MIB + 1,
-              (unsigned long long)server->options.request_memory / MIB);
-}
-
-static void announce(const struct server *server)
-{
     static const char *const publishers[] = {
         "local (this machine, not through a proxy)",
         "unix (through the Unix socket)", "none", "token"
     };
     const struct options *options = &server->options;
+    const struct http *http = &server->http;
+    const struct ring *ring = &server->ring;
+    uint64_t history = ring->size + server->frame_size +
+                       (ring->mask + 1) * sizeof(struct frame) +
+                       ring->limit * TOPIC;
 
     log_event(LEVEL_INFO, "start",
-              "version=%s max_connections=%llu history=%llu "
-              "history_bytes=%llu publish=\"%s\"",
-              VERSION, (unsigned long long)server->http.max_connections,
-              (unsigned long long)options->history,
-              (unsigned long long)options->history_bytes,
-              publishers[options->publish]);
-    log_memory(server);
-    for (unsigned i = 0; i < server->http.listener_count; i++)
+              "version=%s max_connections=%" PRIu64 " history=%" PRIu64
+              " history_bytes=%" PRIu64 " publish=\"%s\"",
+              VERSION, http->max_connections, options->history,
+              options->history_bytes, publishers[options->publish]);
+    log_event(LEVEL_INFO, "memory",
+              "meaning=\"MiB at the most\" history=%" PRIu64
+              " connections=%" PRIu64 " requests=%" PRIu64,
+              history / MIB + 1,
+              (uint64_t)http->conn_limit * CONNECTION / MIB + 1,
+              http->memory_limit / MIB);
+    for (unsigned i = 0; i < http->listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
-                  server->http.listeners[i].address);
-    log_event(LEVEL_INFO, "ready", "first_id=%llu",
-              (unsigned long long)server->ring.newest_id + 1);
-    notify("READY=1\nSTATUS=serving on %s\n",
-           server->http.listeners[0].address);
-    for (unsigned i = 0;
-         isatty(STDOUT_FILENO) && i < server->http.listener_count; i++)
+                  http->listeners[i].address);
+    log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64, ring->newest_id + 1);
+    notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
+    for (unsigned i = 0; isatty(STDOUT_FILENO) && i < http->listener_count; i++)
         printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
-               server->http.listeners[i].unix_path ? "" : "http://",
-               server->http.listeners[i].address);
+               http->listeners[i].unix_path ? "" : "http://",
+               http->listeners[i].address);
     fflush(stdout);
 }
 
-static void format_time(char *text, size_t size, int64_t ms)
+/* ----------------------------------------------------------------- --check
+ *
+ * Prints what is in a history file, which a server may be writing meanwhile.
+ */
+
+static void print_local_time(int64_t ms, const char *end)
 {
     time_t seconds = (time_t)(ms / 1000);
+    char text[32];
     struct tm tm;
 
     if (!localtime_r(&seconds, &tm) ||
-        strftime(text, size, "%Y-%m-%d %H:%M:%S", &tm) == 0)
-        snprintf(text, size, "-");
+        strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%S", &tm) == 0)
+        strcpy(text, "-");
+    printf("%s%s", text, end);
 }
 
-static void print_topics(const struct ring *ring)
-{
-    for (uint64_t i = ring->oldest; i < ring->next; i++) {
-        const struct frame *frame = ring_frame(ring, i);
-        const struct topic *topic = frame->topic;
-
-        if (!frame->previous)
-            printf("topic     %.*s: %llu events, the newest %llu%s\n",
-                   topic->name.length ? (int)topic->name.length : 17,
-                   topic->name.length ? topic->name.data : "(the main stream)",
-                   (unsigned long long)topic->count,
-                   (unsigned long long)ring_frame(ring, topic->newest)->id,
-                   topic_finished(ring, topic) ? ", finished" : "");
-    }
-}
-
-/* --check. Returns the exit status. */
+/* Returns the exit status. */
 static int check_history(const char *path)
 {
     struct history_wanted wanted = { .path = path };
@@ -3377,35 +2869,42 @@ static int check_history(const char *path)
     struct ring ring;
     uint32_t pid;
 
-    prepare_lost_line("ssed: --check: '%s' is lost: " LOST_MEANING, path);
-    watch_history();
+    watch_history("ssed: --check: '%s' is lost: " LOST_MEANING, path);
     if (ring_inspect(&ring, &wanted, &recovery, &pid, error) < 0)
         die(EXIT_RUN_TIME, "--check: %s", error);
     printf("file      %s\n", path);
     if (pid)
         printf("in use    by process %u: it may change while it is read\n",
                pid);
-    printf("room      %llu events, %zu bytes\n", (unsigned long long)ring.limit,
-           ring.size);
-    printf("events    %llu, %zu bytes\n", (unsigned long long)recovery.count,
-           ring.used);
+    printf("room      %" PRIu64 " events, %zu bytes\n", ring.limit, ring.size);
+    printf("events    %" PRIu64 ", %zu bytes\n", recovery.count, ring.used);
     if (recovery.count) {
-        char from[32], to[32];
-
-        format_time(from, sizeof(from), ring_time(&ring, ring.oldest));
-        format_time(to, sizeof(to), ring_time(&ring, ring.next - 1));
-        printf("ids       %llu to %llu\ntimes     %s to %s\n",
-               (unsigned long long)recovery.first_id,
-               (unsigned long long)recovery.last_id, from, to);
+        printf("ids       %" PRIu64 " to %" PRIu64 "\ntimes     ",
+               recovery.first_id, recovery.last_id);
+        print_local_time(ring_time(&ring, ring.oldest), " to ");
+        print_local_time(ring_time(&ring, ring.next - 1), "\n");
     }
-    printf("dropped   %llu that are not whole\n",
-           (unsigned long long)recovery.dropped);
-    print_topics(&ring);
+    printf("dropped   %" PRIu64 " that are not whole\n", recovery.dropped);
+    for (uint64_t i = ring.oldest; i < ring.next; i++) {
+        const struct topic *topic = ring_frame(&ring, i)->topic;
+        bool is_main = topic->name.length == 0;
+
+        if (ring_frame(&ring, i)->previous)
+            continue; /* not the oldest of its topic */
+        printf("topic     %.*s: %" PRIu64 " events, the newest %" PRIu64 "%s\n",
+               is_main ? 17 : (int)topic->name.length,
+               is_main ? "(the main stream)" : topic->name.data, topic->count,
+               ring_frame(&ring, topic->newest)->id,
+               topic_finished(&ring, topic) ? ", finished" : "");
+    }
     ring_release(&ring);
     return recovery.dropped ? EXIT_RUN_TIME : 0;
 }
 
-/* No file or socket may become what the log is written to. */
+/* -------------------------------------------------------------------- main */
+
+/* Opens descriptors 0 to 2 where they are closed, so that no file or socket
+ * becomes what the log is written to. */
 static void fill_standard_descriptors(void)
 {
     int fd;
@@ -3420,35 +2919,17 @@ static void fill_standard_descriptors(void)
 
 int main(int argc, char **argv)
 {
-    static struct server server = {
-        .options = {
-            .history = 1000,
-            .history_bytes = 64 << 20,
-            .interval = UNGIVEN,
-            .heartbeat = 15000,
-            .retry = 3000,
-            .max_event = 64 << 10,
-            .request_memory = 256 << 20,
-            .head_timeout = 10000,
-            .idle_timeout = 60000,
-            .drain = 5000,
-            .drain_spread = 3000,
-            .publish = UNGIVEN,
-            .stdin_form = UNGIVEN,
-            .sync = UNGIVEN,
-            .log_level = LEVEL_INFO,
-        },
-    };
+    static struct server server = { .options = { .cors = "*", .topic = "" } };
     uint64_t newest_id;
 
-    parse_options(&server.options, argc, argv);
+    parse_options(&server, argc, argv);
+    check_options(&server);
     fill_standard_descriptors();
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
-    init_token(&server);
-    init_events(&server);
-    init_times(&server);
+    load_token(&server, false);
+    init_loop(&server);
     init_history(&server);
     init_pages(&server);
     init_listeners(&server);
@@ -3457,14 +2938,13 @@ int main(int argc, char **argv)
     if (server.options.reads_input)
         init_input(&server);
     while (server.phase != PHASE_STOP)
-        turn(&server);
+        run_turn(&server);
     newest_id = server.ring.newest_id;
     if (server.options.history_file)
         end_history(&server);
     http_release(&server.http);
     ring_release(&server.ring);
     free(server.frame);
-    log_event(LEVEL_INFO, "stopped", "newest_id=%llu",
-              (unsigned long long)newest_id);
+    log_event(LEVEL_INFO, "stopped", "newest_id=%" PRIu64, newest_id);
     return 0;
 }

@@ -940,7 +940,7 @@ struct publication {
         FROM_PLAIN,  /* the content is the data of one event */
         FROM_EVENTS, /* it is an event stream */
         FROM_LINES,  /* each line is an event */
-        FROM_DELETE, /* it is of no account */
+        FROM_DELETE, /* there may be some, which is dropped */
     } from;
     enum {
         STEP_TAKE,   /* takes in content until an event is complete */
