@@ -60,6 +60,12 @@
 #ifndef QUANTUM_BYTES
 #define QUANTUM_BYTES (2 << 20)
 #endif
+#ifndef EVENTS_MAX
+#define EVENTS_MAX 256 /* of one epoll_wait */
+#endif
+#ifndef CONTENT_FIRST
+#define CONTENT_FIRST 1024 /* first allocation for content, bytes */
+#endif
 
 enum {
     EXIT_RUN_TIME = 1,
@@ -71,8 +77,6 @@ enum {
     REQUESTED_MAX = 256, /* bytes of an unusable id that a gap shows */
     OWN_MAX = RESPONSE_HEAD_MAX + 6 * REQUESTED_MAX +
               READER_TOPICS_MAX * (TOPIC_NAME_MAX + 3) + 1024,
-    EVENTS_MAX = 256,        /* of one epoll_wait */
-    CONTENT_FIRST = 1024,    /* first allocation for content, bytes */
     PIECE_COST = 32,         /* bytes that gathering one iovec counts as */
     TURN_RETRY = 250,        /* us of a turn for publishers that waited */
     INTERVAL_DEFAULT = 1000, /* ms */
