@@ -1,21 +1,28 @@
 /*
- * ring.c owns the frames' bytes, the index from id to place, the topics'
- * chains through the ring, and the rule of eviction; sse.h describes all of
- * them; and the history file. It reads no clock, and the file is the only
- * thing that it makes system calls for.
+ * ring.c: events and their history.
+ *
+ * It owns the frames' bytes, the index of frames, the topics with their
+ * chains through the index, the rule of eviction, the order of delivery, and
+ * the history file; sse.h describes the data structures. It reads no clock,
+ * and makes system calls for the history file alone.
  *
  * Invariants:
  *   oldest <= next, next - oldest <= limit, used <= size;
- *   the held frames lie one behind the other in memory, modulo its size;
+ *   the held frames are adjacent in memory, modulo its size;
  *   ids grow with ordinals;
- *   a topic's oldest and newest are held, or both are 0;
- *   topic->evicted < topic->oldest, if it has an oldest;
- *   a topic in the tree has a frame that is held, or a reference.
+ *   a topic's oldest and newest frames are both held, or both ordinals are 0;
+ *   topic->evicted < topic->oldest, if the topic has an oldest frame;
+ *   a topic in the tree has a held frame or a reference.
+ *
+ * Sections, each of which uses those before it: event text; reading event
+ * streams; the ring; topics; frames and eviction; passes and appending;
+ * readers; starts; the history file; recovery; opening a history file; making
+ * one.
  */
 #include "sse.h"
 
 #include <assert.h>
-#include <endian.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -34,11 +41,17 @@
 /* ------------------------------------------------------------- event text
  *
  * How an event is spelled: a block of an event stream (WHATWG HTML, section
- * 9.2.5) with the values in it, which are UTF-8 or JSON. sse.c makes frames
- * and the server's own blocks with it.
+ * 9.2.5) with values that are UTF-8 or JSON. sse.c makes frames and the
+ * server's own blocks with it.
+ *
+ * A text never grows: its owner has made room for the longest result
+ * (FRAME_FACTOR, FRAME_REST), so running out of room is a bug, not an error.
+ * Whatever bytes a publisher sends, valid UTF-8 comes out: the WHATWG decoder
+ * of every subscriber would put U+FFFD in the same places.
  */
 
-/* The bytes that may follow the lead byte of a sequence. */
+/* Whether `second` may follow the lead byte of a sequence: the bounds leave
+ * out overlong forms, surrogates and all over U+10FFFF. */
 static bool utf8_follows(unsigned char lead, unsigned char second)
 {
     unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
@@ -47,35 +60,35 @@ static bool utf8_follows(unsigned char lead, unsigned char second)
     return second >= low && second <= high;
 }
 
-/* Overlong forms, surrogates and what is over U+10FFFF are no sequences. */
-size_t utf8_sequence(struct slice text)
+/* How many bytes of a sequence the text starts with, 1 at least; *whole is how
+ * many a complete one would have. */
+static size_t utf8_prefix(struct slice text, size_t *whole)
 {
     const unsigned char *s = (const unsigned char *)text.data;
-    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    size_t length = 1;
 
-    if (length == 1)
+    *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 ||
+        !utf8_follows(s[0], s[1]))
         return 1;
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < length)
-        return 0;
-    if (!utf8_follows(s[0], s[1]))
-        return 0;
-    for (size_t i = 2; i < length; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
+    while (length < *whole && length < text.length &&
+           (s[length] & 0xC0) == 0x80)
+        length++;
     return length;
+}
+
+size_t utf8_sequence(struct slice text)
+{
+    size_t whole, length = utf8_prefix(text, &whole);
+
+    return length == whole ? length : 0;
 }
 
 size_t utf8_malformed(struct slice text)
 {
-    const unsigned char *s = (const unsigned char *)text.data;
-    size_t length = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4, at = 1;
+    size_t whole;
 
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 ||
-        !utf8_follows(s[0], s[1]))
-        return 1;
-    while (at < length && at < text.length && (s[at] & 0xC0) == 0x80)
-        at++;
-    return at;
+    return utf8_prefix(text, &whole);
 }
 
 __attribute__((format(printf, 2, 0))) static void
@@ -104,16 +117,37 @@ void text_put_bytes(struct text *text, const char *bytes, size_t length)
     text->length += length;
 }
 
-/* What is at the start of `value` as JSON spells it (RFC 8259, section 7): at
- * most six bytes for one. What is no UTF-8 becomes U+FFFD. Returns how many
- * bytes of it that was. */
-static size_t text_put_escaped(struct text *text, struct slice value)
+/* How many bytes at the start of a text go out as they are: they are UTF-8,
+ * and, for JSON, need no escape. */
+static size_t plain_length(struct slice text, bool json)
+{
+    size_t at = 0, length = 1;
+
+    while (at < text.length && length) {
+        unsigned char c = (unsigned char)text.data[at];
+
+        if (json && (c < ' ' || c == '"' || c == '\\'))
+            break;
+        length = c < 0x80 ? 1 : utf8_sequence(slice_from(text, at));
+        at += length;
+    }
+    return at;
+}
+
+bool utf8_valid(struct slice text)
+{
+    return plain_length(text, false) == text.length;
+}
+
+/* Adds what is at the start of `value` and is not plain. Returns how many
+ * bytes of the value that was. */
+static size_t text_put_special(struct text *text, struct slice value, bool json)
 {
     static const char letters[] = "btn\0fr"; /* for the bytes 8 to 13 */
     unsigned char c = (unsigned char)*value.data;
 
     if (c >= 0x80) {
-        text_put(text, "\\ufffd");
+        text_put_bytes(text, json ? "\\ufffd" : "\xEF\xBF\xBD", json ? 6 : 3);
         return utf8_malformed(value);
     }
     if (c == '"' || c == '\\')
@@ -125,60 +159,26 @@ static size_t text_put_escaped(struct text *text, struct slice value)
     return 1;
 }
 
-/* How many bytes a text begins with that are UTF-8; and, for JSON, need not
- * be escaped. */
-static size_t plain_length(struct slice text, bool json)
-{
-    size_t at = 0, length = 1;
-
-    while (at < text.length && length) {
-        unsigned char c = (unsigned char)text.data[at];
-
-        if (json && (c < ' ' || c == '"' || c == '\\'))
-            break;
-        length = c < 0x80 ? 1
-                          : utf8_sequence((struct slice){ text.data + at,
-                                                          text.length - at });
-        at += length;
-    }
-    return at;
-}
-
-bool utf8_valid(struct slice text)
-{
-    return plain_length(text, false) == text.length;
-}
-
-void text_put_json(struct text *text, struct slice value)
+static void text_put_value(struct text *text, struct slice value, bool json)
 {
     while (value.length) {
-        size_t plain = plain_length(value, true);
+        size_t plain = plain_length(value, json);
 
         text_put_bytes(text, value.data, plain);
         value = slice_from(value, plain);
         if (value.length)
-            value = slice_from(value, text_put_escaped(text, value));
+            value = slice_from(value, text_put_special(text, value, json));
     }
 }
 
-/* The text, with U+FFFD for what is no UTF-8: at most three bytes for one. */
-static void text_put_utf8(struct text *text, struct slice value)
+void text_put_json(struct text *text, struct slice value)
 {
-    while (value.length) {
-        size_t valid = plain_length(value, false);
-
-        text_put_bytes(text, value.data, valid);
-        value = slice_from(value, valid);
-        if (value.length == 0)
-            break;
-        text_put_bytes(text, "\xEF\xBF\xBD", 3);
-        value = slice_from(value, utf8_malformed(value));
-    }
+    text_put_value(text, value, true);
 }
 
-/* Where the next LF or CR is in [at, end); `end` if there is none. It looks
- * little further than that, so that many short lines cost no more than a long
- * one. */
+/* Where the next LF or CR is in [at, end); `end` if there is none. It searches
+ * for both in windows: else data with many LFs and no CR would be searched for
+ * a CR to its end once for each line. */
 static const char *line_end(const char *at, const char *end)
 {
     enum {
@@ -197,8 +197,8 @@ static const char *line_end(const char *at, const char *end)
     return end;
 }
 
-/* The data's lines, each as a field; they end in LF, CR LF or CR, and one
- * comes after the last line end. */
+/* Adds the data's lines, each as a field. A line end at the end of the data
+ * leaves an empty line after it. */
 static void text_put_data(struct text *text, struct slice data)
 {
     const char *at = data.data, *end = at + data.length;
@@ -207,7 +207,7 @@ static void text_put_data(struct text *text, struct slice data)
         const char *stop = line_end(at, end);
 
         text_put_bytes(text, "data: ", 6);
-        text_put_utf8(text, (struct slice){ at, (size_t)(stop - at) });
+        text_put_value(text, (struct slice){ at, (size_t)(stop - at) }, false);
         text_put_bytes(text, "\n", 1);
         if (stop == end)
             return;
@@ -217,7 +217,8 @@ static void text_put_data(struct text *text, struct slice data)
     }
 }
 
-/* A chunk size of constant width. */
+/* Writes a chunk size of constant width, so that it can be filled in when the
+ * chunk is complete. */
 static void put_size(char digits[8], size_t size)
 {
     for (int i = 7; i >= 0; i--, size >>= 4)
@@ -238,7 +239,7 @@ size_t text_begin_block(struct text *text, unsigned form,
         text_put(text, "id: %" PRIu64 "\n", *block->id);
     if (block->event.length) {
         text_put(text, "event: ");
-        text_put_utf8(text, block->event);
+        text_put_value(text, block->event, false);
         text_put(text, "\n");
     }
     return begin;
@@ -283,8 +284,19 @@ void text_put_event(struct text *text, uint64_t id, const struct event *event)
 
 /* ----------------------------------------------------- reading event streams
  *
- * The reverse of the section before: bytes of an event stream, in pieces of
- * any length, become events. Publishers and standard input send such streams.
+ * The reverse: bytes of an event stream, in pieces of any length, become
+ * events (WHATWG HTML, section 9.2.6). Publishers and standard input send such
+ * streams; sse.c owns a parser for each.
+ *
+ * The state machine looks at single bytes in field names and around line ends.
+ * Values go in runs, up to the next line end or the end of the piece. A
+ * value that is longer than its buffer is cut one byte above its maximum, so
+ * that the caller can see that it was too long; it is never cut to something
+ * that looks valid.
+ *
+ * An id or a retry is collected in `candidate` first: an id with a NUL and a
+ * retry that has anything but digits have to leave the value before in force,
+ * which is known only at the end of the line.
  */
 
 void event_parser_init(struct event_parser *parser, char *data, size_t room)
@@ -293,8 +305,9 @@ void event_parser_init(struct event_parser *parser, char *data, size_t room)
         (struct event_parser){ .state = EVENT_BOM, .data = data, .room = room };
 }
 
-/* Forgets the event, be it complete or not. */
-static void event_begin(struct event_parser *parser)
+/* Drops the event, complete or not. The buffers keep their bytes: the lengths
+ * say what is valid. */
+static void event_reset(struct event_parser *parser)
 {
     parser->length = 0;
     parser->name_length = 0;
@@ -306,19 +319,8 @@ static void event_begin(struct event_parser *parser)
     parser->complete = false;
 }
 
-static void event_append_data(struct event_parser *parser, const char *bytes,
-                              size_t length)
-{
-    if (length > parser->room - parser->length) {
-        parser->too_long = true;
-        return;
-    }
-    memcpy(parser->data + parser->length, bytes, length);
-    parser->length += length;
-}
-
-/* Adds to a value of bounded length; one more byte than it may have is kept
- * of what is longer, so that it can be told. */
+/* Adds to a value of at most `maximum` bytes; of a longer one, one byte more
+ * is stored. */
 static void append_bounded(char *value, size_t *length, size_t maximum,
                            struct slice bytes)
 {
@@ -330,33 +332,16 @@ static void append_bounded(char *value, size_t *length, size_t maximum,
     *length += bytes.length;
 }
 
-/* A field's value begins: it replaces the one before, but for data. */
-static void event_begin_value(struct event_parser *parser)
-{
-    switch (parser->field) {
-    case FIELD_DATA:
-        if (parser->has_data)
-            event_append_data(parser, "\n", 1);
-        parser->has_data = true;
-        break;
-    case FIELD_EVENT:
-        parser->name_length = 0;
-        break;
-    case FIELD_ID:
-    case FIELD_RETRY:
-        parser->candidate_length = 0;
-        parser->candidate_has_nul = false;
-        break;
-    case FIELD_OTHER:
-        break;
-    }
-}
-
 static void event_append_value(struct event_parser *parser, struct slice bytes)
 {
     switch (parser->field) {
     case FIELD_DATA:
-        event_append_data(parser, bytes.data, bytes.length);
+        if (bytes.length > parser->room - parser->length) {
+            parser->too_long = true;
+            break;
+        }
+        memcpy(parser->data + parser->length, bytes.data, bytes.length);
+        parser->length += bytes.length;
         break;
     case FIELD_EVENT:
         append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
@@ -374,7 +359,29 @@ static void event_append_value(struct event_parser *parser, struct slice bytes)
     }
 }
 
-static bool all_digits(struct slice text)
+/* The field's name is complete. The value replaces the one before, but data is
+ * added to data. */
+static void event_begin_value(struct event_parser *parser)
+{
+    struct slice name = { parser->field_name, parser->field_length };
+
+    parser->field = slice_is(name, "data")    ? FIELD_DATA
+                    : slice_is(name, "event") ? FIELD_EVENT
+                    : slice_is(name, "id")    ? FIELD_ID
+                    : slice_is(name, "retry") ? FIELD_RETRY
+                                              : FIELD_OTHER;
+    parser->candidate_length = 0;
+    parser->candidate_has_nul = false;
+    if (parser->field == FIELD_EVENT)
+        parser->name_length = 0;
+    if (parser->field != FIELD_DATA)
+        return;
+    if (parser->has_data)
+        event_append_value(parser, SLICE("\n"));
+    parser->has_data = true;
+}
+
+static bool is_digits(struct slice text)
 {
     for (size_t i = 0; i < text.length; i++)
         if (text.data[i] < '0' || text.data[i] > '9')
@@ -382,7 +389,6 @@ static bool all_digits(struct slice text)
     return text.length > 0;
 }
 
-/* A field's value has ended. */
 static void event_end_value(struct event_parser *parser)
 {
     struct slice value = { parser->candidate, parser->candidate_length };
@@ -391,70 +397,55 @@ static void event_end_value(struct event_parser *parser)
         memcpy(parser->id, value.data, value.length);
         parser->id_length = value.length;
         parser->has_id = true;
-    } else if (parser->field == FIELD_RETRY && all_digits(value) &&
+    } else if (parser->field == FIELD_RETRY && is_digits(value) &&
                value.length <= EVENT_NUMBER_MAX) {
         memcpy(parser->retry, value.data, value.length);
         parser->retry_length = value.length;
     }
 }
 
-static enum event_field event_field(struct slice name)
-{
-    return slice_is(name, "data")    ? FIELD_DATA
-           : slice_is(name, "event") ? FIELD_EVENT
-           : slice_is(name, "id")    ? FIELD_ID
-           : slice_is(name, "retry") ? FIELD_RETRY
-                                     : FIELD_OTHER;
-}
-
-/* The field's name is complete. */
-static void event_name_ends(struct event_parser *parser)
-{
-    parser->field =
-        event_field((struct slice){ parser->field_name, parser->field_length });
-    event_begin_value(parser);
-}
-
-static void event_line_ends(struct event_parser *parser, char end)
+static void event_end_line(struct event_parser *parser, char end)
 {
     bool blank = parser->state == EVENT_NAME && parser->field_length == 0;
 
     if (parser->state == EVENT_NAME && !blank)
-        event_name_ends(parser); /* no colon: the value is empty */
+        event_begin_value(parser); /* no colon: the value is empty */
     if (!blank)
         event_end_value(parser);
     else if (parser->has_data)
         parser->complete = true;
     else
-        event_begin(parser);
+        event_reset(parser);
     parser->field_length = 0;
     parser->state = end == '\r' ? EVENT_AFTER_CR : EVENT_NAME;
 }
 
-/* A byte that is no run of a value. */
-static void event_byte(struct event_parser *parser, char byte)
+/* Takes a byte outside of a value. */
+static void event_take_byte(struct event_parser *parser, char byte)
 {
+    struct slice bytes = { &byte, 1 };
+
     if (byte == '\n' || byte == '\r') {
-        event_line_ends(parser, byte);
+        event_end_line(parser, byte);
     } else if (parser->state == EVENT_NAME && byte == ':') {
-        event_name_ends(parser);
+        event_begin_value(parser);
         parser->state = EVENT_SPACE;
     } else if (parser->state == EVENT_NAME) {
         append_bounded(parser->field_name, &parser->field_length,
-                       EVENT_FIELD_NAME_MAX, (struct slice){ &byte, 1 });
+                       EVENT_FIELD_NAME_MAX, bytes);
     } else if (parser->state == EVENT_SPACE) {
         parser->state = EVENT_VALUE;
         if (byte != ' ')
-            event_append_value(parser, (struct slice){ &byte, 1 });
+            event_append_value(parser, bytes);
     }
 }
 
-/* Takes one byte of what is left out before the first and after a CR; false
- * if `byte` is none of it. */
-static bool event_left_out(struct event_parser *parser, char byte)
+/* Takes a byte that stands for nothing: one of the byte order mark, which may
+ * come once at the start, or the LF after a CR. False if it is neither. */
+static bool event_skip_byte(struct event_parser *parser, char byte)
 {
     static const char bom[] = "\xEF\xBB\xBF";
-    bool out;
+    bool skipped;
 
     if (parser->state == EVENT_AFTER_CR) {
         parser->state = EVENT_NAME;
@@ -462,14 +453,14 @@ static bool event_left_out(struct event_parser *parser, char byte)
     }
     if (parser->state != EVENT_BOM)
         return false;
-    out = byte == bom[parser->field_length];
-    if (out && ++parser->field_length < 3)
+    skipped = byte == bom[parser->field_length];
+    if (skipped && ++parser->field_length < 3)
         return true;
-    /* a part of one is the begin of a field's name, which is none */
+    /* an incomplete one is the start of a field name, of an unknown field */
     memcpy(parser->field_name, bom, parser->field_length);
-    parser->field_length = out ? 0 : parser->field_length;
+    parser->field_length = skipped ? 0 : parser->field_length;
     parser->state = EVENT_NAME;
-    return out;
+    return skipped;
 }
 
 size_t event_parser_read(struct event_parser *parser, struct slice data)
@@ -477,9 +468,9 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
     const char *at = data.data, *end = at + data.length;
 
     if (parser->complete)
-        event_begin(parser);
+        event_reset(parser);
     while (at < end && !parser->complete) {
-        if (event_left_out(parser, *at)) {
+        if (event_skip_byte(parser, *at)) {
             at++;
         } else if (parser->state == EVENT_VALUE) {
             const char *stop = line_end(at, end);
@@ -488,9 +479,9 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
                                (struct slice){ at, (size_t)(stop - at) });
             at = stop;
             if (at < end)
-                event_line_ends(parser, *at++);
+                event_end_line(parser, *at++);
         } else {
-            event_byte(parser, *at++);
+            event_take_byte(parser, *at++);
         }
     }
     return (size_t)(at - data.data);
@@ -2215,18 +2206,19 @@ static int place_open(struct file_place *place, const char *path,
 
     if (!realpath(path, place->path)) {
         if (errno != ENOENT || strlen(path) >= sizeof(place->path))
-            return fail_with(error, "cannot open '%s': %s", path, strerror(errno));
+            return fail_with(error, "cannot open '%s': %s", path,
+                             strerror(errno));
         if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
             return fail_with(error,
-                        "'%s' is a symbolic link to a file that does not "
-                        "exist: name that file, or remove the link",
-                        path);
+                             "'%s' is a symbolic link to a file that does not "
+                             "exist: name that file, or remove the link",
+                             path);
         strcpy(place->path, path);
     }
     place->folder = folder_open(place->path, &place->name);
     if (place->folder < 0)
         return fail_with(error, "cannot open the folder of '%s': %s", path,
-                    strerror(errno));
+                         strerror(errno));
     if (!*place->name) {
         close(place->folder);
         return fail_with(error, "'%s' names no file", path);
@@ -2240,15 +2232,15 @@ static int place_open(struct file_place *place, const char *path,
 static int refuse_damaged(const char *path, char error[ERROR_SIZE])
 {
     return fail_with(error,
-                "the header of '%s' is damaged: move the file away to "
-                "begin a new history",
-                path);
+                     "the header of '%s' is damaged: move the file away to "
+                     "begin a new history",
+                     path);
 }
 
 static int refuse_foreign(const char *path, char error[ERROR_SIZE])
 {
     return fail_with(error, "'%s' is no history file of ssed: name another one",
-                path);
+                     path);
 }
 
 static int refuse_header(const struct history_file *file, const char *path,
@@ -2260,20 +2252,20 @@ static int refuse_header(const struct history_file *file, const char *path,
         return refuse_foreign(path, error);
     if (header->version != FILE_VERSION)
         return fail_with(error,
-                    "'%s' is a history file of version %u, and this ssed "
-                    "knows version %d: use the one that wrote it, or name "
-                    "another file",
-                    path, header->version, FILE_VERSION);
+                         "'%s' is a history file of version %u, and this ssed "
+                         "knows version %d: use the one that wrote it, or name "
+                         "another file",
+                         path, header->version, FILE_VERSION);
     if (header->check != header_check(header) || header->limit < 1 ||
         header->limit > HISTORY_EVENTS_MAX || header->size < 1 ||
         header->size > HISTORY_BYTES_MAX ||
         header->record_size != sizeof(struct record) || header->kept_ids > 1)
         return refuse_damaged(path, error);
     if (!file->read_only && header->kept_ids != kept_ids)
-        return fail_with(error, "the ids in '%s' are %s: %s, or name another file",
-                    path, header->kept_ids ? "its publishers'" : "its own",
-                    header->kept_ids ? "use --ids keep"
-                                     : "leave out --ids keep");
+        return fail_with(
+            error, "the ids in '%s' are %s: %s, or name another file", path,
+            header->kept_ids ? "its publishers'" : "its own",
+            header->kept_ids ? "use --ids keep" : "leave out --ids keep");
     return 0;
 }
 
@@ -2297,10 +2289,10 @@ static int file_load(struct history_file *file, const char *path, bool kept_ids,
         return -1;
     if ((uint64_t)status.st_size != file_length(&file->header))
         return fail_with(error,
-                    "'%s' has %lld bytes, and its header says %llu: it is "
-                    "damaged; move it away to begin a new history",
-                    path, (long long)status.st_size,
-                    (unsigned long long)file_length(&file->header));
+                         "'%s' has %lld bytes, and its header says %llu: it is "
+                         "damaged; move it away to begin a new history",
+                         path, (long long)status.st_size,
+                         (unsigned long long)file_length(&file->header));
     if (file_map(file, file->read_only ? PROT_READ : PROT_READ | PROT_WRITE) <
         0)
         return fail_with(error, "cannot map '%s': %s", path, strerror(errno));
@@ -2350,20 +2342,21 @@ static int refuse_others(const struct stat *status, const char *path,
 {
     if (status->st_uid != geteuid())
         return fail_with(error,
-                    "'%s' belongs to user %u, and this ssed runs as user "
-                    "%u: chown the file, or name another one",
-                    path, status->st_uid, geteuid());
+                         "'%s' belongs to user %u, and this ssed runs as user "
+                         "%u: chown the file, or name another one",
+                         path, status->st_uid, geteuid());
     if (status->st_mode & (S_IWGRP | S_IWOTH))
-        return fail_with(error,
-                    "'%s' has mode %03o, so others than its owner can write "
-                    "it: chmod 600 it, or name another file",
-                    path, status->st_mode & 07777);
+        return fail_with(
+            error,
+            "'%s' has mode %03o, so others than its owner can write "
+            "it: chmod 600 it, or name another file",
+            path, status->st_mode & 07777);
     if (status->st_nlink > 1)
         return fail_with(error,
-                    "'%s' has %llu names: remove the others, which can be "
-                    "found with find -inum %llu, or name another file",
-                    path, (unsigned long long)status->st_nlink,
-                    (unsigned long long)status->st_ino);
+                         "'%s' has %llu names: remove the others, which can be "
+                         "found with find -inum %llu, or name another file",
+                         path, (unsigned long long)status->st_nlink,
+                         (unsigned long long)status->st_ino);
     return 0;
 }
 
@@ -2376,14 +2369,14 @@ static int file_lock(struct history_file *file, const struct file_place *place,
 
     if (fstat(file->fd, &status) < 0)
         return fail_with(error, "cannot read '%s': %s", place->path,
-                    strerror(errno));
+                         strerror(errno));
     if (!S_ISREG(status.st_mode))
         return refuse_foreign(place->path, error);
     if (!lock(file->fd))
         return fail_with(error,
-                    "another ssed has '%s', its process is %u: end that "
-                    "one first, or name another file",
-                    place->path, pid_in(file));
+                         "another ssed has '%s', its process is %u: end that "
+                         "one first, or name another file",
+                         place->path, pid_in(file));
     if (!has_name(&status, place->folder, place->name))
         return 1;
     return refuse_others(&status, place->path, error);
@@ -2403,7 +2396,7 @@ static int file_open(struct history_file **result,
             return 1;
         if (fd < 0)
             return fail_with(error, "cannot open '%s': %s", place->path,
-                        strerror(errno));
+                             strerror(errno));
         *result = file_new(fd);
         if (!*result)
             return fail_with(error, "no memory");
@@ -2451,7 +2444,7 @@ static int open_new(const struct file_place *place, char error[ERROR_SIZE])
 
         if (fd < 0 && errno != EEXIST)
             return fail_with(error, "cannot make '%s.new': %s", place->path,
-                        strerror(errno));
+                             strerror(errno));
         if (fd >= 0 && lock(fd) && fstat(fd, &status) == 0 &&
             has_name(&status, place->folder, place->new_name))
             return fd;
@@ -2460,9 +2453,9 @@ static int open_new(const struct file_place *place, char error[ERROR_SIZE])
         else if (unlink_stale(place) < 0)
             return errno == EWOULDBLOCK
                        ? fail_with(error, "another ssed is making '%s.new'",
-                              place->path)
-                       : fail_with(error, "'%s.new' is in the way: %s", place->path,
-                              strerror(errno));
+                                   place->path)
+                       : fail_with(error, "'%s.new' is in the way: %s",
+                                   place->path, strerror(errno));
     }
     return fail_with(error, "another ssed is making '%s.new'", place->path);
 }
@@ -2517,10 +2510,10 @@ static struct history_file *file_make(const struct history_wanted *wanted,
         return file;
     unlinkat(place->folder, place->new_name, 0);
     fail_with(error,
-         "no room for '%s.new', which needs %llu bytes: %s (--history, "
-         "--history-bytes)",
-         place->path, (unsigned long long)file_length(&file->header),
-         strerror(why));
+              "no room for '%s.new', which needs %llu bytes: %s (--history, "
+              "--history-bytes)",
+              place->path, (unsigned long long)file_length(&file->header),
+              strerror(why));
     file_close(file);
     return NULL;
 }
@@ -2762,8 +2755,8 @@ static int open_at(struct ring *ring, const struct history_wanted *wanted,
     if (recovery->resized)
         outcome = resize(ring, wanted, place, error);
     if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
-        outcome =
-            fail_with(error, "cannot write '%s': %s", place->path, strerror(errno));
+        outcome = fail_with(error, "cannot write '%s': %s", place->path,
+                            strerror(errno));
     return outcome;
 }
 
@@ -2797,7 +2790,7 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
     *recovery = (struct recovery){ 0 };
     if (fd < 0)
         return fail_with(error, "cannot open '%s': %s", wanted->path,
-                    strerror(errno));
+                         strerror(errno));
     file = file_new(fd);
     if (!file)
         return fail_with(error, "no memory");
