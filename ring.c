@@ -23,6 +23,7 @@
 
 #include <assert.h>
 #include <ctype.h>
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -489,11 +490,21 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
 
 /* ---------------------------------------------------------------- the ring
  *
- * Making one and ending it. The sections after this one say what goes in and
- * out.
+ * Making and releasing it, and the arithmetic that the sections after this one
+ * share. All offsets are below ring->size, and nothing that is read or written
+ * is longer than that, so a range of bytes wraps once at most.
+ *
+ * These three are all that a ring in memory needs of the section on the
+ * history file. Without a file they are not called, or do nothing.
  */
 
-static struct frame *at(const struct ring *ring, uint64_t ordinal)
+static void write_record(struct ring *ring, const struct frame *frame);
+
+static void write_mark(struct ring *ring, uint64_t id);
+
+static void close_file(struct history_file *file);
+
+static struct frame *frame_at(const struct ring *ring, uint64_t ordinal)
 {
     return &ring->frames[ordinal & ring->mask];
 }
@@ -507,29 +518,25 @@ static void raise_to(uint64_t *value, uint64_t least)
 
 /* How many of the bytes from `offset` on come before the memory's end; the
  * others are at its start. */
-static size_t before_wrap(const struct ring *ring, size_t offset, size_t length)
+static size_t length_to_wrap(const struct ring *ring, size_t offset,
+                             size_t length)
 {
     size_t room = ring->size - offset;
 
     return length < room ? length : room;
 }
 
-/* The offset so many bytes further on; no more than the memory has. */
-static size_t further(const struct ring *ring, size_t offset, size_t length)
+static size_t offset_after(const struct ring *ring, size_t offset,
+                           size_t length)
 {
     size_t end = offset + length;
 
     return end < ring->size ? end : end - ring->size;
 }
 
-static void file_close(struct history_file *file);
-
-static void file_note_mark(struct ring *ring, uint64_t id);
-
-static void file_record(struct ring *ring, const struct frame *frame);
-
-/* Places of the index: a power of two. Two at least: while a record is being
- * written, the one before it is whole. */
+/* How many slots the index has: a power of two, so that a mask finds the slot
+ * of an ordinal. Two at least: while a record is being written, the one before
+ * it stays whole. */
 static uint64_t slots_for(uint64_t limit)
 {
     uint64_t slots = 2;
@@ -539,8 +546,9 @@ static uint64_t slots_for(uint64_t limit)
     return slots;
 }
 
-/* A ring in that memory, which becomes its own, as does the file. */
-static int ring_begin(struct ring *ring, struct history_file *file,
+/* Makes a ring in that memory. The ring owns memory and file from now on, also
+ * if it fails. */
+static int begin_ring(struct ring *ring, struct history_file *file,
                       char *memory, uint64_t limit, size_t size,
                       uint64_t newest_id, struct slice splice_text)
 {
@@ -569,11 +577,11 @@ static int ring_begin(struct ring *ring, struct history_file *file,
 int ring_init(struct ring *ring, uint64_t limit, size_t size,
               uint64_t newest_id, struct slice splice_text)
 {
-    return ring_begin(ring, NULL, malloc(size), limit, size, newest_id,
+    return begin_ring(ring, NULL, malloc(size), limit, size, newest_id,
                       splice_text);
 }
 
-static void topic_free(void *memory)
+static void free_topic(void *memory)
 {
     struct topic *topic = memory;
 
@@ -583,16 +591,67 @@ static void topic_free(void *memory)
 
 void ring_release(struct ring *ring)
 {
-    tdestroy(ring->topics, topic_free);
+    tdestroy(ring->topics, free_topic);
     free(ring->frames);
     if (ring->file)
-        file_close(ring->file);
+        close_file(ring->file);
     else
         free(ring->memory);
     memset(ring, 0, sizeof(*ring));
 }
 
-/* ------------------------------------------------------------------ topics */
+/* ------------------------------------------------------------------ topics
+ *
+ * Making, finding and forgetting them, and what readers of them may have lost.
+ * A topic lasts while one of its frames is held or somebody holds a reference;
+ * else names that clients make up would fill the memory. sse.c holds the main
+ * topic always, others while a request or a subscriber needs them.
+ *
+ * What may be lost. A subscriber that comes back names the id that it had last.
+ * The answer to "may it have missed something?" is one comparison: it may, if
+ * that id is below its topic's mark. All else that bears on loss exists to get
+ * the mark right, also for a topic that has been forgotten, and after a
+ * restart. A mark may be too high, which costs a needless report of a gap; one
+ * that is too low would hide a loss.
+ *
+ *   topic->mark     the greatest of: the id of its newest evicted frame;
+ *                   ring->mark when the topic was made; what
+ *                   topic_raise_mark() and ring_begin_after() have said
+ *   topic->evicted  the ordinal of its newest evicted frame: whether a reader
+ *                   that is connected has been overrun
+ *   ring->mark      the greatest mark of a forgotten topic, and where the
+ *                   history began: the mark of a topic that is made
+ *   ring->emptied   the newest id whose eviction left its topic without a
+ *                   frame: what ring->mark has to be after a restart, when all
+ *                   such topics are forgotten
+ *   record.mark     what its topic's mark is if this is the topic's oldest
+ *                   frame that is recovered
+ *   record.emptied  ring->emptied when the frame was appended
+ *   record.before   the newest id of all topics when it was appended
+ *   state.mark      the greatest mark that did not come from an eviction; after
+ *                   a restart it counts for all topics
+ *
+ * An example: a history that begins after id 0 and holds three frames. 1 goes
+ * to topic a; 2, 3, 4 and 5 go to b.
+ *
+ *   Eviction. 4 evicts 1: a's mark and ring->emptied become 1. 5 evicts 2: b's
+ *   mark becomes 2. A reader of b that had 1 has missed 2; one that had 2 has
+ *   missed nothing, and 2 < 2 is false.
+ *
+ *   A forgotten topic. Nobody holds a reference to a, so it is forgotten, and
+ *   ring->mark becomes its mark, 1. A reader comes to a with 0: the topic is
+ *   made with mark 1, and 0 < 1 says that it may have missed something. A
+ *   reader of a topic c that never had a frame is told the same: a and c can no
+ *   longer be told apart.
+ *
+ *   A restart. 3, 4 and 5 are recovered. b's mark is record 3's, which is 2
+ *   because 2 was b's newest id when 3 was appended. ring->mark is the newest
+ *   record's `emptied`: 1. Had a crash damaged 4, then only 5 would be held:
+ *   b's mark would be record 5's, 4; and ring->mark would be its `before`, also
+ *   4, because the frames that are gone may have been of any topic. If the
+ *   machine went down, ids that nothing here knows of may have been seen:
+ *   ring_begin_after() then raises all marks to an id above those.
+ */
 
 static int compare_topics(const void *a, const void *b)
 {
@@ -612,10 +671,14 @@ struct topic *topic_find(const struct ring *ring, struct slice name)
     return found ? *found : NULL;
 }
 
-static struct topic *topic_make(struct ring *ring, struct slice name)
+/* Finds or makes a topic, without a reference to it. */
+static struct topic *get_topic(struct ring *ring, struct slice name)
 {
-    struct topic *topic = malloc(sizeof(*topic) + name.length);
+    struct topic *topic = topic_find(ring, name);
 
+    if (topic)
+        return topic;
+    topic = malloc(sizeof(*topic) + name.length);
     if (!topic)
         return NULL;
     memcpy(topic + 1, name.data, name.length);
@@ -629,82 +692,60 @@ static struct topic *topic_make(struct ring *ring, struct slice name)
     return NULL;
 }
 
-static struct topic *topic_get(struct ring *ring, struct slice name)
-{
-    struct topic *topic = topic_find(ring, name);
-
-    return topic ? topic : topic_make(ring, name);
-}
-
 struct topic *topic_hold(struct ring *ring, struct slice name)
 {
-    struct topic *topic = topic_get(ring, name);
+    struct topic *topic = get_topic(ring, name);
 
     if (topic)
         topic->references++;
     return topic;
 }
 
-/* What is known of a topic that nobody holds and that has no frame any more
- * is its mark alone. */
-static void forget_unused(struct ring *ring, struct topic *topic)
+static void forget_if_unused(struct ring *ring, struct topic *topic)
 {
     if (topic->references || topic->newest)
         return;
     raise_to(&ring->mark, topic->mark);
     tdelete(topic, &ring->topics, compare_topics);
-    topic_free(topic);
+    free_topic(topic);
 }
 
 void topic_drop(struct ring *ring, struct topic *topic)
 {
     assert(topic->references > 0);
     topic->references--;
-    forget_unused(ring, topic);
+    forget_if_unused(ring, topic);
 }
 
 void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
 {
     raise_to(&topic->mark, id);
     raise_to(&ring->newest_id, id);
-    file_note_mark(ring, id);
+    write_mark(ring, id);
 }
 
-/* What raise_each() sets: twalk(3) has no place for it. */
-static uint64_t raised_mark;
+/* What set_mark() sets: twalk(3) hands nothing on, and twalk_r(3) is glibc's
+ * alone. */
+static uint64_t mark_to_set;
 
-static void raise_each(const void *node, VISIT visit, int depth)
+static void set_mark(const void *node, VISIT visit, int depth)
 {
     struct topic *topic = *(struct topic *const *)node;
 
     (void)depth;
     if (visit == preorder || visit == leaf)
-        topic->mark = raised_mark;
+        topic->mark = mark_to_set;
 }
 
 void ring_begin_after(struct ring *ring, uint64_t id)
 {
     assert(id >= ring->newest_id);
-    raised_mark = id;
-    twalk(ring->topics, raise_each);
+    mark_to_set = id;
+    twalk(ring->topics, set_mark);
     ring->mark = id;
     ring->newest_id = id;
     ring->unbegun = false;
-    file_note_mark(ring, id);
-}
-
-static bool is_topic_byte(char byte)
-{
-    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
-           (byte >= '0' && byte <= '9') || byte == '-' || byte == '/' ||
-           byte == '.' || byte == ':' || byte == '_' || byte == '@' ||
-           byte == '~';
-}
-
-static bool is_dots(const char *segment, size_t length)
-{
-    return (length == 1 || length == 2) && segment[0] == '.' &&
-           segment[length - 1] == '.';
+    write_mark(ring, id);
 }
 
 const char *topic_name_refused(struct slice name)
@@ -714,28 +755,49 @@ const char *topic_name_refused(struct slice name)
     if (name.length == 0 || name.length > TOPIC_NAME_MAX)
         return "a topic has 1 to 255 bytes";
     for (size_t i = 0; i < name.length; i++)
-        if (!is_topic_byte(name.data[i]))
+        if (!isalnum((unsigned char)name.data[i]) &&
+            !memchr("-/.:_@~", name.data[i], 7))
             return "a topic is made of A-Z a-z 0-9 . _ ~ : @ - and slashes";
     if (name.data[0] == '/' || name.data[name.length - 1] == '/')
         return "a topic neither begins nor ends with a slash";
     for (size_t i = 0; i <= name.length; i++) {
+        struct slice segment = { name.data + begin, i - begin };
+
         if (i < name.length && name.data[i] != '/')
             continue;
-        if (i == begin)
+        if (segment.length == 0)
             return "a topic has no empty segment";
-        if (is_dots(name.data + begin, i - begin))
+        /* clients and proxies resolve these: the topic could not be asked for
+         */
+        if (slice_is(segment, ".") || slice_is(segment, ".."))
             return "a topic has no . or .. segment";
         begin = i + 1;
     }
     return NULL;
 }
 
-/* ------------------------------------------------------------------ frames */
+/* ----------------------------------------------------- frames and eviction
+ *
+ * What the ring holds, where an id or a topic's next frame is, and what has to
+ * go before a frame can be appended.
+ *
+ * A topic's frames are a list in both directions through the index. `next` is
+ * what delivery follows. `previous` and `jump` are what a search follows,
+ * backwards from the newest frame, because what clients ask for is near the
+ * end. An entry's `previous` and `next` lead to held frames or nowhere; its
+ * `jump` may lead to an evicted one, so jump_from() checks that.
+ *
+ * The skip list of sse.h (topic_seek()): each frame's jump leads as many of
+ * its topic's frames back as the lowest digit of its number stands for, and
+ * the number is written in skew binary, whose digits stand for 1, 3, 7, 15...
+ * A digit is 2d + 1 where the one before is d, so that a jump is made of the
+ * jumps of the frame before: see jump_for_next().
+ */
 
 const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
 {
     assert(ordinal >= ring->oldest && ordinal < ring->next);
-    return at(ring, ordinal);
+    return frame_at(ring, ordinal);
 }
 
 uint64_t ring_oldest_after(const struct ring *ring, size_t length)
@@ -745,53 +807,32 @@ uint64_t ring_oldest_after(const struct ring *ring, size_t length)
 
     while (oldest < ring->next &&
            (ring->next - oldest >= ring->limit || ring->size - used < length))
-        used -= at(ring, oldest++)->length;
+        used -= frame_at(ring, oldest++)->length;
     return oldest;
 }
 
 static void evict_oldest(struct ring *ring)
 {
     uint64_t ordinal = ring->oldest++;
-    const struct frame *frame = at(ring, ordinal);
+    const struct frame *frame = frame_at(ring, ordinal);
     struct topic *topic = frame->topic;
 
     ring->used -= frame->length;
     topic->evicted = ordinal;
-    topic->evicted_id = frame->id;
     raise_to(&topic->mark, frame->id);
     topic->oldest = frame->next;
     if (frame->next) {
-        at(ring, frame->next)->previous = 0;
+        frame_at(ring, frame->next)->previous = 0;
     } else {
         topic->newest = 0;
         ring->emptied = frame->id;
-        forget_unused(ring, topic);
+        forget_if_unused(ring, topic);
     }
 }
 
-static void copy_in(struct ring *ring, struct slice bytes)
-{
-    size_t first = before_wrap(ring, ring->offset, bytes.length);
-
-    memcpy(ring->memory + ring->offset, bytes.data, first);
-    memcpy(ring->memory, bytes.data + first, bytes.length - first);
-    ring->offset = further(ring, ring->offset, bytes.length);
-    ring->used += bytes.length;
-}
-
-static void link_to_topic(struct ring *ring, struct topic *topic,
-                          uint64_t ordinal)
-{
-    if (topic->newest)
-        at(ring, topic->newest)->next = ordinal;
-    else
-        topic->oldest = ordinal;
-    topic->newest = ordinal;
-    topic->count++;
-}
-
-/* How many of a topic's frames the long way leads back from the one with this
- * number: what the lowest digit of it stands for in skew binary. */
+/* How many of a topic's frames the jump of the one with this number leads
+ * back: what the lowest digit stands for. Takes away the greatest digit that
+ * is left until nothing is. */
 static uint64_t jump_length(uint64_t number)
 {
     uint64_t digit = 0;
@@ -803,18 +844,19 @@ static uint64_t jump_length(uint64_t number)
     return digit;
 }
 
-/* The ordinal that the long way leads to; 0 if that is not held. */
+/* The ordinal that a frame's jump leads to; 0 if that is not held. */
 static uint64_t jump_from(const struct ring *ring, uint64_t ordinal)
 {
-    uint64_t jump = ordinal - at(ring, ordinal)->jump;
+    uint64_t jump = ordinal - frame_at(ring, ordinal)->jump;
 
     return jump < ordinal && jump >= ring->oldest ? jump : 0;
 }
 
-/* How far back the long way leads from a frame that is about to be the
- * topic's newest. A long way is twice as long as that of the frame before,
- * and one: it ends where the way of that way's end ends. */
-static uint32_t jump_of_next(const struct ring *ring, const struct topic *topic)
+/* How many ordinals back the jump of a topic's next frame leads. One of length
+ * 1 leads to the frame before. Any other is one frame back and then two jumps
+ * of half the length: from there, and from where that jump ends. */
+static uint32_t jump_for_next(const struct ring *ring,
+                              const struct topic *topic)
 {
     uint64_t end = topic->newest;
 
@@ -832,23 +874,28 @@ static bool splice_fits(size_t splice, size_t length)
     return splice >= FRAME_HEAD && splice + FRAME_TAIL <= length;
 }
 
-/* Makes a frame's entry, as the newest one; its bytes are there. */
-static void enter(struct ring *ring, const struct frame *frame)
+/* Makes the entry of the ring's next frame, whose bytes are there. */
+static void append_entry(struct ring *ring, const struct frame *frame)
 {
     uint64_t ordinal = ring->next;
     struct topic *topic = frame->topic;
-    struct frame *entry = at(ring, ordinal);
+    struct frame *entry = frame_at(ring, ordinal);
 
     *entry = *frame;
-    entry->jump = jump_of_next(ring, topic);
+    entry->jump = jump_for_next(ring, topic);
     entry->previous = topic->newest;
-    entry->number = topic->count + 1;
     if (!splice_fits(frame->splice, frame->length))
         entry->splice = 0;
     if (entry->splice)
         put_size(entry->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
                                           ring->splice_text.length);
-    link_to_topic(ring, topic, ordinal);
+    if (topic->newest)
+        frame_at(ring, topic->newest)->next = ordinal;
+    else
+        topic->oldest = ordinal;
+    topic->newest = ordinal;
+    topic->newest_id = frame->id;
+    entry->number = ++topic->count;
     ring->next++;
     ring->newest_id = frame->id;
 }
@@ -860,7 +907,7 @@ uint64_t ring_find(const struct ring *ring, uint64_t id)
     while (low < high) {
         uint64_t middle = low + (high - low) / 2;
 
-        if (at(ring, middle)->id <= id)
+        if (frame_at(ring, middle)->id <= id)
             low = middle + 1;
         else
             high = middle;
@@ -880,15 +927,16 @@ uint64_t topic_end(const struct topic *topic)
 
 /* A value for a place's `last`, so that what follows is what comes after
  * `ordinal`. */
-static uint64_t topic_at(const struct ring *ring, const struct topic *topic,
-                         uint64_t ordinal)
+static uint64_t topic_seek_ordinal(const struct ring *ring,
+                                   const struct topic *topic, uint64_t ordinal)
 {
     uint64_t found = topic->newest;
 
     while (found > ordinal) {
         uint64_t jump = jump_from(ring, found);
 
-        found = jump && jump >= ordinal ? jump : at(ring, found)->previous;
+        found =
+            jump && jump >= ordinal ? jump : frame_at(ring, found)->previous;
     }
     return found ? found : topic_start(topic);
 }
@@ -896,7 +944,7 @@ static uint64_t topic_at(const struct ring *ring, const struct topic *topic,
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
                     uint64_t id)
 {
-    return topic_at(ring, topic, ring_find(ring, id));
+    return topic_seek_ordinal(ring, topic, ring_find(ring, id));
 }
 
 uint64_t topic_after(const struct ring *ring, const struct topic *topic,
@@ -906,7 +954,7 @@ uint64_t topic_after(const struct ring *ring, const struct topic *topic,
         return 0;
     if (last < topic->oldest)
         return topic->oldest;
-    return at(ring, last)->next;
+    return frame_at(ring, last)->next;
 }
 
 uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
@@ -914,33 +962,33 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
 {
     uint64_t after = topic_after(ring, topic, last);
 
-    return after ? topic->count - at(ring, after)->number + 1 : 0;
+    return after ? topic->count - frame_at(ring, after)->number + 1 : 0;
 }
 
 bool topic_finished(const struct ring *ring, const struct topic *topic)
 {
-    return topic->newest && at(ring, topic->newest)->end;
+    return topic->newest && frame_at(ring, topic->newest)->end;
 }
 
-uint64_t topic_newest_id(const struct ring *ring, const struct topic *topic)
-{
-    return topic->newest ? at(ring, topic->newest)->id : topic->evicted_id;
-}
-
-/* ---------------------------------------------------------------- passes
+/* --------------------------------------------------- passes and appending
  *
- * The order in which what is new reaches a topic's subscribers. While a topic
- * has frames that have not been offered to all of its subscribers, it is in
- * the ring's queue of passes, which holds it. A pass goes from the last
- * subscriber to the first, so that one that leaves is replaced by one that has
- * been visited. Frames that are appended meanwhile go out with those of the
- * pass to each subscriber whose turn is still to come; another pass follows
- * for the rest.
+ * The order in which what is new reaches a topic's subscribers. ring_append()
+ * begins it; sse.c's delivery calls pass_next() for the next subscriber to send
+ * to, until its time is up.
  *
- * topic->undelivered is the oldest frame of the passes, 0 outside of the queue.
+ * While a topic has frames that have not been offered to all of its
+ * subscribers, it is in the ring's queue of passes, which holds a reference to
+ * it. A pass visits the subscribers [0, unvisited) from the last to the first,
+ * so that one that leaves is replaced by one that has been visited. Frames that
+ * are appended meanwhile go out with those of the pass to each subscriber that
+ * has not been visited yet; another pass follows for the rest.
+ *
+ * topic->undelivered is the oldest frame of the pass, and 0 outside of the
+ * queue. From there on, frames may not be evicted: publishers wait, see
+ * ring_would_overrun().
  */
 
-static void pass_queue(struct ring *ring, struct topic *topic)
+static void queue_pass(struct ring *ring, struct topic *topic)
 {
     topic->next_in_pass = NULL;
     if (ring->pass_last)
@@ -950,44 +998,11 @@ static void pass_queue(struct ring *ring, struct topic *topic)
     ring->pass_last = topic;
 }
 
-static struct topic *pass_unqueue(struct ring *ring)
-{
-    struct topic *topic = ring->pass_first;
-
-    ring->pass_first = topic->next_in_pass;
-    if (!ring->pass_first)
-        ring->pass_last = NULL;
-    return topic;
-}
-
-static void pass_begin(struct topic *topic, uint64_t ordinal)
+static void begin_pass(struct topic *topic, uint64_t ordinal)
 {
     topic->undelivered = ordinal;
     topic->unvisited = topic->subscriber_count;
     topic->pass_newest = topic->newest;
-}
-
-/* The topic has a new frame. */
-static void pass_add(struct ring *ring, struct topic *topic, uint64_t ordinal)
-{
-    if (topic->undelivered || !topic->subscriber_count)
-        return;
-    topic->references++;
-    pass_begin(topic, ordinal);
-    pass_queue(ring, topic);
-}
-
-/* All have been visited: another pass, if frames have come meanwhile. */
-static void pass_complete(struct ring *ring)
-{
-    struct topic *topic = pass_unqueue(ring);
-    uint64_t after = topic_after(ring, topic, topic->pass_newest);
-
-    pass_begin(topic, after);
-    if (after)
-        pass_queue(ring, topic);
-    else
-        topic_drop(ring, topic);
 }
 
 uint32_t pass_next(struct ring *ring)
@@ -997,34 +1012,26 @@ uint32_t pass_next(struct ring *ring)
 
         if (topic->unvisited)
             return topic->subscribers[--topic->unvisited];
-        pass_complete(ring);
+        pass_yield(ring);
     }
     return NONE;
 }
 
 void pass_yield(struct ring *ring)
 {
-    if (!ring->pass_first)
+    struct topic *topic = ring->pass_first;
+
+    if (!topic)
         return;
-    if (ring->pass_first->unvisited)
-        pass_queue(ring, pass_unqueue(ring));
+    ring->pass_first = topic->next_in_pass;
+    if (!ring->pass_first)
+        ring->pass_last = NULL;
+    if (!topic->unvisited)
+        begin_pass(topic, topic_after(ring, topic, topic->pass_newest));
+    if (topic->undelivered)
+        queue_pass(ring, topic);
     else
-        pass_complete(ring);
-}
-
-bool ring_would_overrun(const struct ring *ring, size_t length, uint64_t needed)
-{
-    uint64_t oldest = ring_oldest_after(ring, length);
-
-    if (needed && oldest > needed)
-        return true;
-    for (uint64_t ordinal = ring->oldest; ordinal < oldest; ordinal++) {
-        uint64_t undelivered = at(ring, ordinal)->topic->undelivered;
-
-        if (undelivered && ordinal >= undelivered)
-            return true;
-    }
-    return false;
+        topic_drop(ring, topic);
 }
 
 bool topic_reserve(struct topic *topic)
@@ -1063,19 +1070,36 @@ uint32_t topic_leave(const struct place *place)
         topic->unvisited = topic->subscriber_count;
     if (topic->subscriber_count > 0)
         return moved;
-    /* a topic of which something is held lasts: it keeps no room for those
-     * that it once had */
+    /* a topic with held frames stays, for which it needs no room */
     free(topic->subscribers);
     topic->subscribers = NULL;
     topic->subscriber_room = 0;
     return moved;
 }
 
+bool ring_would_overrun(const struct ring *ring, size_t length, uint64_t needed)
+{
+    uint64_t oldest = ring_oldest_after(ring, length);
+
+    if (needed && oldest > needed)
+        return true;
+    for (uint64_t ordinal = ring->oldest; ordinal < oldest; ordinal++) {
+        uint64_t undelivered = frame_at(ring, ordinal)->topic->undelivered;
+
+        if (undelivered && ordinal >= undelivered)
+            return true;
+    }
+    return false;
+}
+
+/* The record is written when the bytes are there, and before the entry: it
+ * says what was the newest id, and the topic's mark, before this frame. */
 uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
                      struct slice bytes, uint32_t splice, bool end)
 {
     uint64_t oldest = ring_oldest_after(ring, bytes.length);
     uint64_t ordinal = ring->next;
+    size_t first = length_to_wrap(ring, ring->offset, bytes.length);
     struct frame frame = {
         .id = id,
         .offset = ring->offset,
@@ -1089,18 +1113,39 @@ uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
     assert(bytes.length <= ring->size);
     while (ring->oldest < oldest)
         evict_oldest(ring);
-    copy_in(ring, bytes);
+    memcpy(ring->memory + ring->offset, bytes.data, first);
+    memcpy(ring->memory, bytes.data + first, bytes.length - first);
+    ring->offset = offset_after(ring, ring->offset, bytes.length);
+    ring->used += bytes.length;
     if (ring->file)
-        file_record(ring, &frame);
-    enter(ring, &frame);
-    pass_add(ring, topic, ordinal);
+        write_record(ring, &frame);
+    append_entry(ring, &frame);
+    if (topic->undelivered || !topic->subscriber_count)
+        return ordinal;
+    topic->references++;
+    begin_pass(topic, ordinal);
+    queue_pass(ring, topic);
     return ordinal;
 }
 
-/* ----------------------------------------------------------------- readers */
+/* ----------------------------------------------------------------- readers
+ *
+ * What a reader gets: the frames of its topics after its places, in the order
+ * of their ordinals, as iovecs that point into the ring. All delivery goes
+ * through here, live and replay, for each subscriber and each event: the hot
+ * path. No function in this section changes the ring or a topic, only the
+ * reader's places and its progress.
+ *
+ * Two ways lead through it. Mostly what a reader gets is a run: one topic's
+ * adjacent frames, sent as they are, of which only the first and the last are
+ * looked at. Anything else (several topics, frames of others in between,
+ * another form) is a walk from frame to frame. Both have to count the same
+ * bytes: ring_advance() takes the way that ring_gather() took, as long as
+ * nothing is appended in between.
+ */
 
-/* The next frame of each of a reader's topics, 0 where there is none; and of
- * which of them the oldest is. */
+/* The next frame of each of a reader's topics, 0 where there is none; and which
+ * of them is the oldest. */
 struct walk {
     const struct ring *ring;
     unsigned count;
@@ -1108,8 +1153,8 @@ struct walk {
     uint64_t next[READER_TOPICS_MAX];
 };
 
-/* The ordinal that `at` has; 0 if no topic has any. */
-static uint64_t walk_choose(struct walk *walk)
+/* Sets `at`; returns the ordinal there, 0 if no topic has a next frame. */
+static uint64_t choose_oldest(struct walk *walk)
 {
     uint64_t oldest = walk->next[0];
 
@@ -1123,7 +1168,7 @@ static uint64_t walk_choose(struct walk *walk)
     return oldest;
 }
 
-static uint64_t walk_begin(struct walk *walk, const struct ring *ring,
+static uint64_t begin_walk(struct walk *walk, const struct ring *ring,
                            const struct reader *reader)
 {
     assert(reader->count > 0);
@@ -1132,20 +1177,20 @@ static uint64_t walk_begin(struct walk *walk, const struct ring *ring,
     for (unsigned i = 0; i < reader->count; i++)
         walk->next[i] =
             topic_after(ring, reader->places[i].topic, reader->places[i].last);
-    return walk_choose(walk);
+    return choose_oldest(walk);
 }
 
 static uint64_t walk_on(struct walk *walk)
 {
-    walk->next[walk->at] = at(walk->ring, walk->next[walk->at])->next;
-    return walk_choose(walk);
+    walk->next[walk->at] = frame_at(walk->ring, walk->next[walk->at])->next;
+    return choose_oldest(walk);
 }
 
 uint64_t reader_next(const struct ring *ring, const struct reader *reader)
 {
     struct walk walk;
 
-    return walk_begin(&walk, ring, reader);
+    return begin_walk(&walk, ring, reader);
 }
 
 bool reader_overrun(const struct reader *reader)
@@ -1154,130 +1199,6 @@ bool reader_overrun(const struct reader *reader)
         if (reader->places[i].last < reader->places[i].topic->evicted)
             return true;
     return false;
-}
-
-static uint64_t count_after(const struct ring *ring,
-                            const struct reader *reader, uint64_t ordinal)
-{
-    uint64_t count = 0;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        const struct topic *topic = reader->places[i].topic;
-
-        count += topic_count_after(ring, topic, topic_at(ring, topic, ordinal));
-    }
-    return count;
-}
-
-void reader_back(const struct ring *ring, const struct reader *reader,
-                 uint64_t count)
-{
-    uint64_t low = ring->oldest - 1, high = ring->next - 1;
-
-    while (low < high) { /* what comes after `high` is not too much */
-        uint64_t middle = low + (high - low) / 2;
-
-        if (count_after(ring, reader, middle) <= count)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    for (unsigned i = 0; i < reader->count; i++)
-        reader->places[i].last = topic_at(ring, reader->places[i].topic, high);
-}
-
-static void place_pass(const struct ring *ring, struct place *place,
-                       uint64_t ordinal)
-{
-    place->last = ordinal;
-    place->ended = at(ring, ordinal)->end;
-}
-
-void reader_skip(const struct ring *ring, const struct reader *reader,
-                 uint64_t id)
-{
-    for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
-        uint64_t last = topic_seek(ring, place->topic, id);
-
-        if (last > place->last && last > place->topic->evicted)
-            place_pass(ring, place, last);
-    }
-}
-
-/* ----------------------------------------------------------------- starts
- *
- * Where a reader begins, and what it may have missed until then: the one
- * place that decides of a gap.
- */
-
-static bool seek_all(const struct ring *ring, const struct reader *reader,
-                     uint64_t id)
-{
-    bool gap = false;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
-
-        place->last = topic_seek(ring, place->topic, id);
-        gap = gap || id < place->topic->mark;
-    }
-    return gap;
-}
-
-static void seek_oldest(const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        reader->places[i].last = topic_start(reader->places[i].topic);
-}
-
-void reader_start(const struct ring *ring, const struct reader *reader,
-                  struct slice requested, uint64_t count, struct start *start)
-{
-    uint64_t maximum = ring->kept_ids ? ID_MAX : ring->newest_id, next;
-
-    *start = (struct start){ .requested = requested };
-    start->known = slice_number(requested, maximum, &start->id);
-    start->unusable =
-        requested.length && !start->known && !slice_is(requested, "earliest");
-    start->gap = start->unusable;
-    if (start->known)
-        start->gap = seek_all(ring, reader, start->id);
-    else if (requested.length)
-        seek_oldest(reader);
-    else
-        reader_back(ring, reader, count);
-    next = reader_next(ring, reader);
-    start->position = next ? at(ring, next)->id - 1 : ring->newest_id;
-    if (start->known && !start->gap)
-        start->position = start->id;
-    /* before kept ids have begun, any position may prove to be behind them */
-    start->ahead = start->known && ring->kept_ids &&
-                   (start->id > ring->newest_id || ring->newest_id == 0);
-    for (unsigned i = 0; i < reader->count; i++)
-        start->replay += topic_count_after(ring, reader->places[i].topic,
-                                           reader->places[i].last);
-}
-
-bool start_lost(const struct start *start, const struct topic *topic)
-{
-    return start->unusable || (start->known && start->id < topic->mark);
-}
-
-uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
-                      const struct start *start)
-{
-    uint64_t oldest = 0;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        const struct topic *topic = reader->places[i].topic;
-        uint64_t behind =
-            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
-
-        if (start_lost(start, topic) && behind && (!oldest || behind < oldest))
-            oldest = behind;
-    }
-    return oldest ? at(ring, oldest)->id : 0;
 }
 
 bool reader_finished(const struct ring *ring, const struct reader *reader)
@@ -1294,6 +1215,25 @@ bool reader_ended(const struct reader *reader)
         if (!reader->places[i].ended)
             return false;
     return true;
+}
+
+static void move_place(const struct ring *ring, struct place *place,
+                       uint64_t ordinal)
+{
+    place->last = ordinal;
+    place->ended = frame_at(ring, ordinal)->end;
+}
+
+void reader_skip(const struct ring *ring, const struct reader *reader,
+                 uint64_t id)
+{
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+        uint64_t last = topic_seek(ring, place->topic, id);
+
+        if (last > place->last && last > place->topic->evicted)
+            move_place(ring, place, last);
+    }
 }
 
 /* iovecs being filled. The first `skip` bytes put in are left out: they have
@@ -1322,7 +1262,7 @@ static inline void put(struct gathering *g, const char *data, size_t length)
     } else if (g->count < g->room) {
         g->iov[g->count++] = (struct iovec){ (void *)(uintptr_t)data, length };
     } else {
-        g->full = true; /* whatever would follow must not go in either */
+        g->full = true; /* nothing may go in after what is left out */
         return;
     }
     g->bytes += length;
@@ -1332,8 +1272,8 @@ static inline void put(struct gathering *g, const char *data, size_t length)
 static void put_part(struct gathering *g, const struct ring *ring,
                      const struct frame *frame, size_t from, size_t to)
 {
-    size_t begin = further(ring, frame->offset, from);
-    size_t first = before_wrap(ring, begin, to - from);
+    size_t begin = offset_after(ring, frame->offset, from);
+    size_t first = length_to_wrap(ring, begin, to - from);
 
     put(g, ring->memory + begin, first);
     put(g, ring->memory, to - from - first);
@@ -1370,17 +1310,14 @@ static size_t form_length(const struct ring *ring, const struct frame *frame,
            (is_spliced(frame, form) ? ring->splice_text.length : 0);
 }
 
-/*
- * Frames that lie one behind the other and all go out as they are: where the
- * ring holds nothing else between a reader's next frame and his newest, which
- * is the rule on a busy topic, there is no need to look at each.
- */
+/* Where the ring holds nothing else between a reader's next frame and its
+ * newest: ordinals, `first` is 0 if there is no run. */
 struct run {
-    uint64_t first, last; /* ordinals; first is 0 if it is none */
+    uint64_t first, last;
 };
 
-static inline struct run run_of(const struct ring *ring,
-                                const struct reader *reader)
+static inline struct run find_run(const struct ring *ring,
+                                  const struct reader *reader)
 {
     const struct place *place = reader->places;
     uint64_t first = topic_after(ring, place->topic, place->last);
@@ -1388,7 +1325,8 @@ static inline struct run run_of(const struct ring *ring,
 
     if (reader->count != 1 || reader->form != FORM_CHUNKED || !first ||
         newest > reader->until ||
-        at(ring, newest)->number - at(ring, first)->number != newest - first)
+        frame_at(ring, newest)->number - frame_at(ring, first)->number !=
+            newest - first)
         return (struct run){ 0, 0 };
     return (struct run){ first, newest };
 }
@@ -1397,28 +1335,41 @@ static inline struct run run_of(const struct ring *ring,
 static size_t run_before(const struct ring *ring, const struct run *run,
                          uint64_t ordinal)
 {
-    size_t first = at(ring, run->first)->offset;
-    size_t offset = at(ring, ordinal)->offset;
+    size_t first = frame_at(ring, run->first)->offset;
+    size_t offset = frame_at(ring, ordinal)->offset;
 
     return offset >= first ? offset - first : offset + ring->size - first;
 }
 
 static size_t run_length(const struct ring *ring, const struct run *run)
 {
-    return run_before(ring, run, run->last) + at(ring, run->last)->length;
+    return run_before(ring, run, run->last) + frame_at(ring, run->last)->length;
 }
 
-static int gather_run(const struct ring *ring, const struct run *run,
-                      struct gathering *g, size_t budget)
+int ring_gather(const struct ring *ring, const struct reader *reader,
+                uint32_t sent, struct iovec *iov, int room, size_t budget)
 {
-    size_t length = run_length(ring, run) - g->skip;
+    struct gathering g = { .iov = iov, .room = room, .skip = sent };
+    struct run run = find_run(ring, reader);
+    struct walk walk;
+    uint64_t ordinal;
 
-    put_part(g, ring, at(ring, run->first), 0,
-             g->skip + (length < budget ? length : budget));
-    return g->count;
+    if (run.first) {
+        size_t length = run_length(ring, &run) - sent;
+
+        put_part(&g, ring, frame_at(ring, run.first), 0,
+                 sent + (length < budget ? length : budget));
+        return g.count;
+    }
+    ordinal = begin_walk(&walk, ring, reader);
+    while (ordinal && ordinal <= reader->until && !g.full && g.bytes < budget) {
+        put_frame(&g, ring, frame_at(ring, ordinal), reader->form);
+        ordinal = walk_on(&walk);
+    }
+    return g.count;
 }
 
-/* Moves to the frame in which the bytes end; as ring_advance(). */
+/* As ring_advance(), along a run: finds the frame in which the bytes end. */
 static size_t advance_run(const struct ring *ring, const struct run *run,
                           struct place *place, struct progress *progress,
                           size_t bytes)
@@ -1442,52 +1393,30 @@ static size_t advance_run(const struct ring *ring, const struct run *run,
     }
     progress->events += (uint32_t)(low - run->first);
     if (low > run->first)
-        place_pass(ring, place, low - 1);
+        move_place(ring, place, low - 1);
     return taken < total ? 0 : taken - total;
 }
 
-static int gather_frames(const struct ring *ring, const struct reader *reader,
-                         struct gathering *g, size_t budget)
+size_t ring_advance(const struct ring *ring, const struct reader *reader,
+                    struct progress *progress, size_t bytes)
 {
+    struct run run = find_run(ring, reader);
     struct walk walk;
-    uint64_t ordinal = walk_begin(&walk, ring, reader);
+    uint64_t ordinal;
 
-    while (ordinal && ordinal <= reader->until && !g->full &&
-           g->bytes < budget) {
-        put_frame(g, ring, at(ring, ordinal), reader->form);
-        ordinal = walk_on(&walk);
-    }
-    return g->count;
-}
-
-int ring_gather(const struct ring *ring, const struct reader *reader,
-                uint32_t sent, struct iovec *iov, int room, size_t budget)
-{
-    struct gathering g = { .iov = iov, .room = room, .skip = sent };
-    struct run run = run_of(ring, reader);
-
-    return run.first ? gather_run(ring, &run, &g, budget)
-                     : gather_frames(ring, reader, &g, budget);
-}
-
-/* As ring_advance(). */
-static size_t advance_frames(const struct ring *ring,
-                             const struct reader *reader,
-                             struct progress *progress, size_t bytes)
-{
-    struct walk walk;
-    uint64_t ordinal = walk_begin(&walk, ring, reader);
-
+    if (run.first)
+        return advance_run(ring, &run, reader->places, progress, bytes);
+    ordinal = begin_walk(&walk, ring, reader);
     while (bytes > 0 && ordinal && ordinal <= reader->until) {
-        size_t left =
-            form_length(ring, at(ring, ordinal), reader->form) - progress->sent;
+        const struct frame *frame = frame_at(ring, ordinal);
+        size_t left = form_length(ring, frame, reader->form) - progress->sent;
 
         if (bytes < left) {
             progress->sent += (uint32_t)bytes;
             return 0;
         }
         bytes -= left;
-        place_pass(ring, &reader->places[walk.at], ordinal);
+        move_place(ring, &reader->places[walk.at], ordinal);
         progress->sent = 0;
         progress->events++;
         ordinal = walk_on(&walk);
@@ -1495,13 +1424,93 @@ static size_t advance_frames(const struct ring *ring,
     return bytes;
 }
 
-size_t ring_advance(const struct ring *ring, const struct reader *reader,
-                    struct progress *progress, size_t bytes)
-{
-    struct run run = run_of(ring, reader);
+/* ----------------------------------------------------------------- starts
+ *
+ * Where a reader begins, and what it may have missed until then. sse.c calls
+ * this once for each subscriber, and says in the stream what it finds; nothing
+ * else decides about a gap. The rule is one comparison with the topics' marks,
+ * see "What may be lost" above.
+ */
 
-    return run.first ? advance_run(ring, &run, reader->places, progress, bytes)
-                     : advance_frames(ring, reader, progress, bytes);
+static uint64_t count_after(const struct ring *ring,
+                            const struct reader *reader, uint64_t ordinal)
+{
+    uint64_t count = 0;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        const struct topic *topic = reader->places[i].topic;
+
+        count += topic_count_after(ring, topic,
+                                   topic_seek_ordinal(ring, topic, ordinal));
+    }
+    return count;
+}
+
+void reader_back(const struct ring *ring, const struct reader *reader,
+                 uint64_t count)
+{
+    uint64_t low = ring->oldest - 1, high = ring->next - 1;
+
+    while (low < high) { /* at most `count` frames come after `high` */
+        uint64_t middle = low + (high - low) / 2;
+
+        if (count_after(ring, reader, middle) <= count)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    for (unsigned i = 0; i < reader->count; i++)
+        reader->places[i].last =
+            topic_seek_ordinal(ring, reader->places[i].topic, high);
+}
+
+bool start_lost(const struct start *start, const struct topic *topic)
+{
+    return start->unusable || (start->known && start->id < topic->mark);
+}
+
+void reader_start(const struct ring *ring, const struct reader *reader,
+                  struct slice requested, uint64_t count, struct start *start)
+{
+    uint64_t maximum = ring->kept_ids ? ID_MAX : ring->newest_id, next;
+
+    *start = (struct start){ .requested = requested };
+    start->known = slice_number(requested, maximum, &start->id);
+    start->unusable =
+        requested.length && !start->known && !slice_is(requested, "earliest");
+    if (!requested.length)
+        reader_back(ring, reader, count);
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+
+        if (requested.length) /* not known: the id is 0, before all */
+            place->last = topic_seek(ring, place->topic, start->id);
+        start->gap = start->gap || start_lost(start, place->topic);
+        start->replay += topic_count_after(ring, place->topic, place->last);
+    }
+    next = reader_next(ring, reader);
+    start->position = next ? frame_at(ring, next)->id - 1 : ring->newest_id;
+    if (start->known && !start->gap)
+        start->position = start->id;
+    /* before ids from outside have begun, any id may prove to be ahead */
+    start->ahead = start->known && ring->kept_ids &&
+                   (start->id > ring->newest_id || ring->newest_id == 0);
+}
+
+uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
+                      const struct start *start)
+{
+    uint64_t oldest = 0;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        const struct topic *topic = reader->places[i].topic;
+        uint64_t after =
+            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
+
+        if (start_lost(start, topic) && after && (!oldest || after < oldest))
+            oldest = after;
+    }
+    return oldest ? frame_at(ring, oldest)->id : 0;
 }
 
 /* -------------------------------------------------------- the history file */
@@ -1687,7 +1696,7 @@ static uint32_t record_check(const struct record *record)
 static uint32_t bytes_check(const struct ring *ring, size_t offset,
                             size_t length)
 {
-    size_t first = before_wrap(ring, offset, length);
+    size_t first = length_to_wrap(ring, offset, length);
 
     return crc(crc(0, ring->memory + offset, first), ring->memory,
                length - first);
@@ -1698,10 +1707,10 @@ static struct record *record_at(const struct ring *ring, uint64_t ordinal)
     return &ring->file->records[ordinal & ring->mask];
 }
 
-static void file_record(struct ring *ring, const struct frame *frame)
+static void write_record(struct ring *ring, const struct frame *frame)
 {
     const struct topic *topic = frame->topic;
-    uint64_t newest = topic->newest ? at(ring, topic->newest)->id : 0;
+    uint64_t newest = topic->newest ? frame_at(ring, topic->newest)->id : 0;
     struct record *record = record_at(ring, ring->next);
 
     /* whoever is killed here leaves one with no check: it was never there */
@@ -1778,7 +1787,7 @@ static bool read_state(struct history_file *file, const char *pages)
     return found;
 }
 
-static void file_note_mark(struct ring *ring, uint64_t id)
+static void write_mark(struct ring *ring, uint64_t id)
 {
     struct history_file *file = ring->file;
 
@@ -1823,7 +1832,7 @@ static void file_unmap(struct history_file *file)
     munmap(file->map, file->length);
 }
 
-static void file_close(struct history_file *file)
+static void close_file(struct history_file *file)
 {
     if (file->map)
         file_unmap(file);
@@ -1904,7 +1913,7 @@ static bool read_record(const struct ring *ring, uint64_t ordinal,
 static void copy_out(const struct ring *ring, size_t offset, char *bytes,
                      size_t length)
 {
-    size_t first = before_wrap(ring, offset, length);
+    size_t first = length_to_wrap(ring, offset, length);
 
     memcpy(bytes, ring->memory + offset, first);
     memcpy(bytes + first, ring->memory, length - first);
@@ -1949,7 +1958,8 @@ static bool text_is_valid(const struct ring *ring, const struct record *record)
     copy_out(ring, record->offset, found, length);
     if (memcmp(found, begin, length) != 0)
         return false;
-    copy_out(ring, further(ring, record->offset, record->length - sizeof(end)),
+    copy_out(ring,
+             offset_after(ring, record->offset, record->length - sizeof(end)),
              found, sizeof(end));
     return memcmp(found, end, sizeof(end)) == 0;
 }
@@ -2036,7 +2046,6 @@ static bool is_rotten_after(const struct ring *ring, uint64_t newest)
 static void topic_seed(struct topic *topic, uint64_t mark, uint64_t evicted)
 {
     topic->mark = mark;
-    topic->evicted_id = evicted;
     raise_to(&topic->mark, evicted);
 }
 
@@ -2046,13 +2055,13 @@ static void topic_seed(struct topic *topic, uint64_t mark, uint64_t evicted)
 static int load_record(struct ring *ring, const struct record *record)
 {
     struct slice name = { record->name, record->name_length };
-    struct topic *topic = topic_get(ring, name);
+    struct topic *topic = get_topic(ring, name);
 
     if (!topic)
         return -1;
     topic_seed(topic, record->mark, record->mark);
     raise_to(&topic->mark, ring->file->state.mark);
-    *at(ring, record->ordinal) = (struct frame){
+    *frame_at(ring, record->ordinal) = (struct frame){
         .id = record->id,
         .offset = (size_t)record->offset,
         .topic = topic,
@@ -2067,7 +2076,7 @@ static bool follows(const struct ring *ring, const struct record *record,
                     const struct record *before)
 {
     return before->id < record->id &&
-           further(ring, before->offset, before->length) == record->offset;
+           offset_after(ring, before->offset, before->length) == record->offset;
 }
 
 /* Loads the frames that follow one another whole up to that one, which is
@@ -2100,11 +2109,11 @@ static void enter_loaded(struct ring *ring, uint64_t oldest, uint64_t newest)
 {
     ring->oldest = ring->next = oldest;
     while (ring->next <= newest) {
-        struct frame frame = *at(ring, ring->next);
+        struct frame frame = *frame_at(ring, ring->next);
 
-        ring->offset = further(ring, frame.offset, frame.length);
+        ring->offset = offset_after(ring, frame.offset, frame.length);
         ring->used += frame.length;
-        enter(ring, &frame);
+        append_entry(ring, &frame);
     }
 }
 
@@ -2404,7 +2413,7 @@ static int file_open(struct history_file **result,
         if (outcome == 0)
             outcome = file_load(*result, place->path, kept_ids, error);
         if (outcome != 0) {
-            file_close(*result);
+            close_file(*result);
             *result = NULL;
         }
     } while (outcome == 1);
@@ -2514,7 +2523,7 @@ static struct history_file *file_make(const struct history_wanted *wanted,
               "--history-bytes)",
               place->path, (unsigned long long)file_length(&file->header),
               strerror(why));
-    file_close(file);
+    close_file(file);
     return NULL;
 }
 
@@ -2561,7 +2570,7 @@ static int ring_of_file(struct ring *ring, struct history_file *file,
 {
     const struct file_header *header = &file->header;
 
-    if (ring_begin(ring, file, file->map + memory_place(header->limit),
+    if (begin_ring(ring, file, file->map + memory_place(header->limit),
                    header->limit, (size_t)header->size, 0, splice_text) < 0)
         return fail_with(error, "no memory for the index: --history");
     ring->kept_ids = header->kept_ids;
@@ -2576,8 +2585,8 @@ static uint64_t first_that_fits(const struct ring *old,
     size_t used = 0;
 
     while (first > old->oldest && old->next - first < wanted->limit &&
-           at(old, first - 1)->length <= wanted->size - used)
-        used += at(old, --first)->length;
+           frame_at(old, first - 1)->length <= wanted->size - used)
+        used += frame_at(old, --first)->length;
     return first;
 }
 
@@ -2586,7 +2595,7 @@ static struct topic *topic_like(struct ring *ring, const struct ring *old,
                                 const struct frame *frame)
 {
     struct topic *topic = topic_hold(ring, frame->topic->name);
-    uint64_t before = frame->previous ? at(old, frame->previous)->id : 0;
+    uint64_t before = frame->previous ? frame_at(old, frame->previous)->id : 0;
 
     if (topic && topic->count == 0)
         topic_seed(topic, frame->topic->mark, before);
@@ -2600,13 +2609,13 @@ static int copy_frames(struct ring *ring, const struct ring *old,
     char *bytes;
 
     for (uint64_t ordinal = first; ordinal < old->next; ordinal++)
-        if (longest < at(old, ordinal)->length)
-            longest = at(old, ordinal)->length;
+        if (longest < frame_at(old, ordinal)->length)
+            longest = frame_at(old, ordinal)->length;
     bytes = malloc(longest);
     if (!bytes)
         return -1;
     for (uint64_t ordinal = first; ordinal < old->next; ordinal++) {
-        const struct frame *frame = at(old, ordinal);
+        const struct frame *frame = frame_at(old, ordinal);
         struct topic *topic = topic_like(ring, old, frame);
 
         if (!topic)
@@ -2630,10 +2639,11 @@ static void begin_like(struct ring *ring, const struct ring *old,
     ring->file->state = old->file->state;
     ring->unbegun = old->unbegun;
     ring->mark = old->mark;
-    ring->emptied = first > old->oldest ? at(old, first - 1)->id : old->emptied;
+    ring->emptied =
+        first > old->oldest ? frame_at(old, first - 1)->id : old->emptied;
     raise_to(&ring->mark, ring->emptied);
     ring->newest_id =
-        first < old->next ? at(old, first)->id - 1 : old->newest_id;
+        first < old->next ? frame_at(old, first)->id - 1 : old->newest_id;
 }
 
 /* Replaces the ring by one of the wanted size with the newest of its frames. */
@@ -2658,7 +2668,7 @@ static int resize(struct ring *ring, const struct history_wanted *wanted,
         return fail_with(error, "no memory to write '%s' anew", place->path);
     }
     ring->newest_id = old.newest_id;
-    file_note_mark(ring, first < old.next ? 0 : ring->mark);
+    write_mark(ring, first < old.next ? 0 : ring->mark);
     if (file_name(file, place, true, error) < 0) {
         ring_release(ring);
         *ring = old;
@@ -2679,7 +2689,7 @@ static int make(struct ring *ring, const struct history_wanted *wanted,
     ring->mark = ring->newest_id = wanted->newest_id;
     ring->unbegun = wanted->kept_ids;
     file->state.clean = true;
-    file_note_mark(ring, ring->mark);
+    write_mark(ring, ring->mark);
     return file_name(file, place, false, error);
 }
 
@@ -2719,7 +2729,7 @@ static int file_begin(struct ring *ring, const struct history_wanted *wanted,
         ring_begin_after(ring, wanted->clock_id > ring->newest_id
                                    ? wanted->clock_id
                                    : ring->newest_id);
-    file_note_mark(ring, 0);
+    write_mark(ring, 0);
     return ring_sync(ring);
 }
 
@@ -2796,7 +2806,7 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
         return fail_with(error, "no memory");
     file->read_only = true;
     if (file_load(file, wanted->path, false, error) < 0) {
-        file_close(file);
+        close_file(file);
         return -1;
     }
     *pid = flock(fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
@@ -2834,7 +2844,7 @@ int ring_end(struct ring *ring)
     if (ring_sync(ring) < 0)
         return -1;
     ring->file->state.clean = true;
-    file_note_mark(ring, 0);
+    write_mark(ring, 0);
     return ring_sync(ring);
 }
 

@@ -909,7 +909,7 @@ static enum outcome publish_topic_end(struct server *server,
                                       uint64_t *id)
 {
     struct text text = { server->frame, server->frame_size, 0 };
-    uint64_t last = topic_newest_id(&server->ring, topic);
+    uint64_t last = topic->newest_id;
     struct block block = { .id = id, .event = SLICE("ssed.end") };
     char text_of_last[24] = "null";
 
@@ -1876,8 +1876,7 @@ static void step_answer(struct server *server, struct conn *conn)
     else if (publication->from == FROM_PLAIN)
         respond_published(server, conn, publication->last);
     else if (publication->from == FROM_DELETE)
-        respond_published(server, conn,
-                          topic_newest_id(&server->ring, publication->topic));
+        respond_published(server, conn, publication->topic->newest_id);
     else if (empty && !publication->finishes)
         respond_streamed(server, conn, 400, "the body has no event");
     else

@@ -364,8 +364,8 @@ struct topic {
     uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
     uint64_t newest;     /* ordinal of its newest held frame, 0: none held */
     uint64_t evicted;    /* ordinal of its newest evicted frame, 0: none */
-    uint64_t evicted_id; /* and its id */
     uint64_t mark;       /* a position below this id may have lost something */
+    uint64_t newest_id;  /* of the newest event it ever had, 0: none is known */
     uint64_t count;      /* frames it ever had: the newest one's number */
     uint32_t references; /* topic_hold() less topic_drop() */
 
@@ -558,9 +558,6 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
 /* Whether the newest thing that happened to the topic is that it was
  * finished. */
 bool topic_finished(const struct ring *ring, const struct topic *topic);
-
-/* The id of the newest event that the topic ever had; 0: none is known. */
-uint64_t topic_newest_id(const struct ring *ring, const struct topic *topic);
 
 /*
  * A topic's subscribers: numbers of the caller's. topic_reserve() makes room
