@@ -202,8 +202,7 @@ enum {
 
 struct event_parser {
     enum {
-        EVENT_BOM,  /* field_length bytes of it have come */
-        EVENT_NAME, /* of a field, or at the begin of a line */
+        EVENT_NAME, /* of a field, or at the start of a line */
         EVENT_SPACE,
         EVENT_VALUE,
         EVENT_AFTER_CR,
@@ -215,6 +214,7 @@ struct event_parser {
         FIELD_ID,
         FIELD_RETRY,
     } field;
+    bool at_start; /* of the stream: a byte order mark may come */
     bool complete; /* the values are those of an event */
     bool has_data;
     bool has_id;
@@ -597,11 +597,11 @@ uint64_t reader_next(const struct ring *ring, const struct reader *reader);
 bool reader_overrun(const struct reader *reader);
 
 /* Moves the reader's places: back, over the newest `count` held frames of
- * all its topics together, from where each ends; or on, over those whose id
- * is at most `id`. The time is logarithmic in the frames held, squared for
- * the first, and in proportion to the topics. */
-void reader_back(const struct ring *ring, const struct reader *reader,
-                 uint64_t count);
+ * all its topics together, from where each ends, and returns how many these
+ * are; or on, over those whose id is at most `id`. The time is logarithmic in
+ * the frames held, squared for the first, and in proportion to the topics. */
+uint64_t reader_back(const struct ring *ring, const struct reader *reader,
+                     uint64_t count);
 void reader_skip(const struct ring *ring, const struct reader *reader,
                  uint64_t id);
 
