@@ -171,12 +171,10 @@ void text_put_json(struct text *text, struct slice value)
  * a CR to its end once for each line. */
 static const char *line_end(const char *at, const char *end)
 {
-    enum {
-        WINDOW = 256
-    };
+    const ptrdiff_t window = 256;
 
     while (at < end) {
-        size_t length = end - at < WINDOW ? (size_t)(end - at) : WINDOW;
+        size_t length = (size_t)(end - at < window ? end - at : window);
         const char *lf = memchr(at, '\n', length);
         const char *cr = memchr(at, '\r', lf ? (size_t)(lf - at) : length);
 
@@ -298,14 +296,10 @@ void event_parser_init(struct event_parser *parser, char *data, size_t room)
  * say what is valid. */
 static void event_reset(struct event_parser *parser)
 {
-    parser->length = 0;
-    parser->name_length = 0;
-    parser->id_length = 0;
-    parser->retry_length = 0;
-    parser->has_data = false;
-    parser->has_id = false;
-    parser->too_long = false;
-    parser->complete = false;
+    parser->length = parser->name_length = 0;
+    parser->id_length = parser->retry_length = 0;
+    parser->has_data = parser->has_id = false;
+    parser->too_long = parser->complete = false;
 }
 
 /* Adds to a value of at most `maximum` bytes; of a longer one, one byte more
@@ -698,8 +692,7 @@ void ring_begin_after(struct ring *ring, uint64_t id)
     assert(id >= ring->newest_id);
     mark_to_set = id;
     twalk(ring->topics, set_mark);
-    ring->mark = id;
-    ring->newest_id = id;
+    ring->mark = ring->newest_id = id;
     ring->unbegun = false;
     write_mark(ring, id);
 }
@@ -868,16 +861,6 @@ uint64_t ring_find(const struct ring *ring, uint64_t id)
             high = middle;
     }
     return low - 1;
-}
-
-uint64_t topic_start(const struct topic *topic)
-{
-    return topic->evicted;
-}
-
-uint64_t topic_end(const struct topic *topic)
-{
-    return topic->newest ? topic->newest : topic->evicted;
 }
 
 /* A value for a place's `last`, so that what follows is what comes after
@@ -1934,40 +1917,31 @@ static uint64_t count_records(const struct ring *ring, uint64_t from,
     return count;
 }
 
-/* Makes a frame's entry of its record, for append_entry() to complete. The
- * topic's mark is that of the record for which this is called last: the
- * oldest. */
-static int load_record(struct ring *ring, const struct record *record)
-{
-    struct slice name = { record->name, record->name_length };
-    struct topic *topic = get_topic(ring, name);
-
-    if (!topic)
-        return -1;
-    topic->mark = record->mark;
-    raise_to(&topic->mark, ring->file->state.mark);
-    *frame_at(ring, record->ordinal) = (struct frame){
-        .id = record->id,
-        .offset = (size_t)record->offset,
-        .topic = topic,
-        .length = record->length,
-        .splice = record->splice,
-        .end = record->end,
-    };
-    return 0;
-}
-
-/* Loads the frames that are whole and adjacent up to that one, which becomes
- * the oldest of them. Returns 0 if the ring is full or history begins there; 1
- * if the frame before is not whole. */
+/* Makes the entries, for append_entry() to complete, of the frames that are
+ * whole and adjacent up to that one, which becomes the oldest of them. Returns
+ * 0 if the ring is full or history begins there; 1 if the frame before is not
+ * whole. */
 static int load_back(struct ring *ring, struct record *oldest)
 {
     struct record before;
     size_t used = 0;
 
     for (uint64_t count = 1;; count++) {
-        if (load_record(ring, oldest) < 0)
+        struct slice name = { oldest->name, oldest->name_length };
+        struct topic *topic = get_topic(ring, name);
+
+        if (!topic)
             return -1;
+        topic->mark = oldest->mark; /* that of its oldest one stays */
+        raise_to(&topic->mark, ring->file->state.mark);
+        *frame_at(ring, oldest->ordinal) = (struct frame){
+            .id = oldest->id,
+            .offset = (size_t)oldest->offset,
+            .topic = topic,
+            .length = oldest->length,
+            .splice = oldest->splice,
+            .end = oldest->end,
+        };
         used += oldest->length;
         if (oldest->ordinal == 1 || count == ring->limit)
             return 0;
@@ -2228,30 +2202,8 @@ static bool has_name(int fd, int folder, const char *name)
            named.st_ino == opened.st_ino && named.st_dev == opened.st_dev;
 }
 
-/* Refuses what others can change: it is not the server's own history. */
-static int check_owner(const struct opening *opening, const struct stat *status)
-{
-    if (status->st_uid != geteuid())
-        return fail_with(opening->error,
-                         "'%s' belongs to user %u, and this ssed runs as user "
-                         "%u: chown the file, or name another one",
-                         opening->path, status->st_uid, geteuid());
-    if (status->st_mode & (S_IWGRP | S_IWOTH))
-        return fail_with(opening->error,
-                         "'%s' has mode %03o, so others than its owner can "
-                         "write it: chmod 600 it, or name another file",
-                         opening->path, status->st_mode & 07777);
-    if (status->st_nlink > 1)
-        return fail_with(opening->error,
-                         "'%s' has %ju names: remove the others, which can be "
-                         "found with find -inum %ju, or name another file",
-                         opening->path, (uintmax_t)status->st_nlink,
-                         (uintmax_t)status->st_ino);
-    return 0;
-}
-
-/* Locks the file, if it is the server's alone. Returns 1 if the name leads to
- * another file by now. */
+/* Locks the file, and refuses one that others can change: it is not the
+ * server's own history. Returns 1 if the name leads to another file by now. */
 static int lock_file(const struct opening *opening, struct history_file *file)
 {
     struct stat status;
@@ -2267,7 +2219,23 @@ static int lock_file(const struct opening *opening, struct history_file *file)
                          opening->path, read_pid(file));
     if (!has_name(file->fd, opening->folder, opening->name))
         return 1;
-    return check_owner(opening, &status);
+    if (status.st_uid != geteuid())
+        return fail_with(opening->error,
+                         "'%s' belongs to user %u, and this ssed runs as user "
+                         "%u: chown the file, or name another one",
+                         opening->path, status.st_uid, geteuid());
+    if (status.st_mode & (S_IWGRP | S_IWOTH))
+        return fail_with(opening->error,
+                         "'%s' has mode %03o, so others than its owner can "
+                         "write it: chmod 600 it, or name another file",
+                         opening->path, status.st_mode & 07777);
+    if (status.st_nlink > 1)
+        return fail_with(opening->error,
+                         "'%s' has %ju names: remove the others, which can be "
+                         "found with find -inum %ju, or name another file",
+                         opening->path, (uintmax_t)status.st_nlink,
+                         (uintmax_t)status.st_ino);
+    return 0;
 }
 
 /* Opens and locks a file that exists. Returns 1 if there is none. */
@@ -2421,35 +2389,18 @@ static int create_new(const struct opening *opening)
                      opening->path);
 }
 
-/* Writes a new file's header and gives it all its blocks. Returns 0 or an
- * error number. */
-static int allocate_file(struct history_file *file,
-                         const struct history_wanted *wanted)
-{
-    struct file_header *header = &file->header;
-    int why;
-
-    *header = (struct file_header){
-        .magic = FILE_MAGIC,
-        .version = FILE_VERSION,
-        .limit = wanted->limit,
-        .size = wanted->size,
-        .record_size = sizeof(struct record),
-        .kept_ids = wanted->kept_ids,
-    };
-    header->check = check_between(&header->limit, header + 1);
-    why = posix_fallocate(file->fd, 0, (off_t)file_length(header));
-    if (why != 0)
-        return why;
-    if (map_file(file, PROT_READ | PROT_WRITE) < 0)
-        return errno;
-    memcpy(file->map, header, sizeof(*header));
-    return 0;
-}
-
-/* Makes a file of the wanted size at the new name, and a ring in it. */
+/* Makes a file of the wanted size at the new name, with all its blocks, and a
+ * ring in it. */
 static int make_ring(struct opening *opening, struct ring *ring)
 {
+    struct file_header header = {
+        .magic = FILE_MAGIC,
+        .version = FILE_VERSION,
+        .limit = opening->wanted->limit,
+        .size = opening->wanted->size,
+        .record_size = sizeof(struct record),
+        .kept_ids = opening->wanted->kept_ids,
+    };
     struct history_file *file;
     int fd, why;
 
@@ -2461,14 +2412,20 @@ static int make_ring(struct opening *opening, struct ring *ring)
     file = fd < 0 ? NULL : new_file(opening, fd);
     if (!file)
         return -1;
-    why = allocate_file(file, opening->wanted);
-    if (why == 0)
+    header.check = check_between(&header.limit, &header + 1);
+    file->header = header;
+    why = posix_fallocate(fd, 0, (off_t)file_length(&header));
+    if (why == 0 && map_file(file, PROT_READ | PROT_WRITE) < 0)
+        why = errno;
+    if (why == 0) {
+        memcpy(file->map, &header, sizeof(header));
         return begin_file_ring(opening, ring, file);
+    }
     unlinkat(opening->folder, opening->new_name, 0);
     fail_with(opening->error,
               "no room for '%s.new', which needs %" PRIu64 " bytes: %s "
               "(--history, --history-bytes)",
-              opening->path, file_length(&file->header), strerror(why));
+              opening->path, file_length(&header), strerror(why));
     close_file(file);
     return -1;
 }
@@ -2477,12 +2434,10 @@ static int make_ring(struct opening *opening, struct ring *ring)
  * the file system cannot tell. */
 static int rename_new(const struct opening *opening, bool replace)
 {
-    enum {
-        NO_REPLACE = 1 /* RENAME_NOREPLACE, which not every libc has */
-    };
+    const int no_replace = 1; /* RENAME_NOREPLACE, which not every libc has */
 
     if (!replace && syscall(SYS_renameat2, opening->folder, opening->new_name,
-                            opening->folder, opening->name, NO_REPLACE) == 0)
+                            opening->folder, opening->name, no_replace) == 0)
         return 0;
     if (!replace && errno != EINVAL)
         return -1;
@@ -2632,34 +2587,13 @@ static int begin_run(struct ring *ring, const struct history_wanted *wanted,
     return ring_sync(ring);
 }
 
-/* As ring_open(), but leaves a ring to be released if it fails. */
-static int open_history(struct opening *opening, struct ring *ring)
-{
-    const struct history_wanted *wanted = opening->wanted;
-    struct history_file *file = NULL;
-    int outcome = open_file(opening, &file);
-
-    opening->recovery->made = outcome == 1;
-    if (outcome == 1)
-        outcome = make_history(opening, ring);
-    else if (outcome == 0)
-        outcome = load_ring(opening, ring, file);
-    if (outcome == 0 &&
-        (ring->limit != wanted->limit || ring->size != wanted->size)) {
-        opening->recovery->resized = true;
-        outcome = resize(opening, ring);
-    }
-    if (outcome == 0 && begin_run(ring, wanted, opening->recovery) < 0)
-        outcome = fail_errno(opening, "write");
-    return outcome;
-}
-
 int ring_open(struct ring *ring, const struct history_wanted *wanted,
               struct recovery *recovery, char error[ERROR_SIZE])
 {
     struct opening opening = { .wanted = wanted,
                                .recovery = recovery,
                                .error = error };
+    struct history_file *file = NULL;
     int outcome;
 
     init_crc();
@@ -2667,7 +2601,19 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
     *recovery = (struct recovery){ 0 };
     if (open_folder(&opening) < 0)
         return -1;
-    outcome = open_history(&opening, ring);
+    outcome = open_file(&opening, &file);
+    recovery->made = outcome == 1;
+    if (outcome == 1)
+        outcome = make_history(&opening, ring);
+    else if (outcome == 0)
+        outcome = load_ring(&opening, ring, file);
+    if (outcome == 0 &&
+        (ring->limit != wanted->limit || ring->size != wanted->size)) {
+        recovery->resized = true;
+        outcome = resize(&opening, ring);
+    }
+    if (outcome == 0 && begin_run(ring, wanted, recovery) < 0)
+        outcome = fail_errno(&opening, "write");
     close(opening.folder);
     if (outcome != 0)
         ring_release(ring);

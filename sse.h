@@ -541,10 +541,18 @@ uint64_t ring_find(const struct ring *ring, uint64_t id);
  * logarithmic time: E. W. Myers, "An applicative random-access stack",
  * Information Processing Letters 17 (1983).
  */
-uint64_t topic_start(const struct topic *topic);
-uint64_t topic_end(const struct topic *topic);
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
                     uint64_t id);
+
+static inline uint64_t topic_start(const struct topic *topic)
+{
+    return topic->evicted;
+}
+
+static inline uint64_t topic_end(const struct topic *topic)
+{
+    return topic->newest ? topic->newest : topic->evicted;
+}
 
 /* The ordinal of the topic's frame after `last` (a value as above, or an
  * ordinal of this topic), 0 if there is none yet. */
