@@ -1,10 +1,10 @@
 /*
  * ring.c: events and their history.
  *
- * It owns the frames' bytes, the index of frames, the topics with their
- * chains through the index, the rule of eviction, the order of delivery, and
- * the history file; sse.h describes the data structures. It reads no clock,
- * and makes system calls for the history file alone.
+ * It owns the frames' bytes, the index of frames, the topics with their chains
+ * through the index, the rule of eviction, the order of delivery, and the
+ * history file; sse.h describes the data structures. It reads no clock, and
+ * makes system calls for the history file alone.
  *
  * Invariants:
  *   oldest <= next, next - oldest <= limit, used <= size;
@@ -43,8 +43,8 @@
  *
  * A text never grows: its owner has made room for the longest result
  * (FRAME_FACTOR, FRAME_REST), so running out of room is a bug, not an error.
- * Whatever bytes a publisher sends, valid UTF-8 comes out: the WHATWG decoder
- * of every subscriber would put U+FFFD in the same places.
+ * Whatever bytes a publisher sends, valid UTF-8 comes out, with U+FFFD where a
+ * browser's decoder would put it.
  */
 
 /* How many bytes of a sequence the text starts with, 1 at least; *whole is how
@@ -185,8 +185,8 @@ static const char *line_end(const char *at, const char *end)
     return end;
 }
 
-/* Adds the data's lines, each as a field. A line end at the end of the data
- * leaves an empty line after it. */
+/* Adds each line of the data as a field. A line end at the very end of the data
+ * is followed by one more line, which is empty. */
 static void text_put_data(struct text *text, struct slice data)
 {
     const char *at = data.data, *end = at + data.length;
@@ -272,18 +272,18 @@ void text_put_event(struct text *text, uint64_t id, const struct event *event)
 
 /* ----------------------------------------------------- reading event streams
  *
- * The reverse: bytes of an event stream, in pieces of any length, become
- * events (WHATWG HTML, section 9.2.6). Publishers and standard input send such
- * streams; sse.c owns a parser for each.
+ * The reverse of the section before: bytes of an event stream, in pieces of any
+ * length, become events (WHATWG HTML, section 9.2.6). Publishers and standard
+ * input send such streams; sse.c has a parser for each.
  *
  * The state machine looks at single bytes in field names and around line ends.
  * Values go in runs, up to the next line end or the end of the piece. Of a
  * value that is too long one byte more than its maximum is stored, so that the
  * caller can tell: it is never cut to something that looks valid.
  *
- * An id or a retry is collected in `candidate` first: an id with a NUL and a
- * retry that has anything but digits have to leave the value before in force,
- * which is known only at the end of the line.
+ * The value of an id or a retry field goes to `candidate` first. If it turns
+ * out to have a NUL or a byte that is no digit, the field is ignored, and the
+ * value of an earlier one stays.
  */
 
 void event_parser_init(struct event_parser *parser, char *data, size_t room)
@@ -442,14 +442,13 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
 
 /* ---------------------------------------------------------------- the ring
  *
- * Making and releasing it, and the arithmetic that the sections after this one
+ * Making and releasing it, and the arithmetic that all sections after this one
  * share. All offsets are below ring->size, and nothing that is read or written
  * is longer than that, so a range of bytes wraps once at most.
- *
- * These three are all that a ring in memory needs of the section on the
- * history file. Without a file they are not called, or do nothing.
  */
 
+/* Of the section on the history file, below. Without a file the first and the
+ * third are not called, and the second does nothing. */
 static void write_record(struct ring *ring);
 static void write_mark(struct ring *ring, uint64_t id);
 static void close_file(struct history_file *file);
@@ -459,7 +458,6 @@ static struct frame *frame_at(const struct ring *ring, uint64_t ordinal)
     return &ring->frames[ordinal & ring->mask];
 }
 
-/* Raises a value to `least`, where it is less. */
 static void raise_to(uint64_t *value, uint64_t least)
 {
     if (*value < least)
@@ -496,7 +494,7 @@ static uint64_t slots_for(uint64_t limit)
     return slots;
 }
 
-/* Makes a ring in that memory. The ring owns memory and file from now on, also
+/* Makes a ring in that memory. Owns the memory and the file from now on, also
  * if it fails. */
 static int begin_ring(struct ring *ring, struct history_file *file,
                       char *memory, uint64_t limit, size_t size,
@@ -552,55 +550,52 @@ void ring_release(struct ring *ring)
 
 /* ------------------------------------------------------------------ topics
  *
- * Making, finding and forgetting them, and what readers of them may have lost.
+ * Making, finding and forgetting topics, and what their readers may have lost.
  * A topic lasts while one of its frames is held or somebody holds a reference;
- * else names that clients make up would fill the memory. sse.c holds the main
- * topic always, others while a request or a subscriber needs them.
+ * otherwise names that clients make up would fill the memory. sse.c holds the
+ * main topic always, others while a request or a subscriber needs them.
  *
  * What may be lost. A subscriber that comes back names the id that it had last.
- * The answer to "may it have missed something?" is one comparison: it may, if
- * that id is below its topic's mark. All else that bears on loss exists to get
- * the mark right, also for a topic that has been forgotten, and after a
- * restart. A mark may be too high, which costs a needless report of a gap; one
- * that is too low would hide a loss.
+ * It may have missed something if that id is below its topic's mark: this one
+ * comparison decides. All other fields here exist to get the mark right, also
+ * of a topic that has been forgotten, and after a restart. A mark that is too
+ * high costs a needless report of a gap; one that is too low hides a loss.
  *
  *   topic->mark     the greatest of: the id of its newest evicted frame;
  *                   ring->mark when the topic was made; what
  *                   topic_raise_mark() and ring_begin_after() have said
- *   topic->evicted  the ordinal of its newest evicted frame: whether a reader
- *                   that is connected has been overrun
- *   ring->mark      the greatest mark of a forgotten topic, and where the
- *                   history began: the mark of a topic that is made
+ *   topic->evicted  the ordinal of its newest evicted frame: tells whether a
+ *                   reader that is connected has been overrun
+ *   ring->mark      the greatest mark of a forgotten topic, or the id after
+ *                   which the history began: what a new topic's mark is
  *   ring->emptied   the newest id whose eviction left its topic without a
  *                   frame: what ring->mark has to be after a restart, when all
  *                   such topics are forgotten
- *   record.mark     what its topic's mark is if this is the topic's oldest
- *                   frame that is recovered
+ *   record.mark     its topic's mark if it is the oldest that is recovered
  *   record.emptied  ring->emptied when the frame was appended
- *   record.before   the newest id of all topics when it was appended
- *   state.mark      the greatest mark that did not come from an eviction; after
- *                   a restart it counts for all topics
+ *   record.before   the newest id of all topics when the frame was appended
+ *   state.mark      the greatest mark that no record has; after a restart it
+ *                   counts for all topics
  *
- * An example: a history that begins after id 0 and holds three frames. 1 goes
- * to topic a; 2, 3, 4 and 5 go to b.
+ * An example: a history that begins after id 0 and holds three frames. Id 1
+ * goes to topic a; 2, 3, 4 and 5 go to b.
  *
  *   Eviction. 4 evicts 1: a's mark and ring->emptied become 1. 5 evicts 2: b's
- *   mark becomes 2. A reader of b that had 1 has missed 2; one that had 2 has
- *   missed nothing, and 2 < 2 is false.
+ *   mark becomes 2. A reader of b that has 1 has missed 2. One that has 2 has
+ *   missed nothing: 2 is not below 2.
  *
  *   A forgotten topic. Nobody holds a reference to a, so it is forgotten, and
- *   ring->mark becomes its mark, 1. A reader comes to a with 0: the topic is
- *   made with mark 1, and 0 < 1 says that it may have missed something. A
- *   reader of a topic c that never had a frame is told the same: a and c can no
- *   longer be told apart.
+ *   ring->mark becomes 1. A reader comes to a with 0: the topic is made with
+ *   mark 1, and 0 is below that. A reader that comes with 0 to topic c, which
+ *   never had a frame, is told of a gap too: nothing tells a and c apart now.
  *
- *   A restart. 3, 4 and 5 are recovered. b's mark is record 3's, which is 2
- *   because 2 was b's newest id when 3 was appended. ring->mark is the newest
- *   record's `emptied`: 1. Had a crash damaged 4, then only 5 would be held:
- *   b's mark would be record 5's, 4; and ring->mark would be its `before`, also
- *   4, because the frames that are gone may have been of any topic. If the
- *   machine went down, ids that nothing here knows of may have been seen:
- *   ring_begin_after() then raises all marks to an id above those.
+ *   A restart. 3, 4 and 5 are recovered. b's mark is record 3's: 2, which was
+ *   b's newest id when 3 was appended. ring->mark is record 5's `emptied`: 1.
+ *   If a crash has damaged 4, only 5 is recovered. Then b's mark is record 5's:
+ *   4. ring->mark is record 5's `before`, which is also 4, because what is gone
+ *   may have been of any topic. If the machine went down, subscribers may have
+ *   seen ids that are not in the file at all: ring_begin_after() raises all
+ *   marks to an id above those.
  */
 
 static int compare_topics(const void *a, const void *b)
@@ -716,8 +711,7 @@ const char *topic_name_refused(struct slice name)
             continue;
         if (segment.length == 0)
             return "a topic has no empty segment";
-        /* clients and proxies resolve these: the topic could not be asked for
-         */
+        /* clients and proxies resolve these before they ask */
         if (slice_is(segment, ".") || slice_is(segment, ".."))
             return "a topic has no . or .. segment";
         begin = i + 1;
@@ -730,17 +724,10 @@ const char *topic_name_refused(struct slice name)
  * What the ring holds, where an id or a topic's next frame is, and what has to
  * go before a frame can be appended.
  *
- * A topic's frames are a list in both directions through the index. `next` is
- * what delivery follows. `previous` and `jump` are what a search follows,
- * backwards from the newest frame, because what clients ask for is near the
- * end. An entry's `previous` and `next` lead to held frames or nowhere; its
- * `jump` may lead to an evicted one, so jump_from() checks that.
- *
- * The skip list of sse.h (topic_seek()): each frame's jump leads as many of
- * its topic's frames back as the lowest digit of its number stands for, and
- * the number is written in skew binary, whose digits stand for 1, 3, 7, 15...
- * A digit is 2d + 1 where the one before is d, so that a jump is made of the
- * jumps of the frame before: see jump_for_next().
+ * A topic's frames are a list through the index. Delivery follows `next`. A
+ * search goes backwards from the newest frame, along `previous` and `jump`: see
+ * topic_seek() in sse.h. `previous` and `next` lead to held frames or nowhere;
+ * a `jump` may lead to an evicted frame, so jump_from() checks that.
  */
 
 const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
@@ -922,7 +909,7 @@ bool topic_finished(const struct ring *ring, const struct topic *topic)
  * has not been visited yet; another pass follows for the rest.
  *
  * topic->undelivered is the oldest frame of the pass, and 0 outside of the
- * queue. From there on, frames may not be evicted: publishers wait, see
+ * queue. Publishers wait if they would evict it or one after it: see
  * ring_would_overrun().
  */
 
@@ -1006,12 +993,11 @@ uint32_t topic_leave(const struct place *place)
     topic->subscribers[place->index] = moved;
     if (topic->unvisited > topic->subscriber_count)
         topic->unvisited = topic->subscriber_count;
-    if (topic->subscriber_count > 0)
-        return moved;
-    /* a topic with held frames stays, for which it needs no room */
-    free(topic->subscribers);
-    topic->subscribers = NULL;
-    topic->subscriber_room = 0;
+    if (topic->subscriber_count == 0) { /* it may stay for long */
+        free(topic->subscribers);
+        topic->subscribers = NULL;
+        topic->subscriber_room = 0;
+    }
     return moved;
 }
 
@@ -1056,28 +1042,25 @@ uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
     if (ring->file)
         write_record(ring);
     append_entry(ring);
-    if (topic->undelivered || !topic->subscriber_count)
-        return ordinal;
-    topic->references++;
-    begin_pass(topic, ordinal);
-    queue_pass(ring, topic);
+    if (!topic->undelivered && topic->subscriber_count) {
+        topic->references++;
+        begin_pass(topic, ordinal);
+        queue_pass(ring, topic);
+    }
     return ordinal;
 }
 
 /* ----------------------------------------------------------------- readers
  *
  * What a reader gets: the frames of its topics after its places, in the order
- * of their ordinals, as iovecs that point into the ring. All delivery goes
- * through here, live and replay, for each subscriber and each event: the hot
- * path. No function in this section changes the ring or a topic, only the
- * reader's places and its progress.
+ * of their ordinals, as iovecs that point into the ring. sse.c sends live
+ * events and replays with it, to each subscriber: it is the hot path. Nothing
+ * here changes the ring or a topic, only the reader's places and its progress.
  *
- * Two ways lead through it. Mostly what a reader gets is a run: one topic's
- * adjacent frames, sent as they are, of which only the first and the last are
- * looked at. Anything else (several topics, frames of others in between,
- * another form) is a walk from frame to frame. Both have to count the same
- * bytes: ring_advance() takes the way that ring_gather() took, as long as
- * nothing is appended in between.
+ * There are two ways. On a busy topic what a reader gets is mostly a run:
+ * adjacent frames that are sent as they are, of which only the first and the
+ * last are looked at. Anything else (several topics, frames of other topics in
+ * between, another form) is a walk from frame to frame.
  */
 
 /* The next frame of each of a reader's topics, 0 where there is none; and which
@@ -1449,15 +1432,14 @@ uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
  * header and two copies of the state in the first page, a record for each slot
  * of the index, and the ring's memory.
  *
- * The file is mapped and shared, so that what has been written to it outlives
- * the process, also if it is killed between any two instructions. What is
- * written therefore counts only with a check that is right, and the check goes
- * in last: a record's is zeroed first, and of the state there are two copies
- * that are written in turn, each in a sector of its own.
+ * The file is mapped and shared, so what has been written to it outlives the
+ * process, which may be killed between any two instructions. Bytes therefore
+ * count only if their check is right. A record's check is zeroed before, and
+ * written after, all else. Of the state there are two copies, which are written
+ * in turn, each in a sector of its own.
  *
- * A machine that goes down may lose any page that has not been synced, and keep
- * later ones. ring_sync() is the only way to the disk; sse.c calls it at the
- * times that --sync asks for. No pages are synced for an event otherwise.
+ * A machine that goes down may lose any page that has not been synced, and have
+ * later ones on the disk. sse.c calls ring_sync() when --sync asks for it.
  */
 
 enum {
@@ -1538,8 +1520,7 @@ static uint64_t file_length(const struct file_header *header)
 /* CRC-32C (RFC 3720, appendix B.4): what a byte does to the sum. */
 static uint32_t crc_table[256];
 
-/* Most processors have an instruction for eight bytes at a time, which makes
- * it several times as fast. */
+/* Most processors have an instruction for eight bytes at a time. */
 #ifdef __x86_64__
 #define HAS_CRC_INSTRUCTION __builtin_cpu_supports("sse4.2")
 
@@ -1574,15 +1555,16 @@ static uint32_t crc(uint32_t sum, const void *data, size_t length)
     return ~sum;
 }
 
-/* With or without the instruction the sum has to be the same, or a file would
- * look damaged on the next machine. That of these digits is published. */
+/* The sum must not depend on the machine, or a file would look damaged on the
+ * next one. That of these digits is published with the polynomial. */
 static void init_crc(void)
 {
     for (uint32_t i = 0; i < 256; i++) {
-        crc_table[i] = i;
+        uint32_t sum = i;
+
         for (int bit = 0; bit < 8; bit++)
-            crc_table[i] =
-                crc_table[i] >> 1 ^ (crc_table[i] & 1 ? 0x82F63B78 : 0);
+            sum = sum >> 1 ^ (sum & 1 ? 0x82F63B78 : 0);
+        crc_table[i] = sum;
     }
     assert(crc(0, "123456789", 9) == 0xE3069283);
 }
@@ -1613,8 +1595,8 @@ static void write_record(struct ring *ring)
     const struct topic *topic = frame->topic;
     struct record *record = record_at(ring, ring->next);
 
-    /* a process that is killed here leaves a record without a check, which is
-     * none; the fences keep the compiler from moving the stores */
+    /* if the process is killed here, the check is wrong and the record does not
+     * count; the fences keep the compiler from moving the stores */
     record->check = 0;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     *record = (struct record){
@@ -1775,24 +1757,23 @@ int64_t ring_time(const struct ring *ring, uint64_t ordinal)
 
 /* ---------------------------------------------------------------- recovery
  *
- * Finding the frames again that are in a history file, after an end of any
- * kind, in three steps. The records, in any order, say what the newest ordinal
- * is. From there back, the newest frame whose bytes are whole is the newest one
- * that is recovered. From that one back, frames are loaded into the index for
- * as long as each is whole and adjacent to the one after it, and the ring has
- * room. Then they are entered from the oldest on, as if they were appended.
+ * Finding the frames again that are in a history file. A look at all records
+ * gives the newest ordinal. From there back, the first frame whose bytes are
+ * whole becomes the newest. From that one back, frames are loaded as long as
+ * each is whole and adjacent to the one after it, and the ring has room. Then
+ * their entries are appended, from the oldest on.
  *
- * After a crash a check is right by accident alone; but anyone who can write to
- * the file can compute one. A record therefore counts as whole only if a server
- * can have written it: whatever is in the file, nothing goes wrong but the
- * history. Each record is copied before it is looked at, because it may change
- * meanwhile: ring_inspect() reads the file of a server that runs.
+ * In what a crash has left, a check is right only by accident. But anyone can
+ * compute one. A record is therefore whole only if a server can have written
+ * it, so that a forged file gives wrong events at worst. Records are copied
+ * before they are checked: ring_inspect() reads a file that a server may be
+ * writing.
  */
 
 /* Some 285,000 years in ms, for which localtime(3) still works. */
 #define TIME_MAX (INT64_C(1) << 53)
 
-/* Whether a server can have written that, at any time. */
+/* Whether a server can have written that. */
 static bool record_is_valid(const struct ring *ring,
                             const struct record *record)
 {
@@ -1862,17 +1843,17 @@ static bool memory_has(const struct ring *ring, size_t offset,
            memcmp(ring->memory, bytes + first, length - first) == 0;
 }
 
-/* Whether the bytes of a record that is whole are whole, too. With a chunk of
- * another size a stream would lose its framing; with another id, or without a
- * blank line at the end, a subscriber its place. The start is spelled from its
- * end on: text_put() would make up a tenth of a recovery. */
+/* Whether the frame of a whole record is whole too. With another chunk size a
+ * stream would lose its framing; with another id, or without a blank line at
+ * the end, a subscriber its place. The start is written backwards, and not with
+ * text_put(): that would be a tenth of the instructions of a recovery. */
 static bool frame_is_whole(const struct ring *ring, const struct record *record)
 {
     static const char tail[] = { '\n', '\n', '\r', '\n' };
+    size_t tail_at = record->length - sizeof(tail), length;
     char start[FRAME_HEAD + sizeof("id: 9007199254740991\n")];
     char *at = start + sizeof(start), *end = at;
     uint64_t id = record->id;
-    size_t length;
 
     *--at = '\n';
     do
@@ -1885,12 +1866,10 @@ static bool frame_is_whole(const struct ring *ring, const struct record *record)
     /* the id's line end may be the first of the two at the end */
     return record->bytes_check ==
                bytes_check(ring, record->offset, record->length) &&
-           length + sizeof(tail) - 1 <= record->length &&
+           length <= tail_at + 1 &&
            memory_has(ring, record->offset, at, length) &&
-           memory_has(ring,
-                      offset_after(ring, record->offset,
-                                   record->length - sizeof(tail)),
-                      tail, sizeof(tail));
+           memory_has(ring, offset_after(ring, record->offset, tail_at), tail,
+                      sizeof(tail));
 }
 
 /* From that ordinal back to a record whose bytes are whole too; its ordinal is
@@ -1925,10 +1904,9 @@ static uint64_t count_records(const struct ring *ring, uint64_t from,
     return count;
 }
 
-/* Makes the entries, for append_entry() to complete, of the frames that are
- * whole and adjacent up to that one, which becomes the oldest of them. Returns
- * 0 if the ring is full or history begins there; 1 if the frame before is not
- * whole. */
+/* Makes the entries, for append_entry() to complete, of that frame and of those
+ * before it that are whole and adjacent; *oldest becomes the last one. Returns
+ * 1 if the frame before that is not whole, 0 if there is none or no room. */
 static int load_back(struct ring *ring, struct record *oldest)
 {
     struct record before;
@@ -1989,9 +1967,9 @@ static int recover_frames(struct ring *ring, const struct record *newest,
     return 0;
 }
 
-/* Recovers the newest frames, and says where ids go on: above all that have
- * been given, as far as it is known. Only after a crash with ids from outside
- * they may be given again: the feeder repeats what was lost. */
+/* Recovers the newest frames. Ids go on above all that are known to have been
+ * given; but after a crash with ids from outside only above those that are
+ * recovered, because the publisher may send again what was lost. */
 static int recover(struct ring *ring, struct recovery *recovery)
 {
     const struct history_file *file = ring->file;
@@ -2009,8 +1987,8 @@ static int recover(struct ring *ring, struct recovery *recovery)
     ring->unbegun = file->state.unbegun;
     if (newest.ordinal != ordinal)
         recovery->dropped = count_records(ring, next, UINT64_MAX);
-    /* a record in the next slot that has a check, but is not whole, is of a
-     * frame that was appended and lost */
+    /* if the next slot has a check, but not that of a whole record that is
+     * older, a frame was appended there and has been lost */
     recovery->crashed = newest.ordinal != ordinal ||
                         (record_at(ring, next)->check &&
                          !read_slot(ring, next & ring->mask, 0, next, &record));
@@ -2026,18 +2004,17 @@ static int recover(struct ring *ring, struct recovery *recovery)
 
 /* -------------------------------------------------- opening a history file
  *
- * Getting at a file that exists: its path, its lock, its header. All refusals
- * are one line that says what is wrong and what to do.
+ * Finding, locking and checking a file that exists; ring_inspect() looks at one
+ * without a lock. A refusal is one line that says what is wrong and what to do.
  *
- * The file is untrusted until shown otherwise. The path is resolved once; from
- * then on the file is its name in a folder that is held open, so that nobody
- * can put another folder in between. A symbolic link, a file of another user,
- * one that others can write or that has a second name is refused: somebody else
- * could change it.
+ * The path is resolved once. From then on the file is a name in a folder that
+ * is held open, so that nobody can put another folder in between. What somebody
+ * else could change is refused: a symbolic link, a file of another user, one
+ * that others can write, and one that has a second name.
  *
- * flock(2) keeps two servers from one file. The lock is the file's and not the
- * name's, so after locking, the name has to be looked up once more: another
- * server may have renamed a new file over it in between.
+ * flock(2) keeps two servers from using one file. It locks the file and not its
+ * name, so the name is looked up again after locking: another server may have
+ * renamed a new file over it.
  */
 
 struct opening {
@@ -2053,7 +2030,6 @@ struct opening {
 
 enum {
     OPEN_FLAGS = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC,
-    MAKE_TRIES = 10,
 };
 
 /* Says what could not be done to the file, and errno. */
@@ -2063,7 +2039,7 @@ static int fail_errno(const struct opening *opening, const char *verb)
                      strerror(errno));
 }
 
-/* Opens the folder. The messages have the path as it was given. */
+/* The messages have the path as it was given. */
 static int open_folder(struct opening *opening)
 {
     const char *given = opening->wanted->path, *slash;
@@ -2113,8 +2089,6 @@ static int refuse_foreign(const struct opening *opening)
 static int check_header(const struct opening *opening,
                         const struct file_header *header)
 {
-    bool kept_ids = opening->wanted->kept_ids;
-
     if (header->magic != FILE_MAGIC)
         return refuse_foreign(opening);
     if (header->version != FILE_VERSION)
@@ -2128,13 +2102,13 @@ static int check_header(const struct opening *opening,
         header->size < 1 || header->size > HISTORY_BYTES_MAX ||
         header->record_size != sizeof(struct record) || header->kept_ids > 1)
         return refuse_damaged(opening);
-    if (!opening->read_only && header->kept_ids != kept_ids)
+    if (!opening->read_only && header->kept_ids != opening->wanted->kept_ids)
         return fail_with(opening->error,
                          "the ids in '%s' are %s --ids keep, or name another "
                          "file",
                          opening->path,
-                         kept_ids ? "its own: leave out"
-                                  : "its publishers': use");
+                         header->kept_ids ? "its publishers': use"
+                                          : "its own: leave out");
     return 0;
 }
 
@@ -2187,10 +2161,9 @@ static uint32_t read_pid(struct history_file *file)
 {
     char pages[PAGE];
 
-    if (pread(file->fd, pages, sizeof(pages), 0) != (ssize_t)sizeof(pages) ||
-        !read_state(file, pages))
-        return 0;
-    return file->state.pid;
+    return pread(file->fd, pages, PAGE, 0) == PAGE && read_state(file, pages)
+               ? file->state.pid
+               : 0;
 }
 
 /* False if another process has the lock. A file system without locks has to do
@@ -2322,6 +2295,7 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
         close_file(file);
         return -1;
     }
+    /* a lock for a moment tells whether a server has one */
     *pid = flock(fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
     flock(fd, LOCK_UN);
     if (load_ring(&opening, ring, file) == 0)
@@ -2332,19 +2306,19 @@ int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
 
 /* --------------------------------------------------- making a history file
  *
- * A new file, or one of another size, is made complete under a second name
- * beside the old one, and then renamed: the name leads to a whole file at every
- * moment, and an old one is as it was until then. Its blocks are allocated
- * first, so that a full disk is an error here and not a SIGBUS later.
+ * A new file, or one of another size, is completed under the new name,
+ * NAME.new, and then renamed, so that NAME leads to a whole file at every
+ * moment. All its blocks are allocated first: a full disk is then an error
+ * here, and not a SIGBUS later.
  *
- * The second name is shared by all servers that are about to make this file,
- * and may be left over from one that was killed. It is the lock that tells:
- * what is not locked is stale and is removed. A server that makes a file
- * therefore has to see, after it has its lock, that its file still has that
- * name.
+ * All servers that are about to make this file use the same new name, and one
+ * that was killed may have left a file there. A file that is not locked is
+ * stale, and is removed. A server may remove one that has just been created and
+ * is not locked yet, so each server looks, once it has its lock, whether its
+ * file still has the name.
  *
- * ring_open() also begins the server's run: from then on the file says that the
- * server has not ended well, until ring_end().
+ * ring_open() uses all of this, and begins the server's run: from then on the
+ * file says that the server has not ended well, until ring_end().
  */
 
 /* Removes what a server that was killed has left at the new name, or what
@@ -2372,7 +2346,7 @@ static int unlink_stale(const struct opening *opening)
 /* Makes an empty file at the new name, and locks it. */
 static int create_new(const struct opening *opening)
 {
-    for (int i = 0; i < MAKE_TRIES; i++) {
+    for (int tries = 10; tries > 0; tries--) {
         int fd = openat(opening->folder, opening->new_name,
                         O_RDWR | O_CREAT | O_EXCL | OPEN_FLAGS, 0600);
 
@@ -2466,7 +2440,6 @@ static int name_file(const struct opening *opening, struct history_file *file,
     return -1;
 }
 
-/* Makes a new history. */
 static int make_history(struct opening *opening, struct ring *ring)
 {
     if (make_ring(opening, ring) < 0)
@@ -2479,7 +2452,7 @@ static int make_history(struct opening *opening, struct ring *ring)
 }
 
 /* The ordinal of the oldest frame that still fits into the wanted size; that of
- * the next frame, if none does. */
+ * the next frame if none does. */
 static uint64_t first_that_fits(const struct ring *old,
                                 const struct history_wanted *wanted)
 {
@@ -2556,13 +2529,10 @@ static int resize(struct opening *opening, struct ring *ring)
     }
     if (outcome == 0)
         outcome = name_file(opening, resized.file, true);
-    if (outcome < 0) {
-        ring_release(&resized);
-        return -1;
-    }
-    ring_release(ring);
-    *ring = resized;
-    return 0;
+    ring_release(outcome == 0 ? ring : &resized);
+    if (outcome == 0)
+        *ring = resized;
+    return outcome;
 }
 
 /* Begins the server's run. What did not end well before another boot of the

@@ -107,7 +107,7 @@ fail_with(char error[ERROR_SIZE], const char *format, ...)
 /* ------------------------------------------------------------------ ring.c
  *
  * Events and their history. First how an event is spelled and read; then the
- * ring that keeps events, and what a reader gets of it. Nothing here knows of
+ * ring that holds events, and what a reader gets of it. Nothing here knows of
  * sockets, of HTTP, or of the time of day.
  */
 
@@ -267,18 +267,17 @@ size_t event_parser_read(struct event_parser *parser, struct slice data);
  * evicts from the old end until the new frame fits. Nothing protects a frame
  * from eviction. A reader notices by its place: reader_overrun().
  *
- * Topics. Each remembers the newest id that has been evicted from it: its
- * mark. A position below it may have lost something, however quiet the topic
- * is and however often the ring has turned for others. When a topic is
- * forgotten the ring's own mark rises to its; a topic that is not known
- * begins with that.
+ * Topics. Each has a mark: the newest id that may be lost, mostly that of its
+ * newest evicted frame. A position below it may have lost something, however
+ * often the ring has turned for other topics. When a topic is forgotten, the
+ * ring remembers its mark: see "What may be lost" in ring.c.
  *
  * The history file. With it the memory is a part of a file that is mapped, and
  * each frame has a record there beside its entry of the index:
  *
- *   header | records, a place for each of the index | the memory
+ *   header | records, one for each slot of the index | the memory
  *
- * A record bears checks of itself and of the frame's bytes, so what a crash
+ * A record has checks of itself and of the frame's bytes, so what a crash
  * left can be found again without trusting anything else. What the process
  * wrote before it was killed is in the kernel's cache; ring_sync() brings it
  * to the disk.
@@ -338,7 +337,7 @@ struct ring {
     uint64_t oldest;    /* ordinal; == next when nothing is held */
     uint64_t next;      /* ordinal of the next frame */
     uint64_t newest_id; /* of the newest frame ever, or where ids began */
-    uint64_t mark;      /* the greatest mark of a topic forgotten */
+    uint64_t mark;      /* of a topic that is made: see "What may be lost" */
     uint64_t emptied; /* the newest id whose eviction left its topic nothing */
     void *topics;     /* owned: a tree by name, tsearch(3) */
     struct topic *pass_first, *pass_last; /* see pass_next(); held */
@@ -364,7 +363,7 @@ struct topic {
     uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
     uint64_t newest;     /* ordinal of its newest held frame, 0: none held */
     uint64_t evicted;    /* ordinal of its newest evicted frame, 0: none */
-    uint64_t mark;       /* a position below this id may have lost something */
+    uint64_t mark;       /* newest id that may be lost: see ring.c */
     uint64_t newest_id;  /* of the newest event it ever had, 0: none is known */
     uint64_t count;      /* frames it ever had: the newest one's number */
     uint32_t references; /* topic_hold() less topic_drop() */
@@ -381,8 +380,8 @@ struct topic {
     struct slice name; /* in the same piece of memory */
 };
 
-/* A reader's place among the frames of one topic: everything up to and
- * including the ordinal `last` is behind it. */
+/* Where a reader stands in one topic: it has passed everything up to and
+ * including the ordinal `last`. */
 struct place {
     struct topic *topic;
     uint64_t last;
@@ -458,9 +457,8 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
 
 /*
  * The same for looking at a file alone, of any owner: it is mapped, not
- * locked and not written. Its `path`, `read_only` and `splice_text` are all
- * that counts of `wanted`. A server may be writing it: *pid is then that of the
- * server, else 0.
+ * locked and not written. Of `wanted` only `path` and `splice_text` count. A
+ * server may be writing the file: *pid is then that of the server, else 0.
  */
 int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
@@ -516,7 +514,7 @@ uint64_t ring_oldest_after(const struct ring *ring, size_t length);
 /*
  * Appends a whole frame, envelope included, copying its bytes, and evicts
  * what has to go. The topic is held. `id` is greater than ring->newest_id;
- * `splice` is the place of the splice text in `bytes`, or 0; `end` marks the
+ * `splice` is the splice point's offset in `bytes`, or 0; `end` is set for the
  * frame that finishes its topic. bytes.length <= ring->size. Returns the
  * frame's ordinal. Cannot fail.
  */
@@ -534,16 +532,13 @@ uint64_t ring_find(const struct ring *ring, uint64_t id);
  * Values for a place's `last`, so that what follows is: all that is held;
  * nothing but what comes from now on; what is newer than `id`.
  *
- * Each frame names, beside the topic's frame before it, one further back: as
- * many frames back as the lowest digit of its number stands for, with the
- * number written in skew binary (digits that stand for 1, 3, 7, 15...). A
- * search that takes the long way wherever it does not lead too far takes
- * logarithmic time: E. W. Myers, "An applicative random-access stack",
- * Information Processing Letters 17 (1983).
+ * Each frame names, beside the topic's frame before it, one further back, its
+ * jump: as many frames back as the lowest digit of its number stands for, with
+ * the number written in skew binary (digits that stand for 1, 3, 7, 15...). A
+ * search that takes each jump that does not lead too far takes logarithmic
+ * time: E. W. Myers, "An applicative random-access stack", Information
+ * Processing Letters 17 (1983).
  */
-uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
-                    uint64_t id);
-
 static inline uint64_t topic_start(const struct topic *topic)
 {
     return topic->evicted;
@@ -553,6 +548,9 @@ static inline uint64_t topic_end(const struct topic *topic)
 {
     return topic->newest ? topic->newest : topic->evicted;
 }
+
+uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
+                    uint64_t id);
 
 /* The ordinal of the topic's frame after `last` (a value as above, or an
  * ordinal of this topic), 0 if there is none yet. */

@@ -231,7 +231,7 @@ Test(ring, chains_topics)
     cursor.last = topic_end(quiet);
     for (uint64_t id = 8; id <= 20; id++)
         append(&ring, busy, id, 5, false);
-    /* all of it is gone, and he who had all of it has lost nothing */
+    /* all of it is gone, and a reader that had all of it has lost nothing */
     cr_assert(quiet->oldest == 0 && quiet->newest == 0 && quiet->mark == 5);
     cr_assert(!one_overrun(quiet, &cursor));
     cr_assert(topic_after(&ring, quiet, cursor.last) == 0);
@@ -1040,7 +1040,7 @@ static void check_places(const struct ring *ring, struct topic *topic,
     must(topic->mark == all[model_evicted(number)].id);
 }
 
-/* How many bytes a reader has before him. */
+/* How many bytes a reader has before it. */
 static size_t model_left(const struct model_reader *reader)
 {
     uint64_t next = reader->cursor.last;
