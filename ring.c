@@ -246,9 +246,10 @@ void text_put_block(struct text *text, unsigned form, const struct block *block,
                     const char *format, ...)
 {
     size_t begin = text_begin_block(text, form, block);
-    va_list arguments;
 
     if (format) {
+        va_list arguments;
+
         text_put(text, "data: ");
         va_start(arguments, format);
         text_put_list(text, format, arguments);
@@ -1520,10 +1521,7 @@ static uint64_t file_length(const struct file_header *header)
 /* CRC-32C (RFC 3720, appendix B.4): what a byte does to the sum. */
 static uint32_t crc_table[256];
 
-/* Most processors have an instruction for eight bytes at a time. */
 #ifdef __x86_64__
-#define HAS_CRC_INSTRUCTION __builtin_cpu_supports("sse4.2")
-
 __attribute__((target("sse4.2"))) static uint32_t
 crc_eights(uint32_t sum, const unsigned char *bytes, size_t count)
 {
@@ -1535,10 +1533,6 @@ crc_eights(uint32_t sum, const unsigned char *bytes, size_t count)
     }
     return sum;
 }
-
-#else
-#define HAS_CRC_INSTRUCTION false
-#define crc_eights(sum, bytes, count) (sum)
 #endif
 
 static uint32_t crc(uint32_t sum, const void *data, size_t length)
@@ -1546,10 +1540,12 @@ static uint32_t crc(uint32_t sum, const void *data, size_t length)
     const unsigned char *bytes = data, *end = bytes + length;
 
     sum = ~sum;
-    if (HAS_CRC_INSTRUCTION) {
+#ifdef __x86_64__ /* nearly all of them have the instruction */
+    if (__builtin_cpu_supports("sse4.2")) {
         sum = crc_eights(sum, bytes, length / 8);
         bytes += length / 8 * 8;
     }
+#endif
     for (; bytes < end; bytes++)
         sum = sum >> 8 ^ crc_table[(sum ^ *bytes) & 255];
     return ~sum;
@@ -2223,6 +2219,7 @@ static int lock_file(const struct opening *opening, struct history_file *file)
 static int open_file(const struct opening *opening,
                      struct history_file **result)
 {
+    struct history_file *file;
     int outcome;
 
     do {
@@ -2232,14 +2229,16 @@ static int open_file(const struct opening *opening,
             return 1;
         if (fd < 0)
             return fail_errno(opening, "open");
-        *result = new_file(opening, fd);
-        if (!*result)
+        file = new_file(opening, fd);
+        if (!file)
             return -1;
-        outcome = lock_file(opening, *result);
+        outcome = lock_file(opening, file);
         if (outcome == 0)
-            outcome = load_file(opening, *result);
-        if (outcome != 0)
-            close_file(*result);
+            outcome = load_file(opening, file);
+        if (outcome == 0)
+            *result = file;
+        else
+            close_file(file);
     } while (outcome == 1);
     return outcome;
 }
@@ -2344,8 +2343,12 @@ static int unlink_stale(const struct opening *opening)
 }
 
 /* Makes an empty file at the new name, and locks it. */
-static int create_new(const struct opening *opening)
+static int create_new(struct opening *opening)
 {
+    if (snprintf(opening->new_name, sizeof(opening->new_name), "%s.new",
+                 opening->name) >= (int)sizeof(opening->new_name))
+        return fail_with(opening->error, "the name of '%.100s...' is too long",
+                         opening->path);
     for (int tries = 10; tries > 0; tries--) {
         int fd = openat(opening->folder, opening->new_name,
                         O_RDWR | O_CREAT | O_EXCL | OPEN_FLAGS, 0600);
@@ -2386,10 +2389,6 @@ static int make_ring(struct opening *opening, struct ring *ring)
     struct history_file *file;
     int fd, why;
 
-    if (snprintf(opening->new_name, sizeof(opening->new_name), "%s.new",
-                 opening->name) >= (int)sizeof(opening->new_name))
-        return fail_with(opening->error, "the name of '%.100s...' is too long",
-                         opening->path);
     fd = create_new(opening);
     file = fd < 0 ? NULL : new_file(opening, fd);
     if (!file)
@@ -2399,7 +2398,7 @@ static int make_ring(struct opening *opening, struct ring *ring)
     why = posix_fallocate(fd, 0, (off_t)file_length(&header));
     if (why == 0 && map_file(file, PROT_READ | PROT_WRITE) < 0)
         why = errno;
-    if (why == 0) {
+    if (file->map) {
         memcpy(file->map, &header, sizeof(header));
         return begin_file_ring(opening, ring, file);
     }
@@ -2583,7 +2582,7 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
     recovery->made = outcome == 1;
     if (outcome == 1)
         outcome = make_history(&opening, ring);
-    else if (outcome == 0)
+    else if (file)
         outcome = load_ring(&opening, ring, file);
     if (outcome == 0 &&
         (ring->limit != wanted->limit || ring->size != wanted->size)) {
