@@ -1,30 +1,34 @@
 /*
- * ring.c owns the frames' bytes, the index from id to place, the topics'
- * chains through the ring, and the rule of eviction; sse.h describes all of
- * them; and the history file. It reads no clock, and the file is the only
- * thing that it makes system calls for.
+ * ring.c: events and their history.
+ *
+ * It owns the frames' bytes, the index of frames, the topics with their chains
+ * through the index, the rule of eviction, the order of delivery, and the
+ * history file; sse.h describes the data structures. It reads no clock, and
+ * makes system calls for the history file alone.
  *
  * Invariants:
  *   oldest <= next, next - oldest <= limit, used <= size;
- *   the held frames lie one behind the other in memory, modulo its size;
+ *   the held frames are adjacent in memory, modulo its size;
  *   ids grow with ordinals;
- *   a topic's oldest and newest are held, or both are 0;
- *   topic->evicted < topic->oldest, if it has an oldest;
- *   a topic in the tree has a frame that is held, or a reference.
+ *   a topic's oldest and newest frames are both held, or both ordinals are 0;
+ *   topic->evicted < topic->oldest, if the topic has an oldest frame;
+ *   a topic in the tree has a held frame or a reference.
+ *
+ * Sections, each of which uses those before it: event text; reading event
+ * streams; the ring; topics; frames and eviction; passes and appending;
+ * readers; starts; the history file; recovery; opening a history file; making
+ * one.
  */
 #include "sse.h"
 
 #include <assert.h>
-#include <endian.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <search.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -34,48 +38,47 @@
 /* ------------------------------------------------------------- event text
  *
  * How an event is spelled: a block of an event stream (WHATWG HTML, section
- * 9.2.5) with the values in it, which are UTF-8 or JSON. sse.c makes frames
- * and the server's own blocks with it.
+ * 9.2.5) with values that are UTF-8 or JSON. sse.c makes frames and the
+ * server's own blocks with it.
+ *
+ * A text never grows: its owner has made room for the longest result
+ * (FRAME_FACTOR, FRAME_REST), so running out of room is a bug, not an error.
+ * Whatever bytes a publisher sends, valid UTF-8 comes out, with U+FFFD where a
+ * browser's decoder would put it.
  */
 
-/* The bytes that may follow the lead byte of a sequence. */
-static bool utf8_follows(unsigned char lead, unsigned char second)
-{
-    unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-    unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-
-    return second >= low && second <= high;
-}
-
-/* Overlong forms, surrogates and what is over U+10FFFF are no sequences. */
-size_t utf8_sequence(struct slice text)
+/* How many bytes of a sequence the text starts with, 1 at least; *whole is how
+ * many a complete one would have. The bounds of the second byte leave out
+ * overlong forms, surrogates and all over U+10FFFF. */
+static size_t utf8_prefix(struct slice text, size_t *whole)
 {
     const unsigned char *s = (const unsigned char *)text.data;
-    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    unsigned char low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
+    unsigned char high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    size_t length = 1;
 
-    if (length == 1)
+    *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 || s[1] < low ||
+        s[1] > high)
         return 1;
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < length)
-        return 0;
-    if (!utf8_follows(s[0], s[1]))
-        return 0;
-    for (size_t i = 2; i < length; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
+    while (length < *whole && length < text.length &&
+           (s[length] & 0xC0) == 0x80)
+        length++;
     return length;
+}
+
+size_t utf8_sequence(struct slice text)
+{
+    size_t whole, length = utf8_prefix(text, &whole);
+
+    return length == whole ? length : 0;
 }
 
 size_t utf8_malformed(struct slice text)
 {
-    const unsigned char *s = (const unsigned char *)text.data;
-    size_t length = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4, at = 1;
+    size_t whole;
 
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 ||
-        !utf8_follows(s[0], s[1]))
-        return 1;
-    while (at < length && at < text.length && (s[at] & 0xC0) == 0x80)
-        at++;
-    return at;
+    return utf8_prefix(text, &whole);
 }
 
 __attribute__((format(printf, 2, 0))) static void
@@ -104,16 +107,37 @@ void text_put_bytes(struct text *text, const char *bytes, size_t length)
     text->length += length;
 }
 
-/* What is at the start of `value` as JSON spells it (RFC 8259, section 7): at
- * most six bytes for one. What is no UTF-8 becomes U+FFFD. Returns how many
- * bytes of it that was. */
-static size_t text_put_escaped(struct text *text, struct slice value)
+/* How many bytes at the start of a text go out as they are: they are UTF-8,
+ * and, for JSON, need no escape. */
+static size_t plain_length(struct slice text, bool json)
+{
+    size_t at = 0, length = 1;
+
+    while (at < text.length && length) {
+        unsigned char c = (unsigned char)text.data[at];
+
+        if (json && (c < ' ' || c == '"' || c == '\\'))
+            break;
+        length = c < 0x80 ? 1 : utf8_sequence(slice_from(text, at));
+        at += length;
+    }
+    return at;
+}
+
+bool utf8_valid(struct slice text)
+{
+    return plain_length(text, false) == text.length;
+}
+
+/* Adds what is at the start of `value` and is not plain. Returns how many
+ * bytes of the value that was. */
+static size_t text_put_special(struct text *text, struct slice value, bool json)
 {
     static const char letters[] = "btn\0fr"; /* for the bytes 8 to 13 */
     unsigned char c = (unsigned char)*value.data;
 
     if (c >= 0x80) {
-        text_put(text, "\\ufffd");
+        text_put_bytes(text, json ? "\\ufffd" : "\xEF\xBF\xBD", json ? 6 : 3);
         return utf8_malformed(value);
     }
     if (c == '"' || c == '\\')
@@ -125,68 +149,32 @@ static size_t text_put_escaped(struct text *text, struct slice value)
     return 1;
 }
 
-/* How many bytes a text begins with that are UTF-8; and, for JSON, need not
- * be escaped. */
-static size_t plain_length(struct slice text, bool json)
-{
-    size_t at = 0, length = 1;
-
-    while (at < text.length && length) {
-        unsigned char c = (unsigned char)text.data[at];
-
-        if (json && (c < ' ' || c == '"' || c == '\\'))
-            break;
-        length = c < 0x80 ? 1
-                          : utf8_sequence((struct slice){ text.data + at,
-                                                          text.length - at });
-        at += length;
-    }
-    return at;
-}
-
-bool utf8_valid(struct slice text)
-{
-    return plain_length(text, false) == text.length;
-}
-
-void text_put_json(struct text *text, struct slice value)
+static void text_put_value(struct text *text, struct slice value, bool json)
 {
     while (value.length) {
-        size_t plain = plain_length(value, true);
+        size_t plain = plain_length(value, json);
 
         text_put_bytes(text, value.data, plain);
         value = slice_from(value, plain);
         if (value.length)
-            value = slice_from(value, text_put_escaped(text, value));
+            value = slice_from(value, text_put_special(text, value, json));
     }
 }
 
-/* The text, with U+FFFD for what is no UTF-8: at most three bytes for one. */
-static void text_put_utf8(struct text *text, struct slice value)
+void text_put_json(struct text *text, struct slice value)
 {
-    while (value.length) {
-        size_t valid = plain_length(value, false);
-
-        text_put_bytes(text, value.data, valid);
-        value = slice_from(value, valid);
-        if (value.length == 0)
-            break;
-        text_put_bytes(text, "\xEF\xBF\xBD", 3);
-        value = slice_from(value, utf8_malformed(value));
-    }
+    text_put_value(text, value, true);
 }
 
-/* Where the next LF or CR is in [at, end); `end` if there is none. It looks
- * little further than that, so that many short lines cost no more than a long
- * one. */
+/* Where the next LF or CR is in [at, end); `end` if there is none. It searches
+ * for both in windows: else data with many LFs and no CR would be searched for
+ * a CR to its end once for each line. */
 static const char *line_end(const char *at, const char *end)
 {
-    enum {
-        WINDOW = 256
-    };
+    const ptrdiff_t window = 256;
 
     while (at < end) {
-        size_t length = end - at < WINDOW ? (size_t)(end - at) : WINDOW;
+        size_t length = (size_t)(end - at < window ? end - at : window);
         const char *lf = memchr(at, '\n', length);
         const char *cr = memchr(at, '\r', lf ? (size_t)(lf - at) : length);
 
@@ -197,8 +185,8 @@ static const char *line_end(const char *at, const char *end)
     return end;
 }
 
-/* The data's lines, each as a field; they end in LF, CR LF or CR, and one
- * comes after the last line end. */
+/* Adds each line of the data as a field. A line end at the very end of the data
+ * is followed by one more line, which is empty. */
 static void text_put_data(struct text *text, struct slice data)
 {
     const char *at = data.data, *end = at + data.length;
@@ -207,7 +195,7 @@ static void text_put_data(struct text *text, struct slice data)
         const char *stop = line_end(at, end);
 
         text_put_bytes(text, "data: ", 6);
-        text_put_utf8(text, (struct slice){ at, (size_t)(stop - at) });
+        text_put_value(text, (struct slice){ at, (size_t)(stop - at) }, false);
         text_put_bytes(text, "\n", 1);
         if (stop == end)
             return;
@@ -217,7 +205,8 @@ static void text_put_data(struct text *text, struct slice data)
     }
 }
 
-/* A chunk size of constant width. */
+/* Writes a chunk size of constant width, so that it can be filled in when the
+ * chunk is complete. */
 static void put_size(char digits[8], size_t size)
 {
     for (int i = 7; i >= 0; i--, size >>= 4)
@@ -238,7 +227,7 @@ size_t text_begin_block(struct text *text, unsigned form,
         text_put(text, "id: %" PRIu64 "\n", *block->id);
     if (block->event.length) {
         text_put(text, "event: ");
-        text_put_utf8(text, block->event);
+        text_put_value(text, block->event, false);
         text_put(text, "\n");
     }
     return begin;
@@ -257,9 +246,10 @@ void text_put_block(struct text *text, unsigned form, const struct block *block,
                     const char *format, ...)
 {
     size_t begin = text_begin_block(text, form, block);
-    va_list arguments;
 
     if (format) {
+        va_list arguments;
+
         text_put(text, "data: ");
         va_start(arguments, format);
         text_put_list(text, format, arguments);
@@ -283,42 +273,38 @@ void text_put_event(struct text *text, uint64_t id, const struct event *event)
 
 /* ----------------------------------------------------- reading event streams
  *
- * The reverse of the section before: bytes of an event stream, in pieces of
- * any length, become events. Publishers and standard input send such streams.
+ * The reverse of the section before: bytes of an event stream, in pieces of any
+ * length, become events (WHATWG HTML, section 9.2.6). Publishers and standard
+ * input send such streams; sse.c has a parser for each.
+ *
+ * The state machine looks at single bytes in field names and around line ends.
+ * Values go in runs, up to the next line end or the end of the piece. Of a
+ * value that is too long one byte more than its maximum is stored, so that the
+ * caller can tell: it is never cut to something that looks valid.
+ *
+ * The value of an id or a retry field goes to `candidate` first. If it turns
+ * out to have a NUL or a byte that is no digit, the field is ignored, and the
+ * value of an earlier one stays.
  */
 
 void event_parser_init(struct event_parser *parser, char *data, size_t room)
 {
     *parser =
-        (struct event_parser){ .state = EVENT_BOM, .data = data, .room = room };
+        (struct event_parser){ .at_start = true, .data = data, .room = room };
 }
 
-/* Forgets the event, be it complete or not. */
-static void event_begin(struct event_parser *parser)
+/* Drops the event, complete or not. The buffers keep their bytes: the lengths
+ * say what is valid. */
+static void event_reset(struct event_parser *parser)
 {
-    parser->length = 0;
-    parser->name_length = 0;
-    parser->id_length = 0;
-    parser->retry_length = 0;
-    parser->has_data = false;
-    parser->has_id = false;
-    parser->too_long = false;
-    parser->complete = false;
+    parser->length = parser->name_length = 0;
+    parser->id_length = parser->retry_length = 0;
+    parser->has_data = parser->has_id = false;
+    parser->too_long = parser->complete = false;
 }
 
-static void event_append_data(struct event_parser *parser, const char *bytes,
-                              size_t length)
-{
-    if (length > parser->room - parser->length) {
-        parser->too_long = true;
-        return;
-    }
-    memcpy(parser->data + parser->length, bytes, length);
-    parser->length += length;
-}
-
-/* Adds to a value of bounded length; one more byte than it may have is kept
- * of what is longer, so that it can be told. */
+/* Adds to a value of at most `maximum` bytes; of a longer one, one byte more
+ * is stored. */
 static void append_bounded(char *value, size_t *length, size_t maximum,
                            struct slice bytes)
 {
@@ -330,146 +316,101 @@ static void append_bounded(char *value, size_t *length, size_t maximum,
     *length += bytes.length;
 }
 
-/* A field's value begins: it replaces the one before, but for data. */
-static void event_begin_value(struct event_parser *parser)
-{
-    switch (parser->field) {
-    case FIELD_DATA:
-        if (parser->has_data)
-            event_append_data(parser, "\n", 1);
-        parser->has_data = true;
-        break;
-    case FIELD_EVENT:
-        parser->name_length = 0;
-        break;
-    case FIELD_ID:
-    case FIELD_RETRY:
-        parser->candidate_length = 0;
-        parser->candidate_has_nul = false;
-        break;
-    case FIELD_OTHER:
-        break;
-    }
-}
-
 static void event_append_value(struct event_parser *parser, struct slice bytes)
 {
-    switch (parser->field) {
-    case FIELD_DATA:
-        event_append_data(parser, bytes.data, bytes.length);
-        break;
-    case FIELD_EVENT:
+    if (parser->field == FIELD_DATA &&
+        bytes.length > parser->room - parser->length) {
+        parser->too_long = true;
+    } else if (parser->field == FIELD_DATA) {
+        memcpy(parser->data + parser->length, bytes.data, bytes.length);
+        parser->length += bytes.length;
+    } else if (parser->field == FIELD_EVENT) {
         append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
                        bytes);
-        break;
-    case FIELD_ID:
-    case FIELD_RETRY:
+    } else if (parser->field != FIELD_OTHER) {
         append_bounded(parser->candidate, &parser->candidate_length,
                        EVENT_NUMBER_MAX, bytes);
         if (memchr(bytes.data, '\0', bytes.length))
             parser->candidate_has_nul = true;
-        break;
-    case FIELD_OTHER:
-        break;
     }
 }
 
-static bool all_digits(struct slice text)
+/* The field's name is complete. The value replaces the one before, but data is
+ * added to data. */
+static void event_begin_value(struct event_parser *parser)
 {
-    for (size_t i = 0; i < text.length; i++)
-        if (text.data[i] < '0' || text.data[i] > '9')
-            return false;
-    return text.length > 0;
+    struct slice name = { parser->field_name, parser->field_length };
+
+    parser->field = slice_is(name, "data")    ? FIELD_DATA
+                    : slice_is(name, "event") ? FIELD_EVENT
+                    : slice_is(name, "id")    ? FIELD_ID
+                    : slice_is(name, "retry") ? FIELD_RETRY
+                                              : FIELD_OTHER;
+    parser->candidate_length = 0;
+    parser->candidate_has_nul = false;
+    if (parser->field == FIELD_EVENT)
+        parser->name_length = 0;
+    if (parser->field != FIELD_DATA)
+        return;
+    if (parser->has_data)
+        event_append_value(parser, SLICE("\n"));
+    parser->has_data = true;
 }
 
-/* A field's value has ended. */
 static void event_end_value(struct event_parser *parser)
 {
-    struct slice value = { parser->candidate, parser->candidate_length };
+    size_t length = parser->candidate_length;
 
     if (parser->field == FIELD_ID && !parser->candidate_has_nul) {
-        memcpy(parser->id, value.data, value.length);
-        parser->id_length = value.length;
+        memcpy(parser->id, parser->candidate, length);
+        parser->id_length = length;
         parser->has_id = true;
-    } else if (parser->field == FIELD_RETRY && all_digits(value) &&
-               value.length <= EVENT_NUMBER_MAX) {
-        memcpy(parser->retry, value.data, value.length);
-        parser->retry_length = value.length;
+    } else if (parser->field == FIELD_RETRY && length > 0 &&
+               length <= EVENT_NUMBER_MAX) {
+        parser->candidate[length] = '\0';
+        if (strspn(parser->candidate, "0123456789") < length)
+            return;
+        memcpy(parser->retry, parser->candidate, length);
+        parser->retry_length = length;
     }
 }
 
-static enum event_field event_field(struct slice name)
-{
-    return slice_is(name, "data")    ? FIELD_DATA
-           : slice_is(name, "event") ? FIELD_EVENT
-           : slice_is(name, "id")    ? FIELD_ID
-           : slice_is(name, "retry") ? FIELD_RETRY
-                                     : FIELD_OTHER;
-}
-
-/* The field's name is complete. */
-static void event_name_ends(struct event_parser *parser)
-{
-    parser->field =
-        event_field((struct slice){ parser->field_name, parser->field_length });
-    event_begin_value(parser);
-}
-
-static void event_line_ends(struct event_parser *parser, char end)
+static void event_end_line(struct event_parser *parser, char end)
 {
     bool blank = parser->state == EVENT_NAME && parser->field_length == 0;
 
     if (parser->state == EVENT_NAME && !blank)
-        event_name_ends(parser); /* no colon: the value is empty */
+        event_begin_value(parser); /* no colon: the value is empty */
     if (!blank)
         event_end_value(parser);
     else if (parser->has_data)
         parser->complete = true;
     else
-        event_begin(parser);
+        event_reset(parser);
     parser->field_length = 0;
+    parser->at_start = false;
     parser->state = end == '\r' ? EVENT_AFTER_CR : EVENT_NAME;
 }
 
-/* A byte that is no run of a value. */
-static void event_byte(struct event_parser *parser, char byte)
+/* Takes a byte of a field's name, or the one after it. A byte order mark at the
+ * start of the stream is dropped when it is complete; an incomplete one is the
+ * start of an unknown field's name. */
+static void event_take_name(struct event_parser *parser, char byte)
 {
     if (byte == '\n' || byte == '\r') {
-        event_line_ends(parser, byte);
-    } else if (parser->state == EVENT_NAME && byte == ':') {
-        event_name_ends(parser);
+        event_end_line(parser, byte);
+    } else if (byte == ':') {
+        event_begin_value(parser);
         parser->state = EVENT_SPACE;
-    } else if (parser->state == EVENT_NAME) {
+    } else {
         append_bounded(parser->field_name, &parser->field_length,
                        EVENT_FIELD_NAME_MAX, (struct slice){ &byte, 1 });
-    } else if (parser->state == EVENT_SPACE) {
-        parser->state = EVENT_VALUE;
-        if (byte != ' ')
-            event_append_value(parser, (struct slice){ &byte, 1 });
+        if (!parser->at_start || parser->field_length < 3)
+            return;
+        parser->at_start = false;
+        if (memcmp(parser->field_name, "\xEF\xBB\xBF", 3) == 0)
+            parser->field_length = 0;
     }
-}
-
-/* Takes one byte of what is left out before the first and after a CR; false
- * if `byte` is none of it. */
-static bool event_left_out(struct event_parser *parser, char byte)
-{
-    static const char bom[] = "\xEF\xBB\xBF";
-    bool out;
-
-    if (parser->state == EVENT_AFTER_CR) {
-        parser->state = EVENT_NAME;
-        return byte == '\n';
-    }
-    if (parser->state != EVENT_BOM)
-        return false;
-    out = byte == bom[parser->field_length];
-    if (out && ++parser->field_length < 3)
-        return true;
-    /* a part of one is the begin of a field's name, which is none */
-    memcpy(parser->field_name, bom, parser->field_length);
-    parser->field_length = out ? 0 : parser->field_length;
-    parser->state = EVENT_NAME;
-    return out;
 }
 
 size_t event_parser_read(struct event_parser *parser, struct slice data)
@@ -477,20 +418,24 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
     const char *at = data.data, *end = at + data.length;
 
     if (parser->complete)
-        event_begin(parser);
+        event_reset(parser);
     while (at < end && !parser->complete) {
-        if (event_left_out(parser, *at)) {
-            at++;
-        } else if (parser->state == EVENT_VALUE) {
+        if (parser->state == EVENT_NAME) {
+            event_take_name(parser, *at++);
+        } else if (parser->state == EVENT_AFTER_CR) {
+            parser->state = EVENT_NAME;
+            at += *at == '\n';
+        } else if (parser->state == EVENT_SPACE) {
+            parser->state = EVENT_VALUE;
+            at += *at == ' ';
+        } else {
             const char *stop = line_end(at, end);
 
             event_append_value(parser,
                                (struct slice){ at, (size_t)(stop - at) });
             at = stop;
             if (at < end)
-                event_line_ends(parser, *at++);
-        } else {
-            event_byte(parser, *at++);
+                event_end_line(parser, *at++);
         }
     }
     return (size_t)(at - data.data);
@@ -498,16 +443,22 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
 
 /* ---------------------------------------------------------------- the ring
  *
- * Making one and ending it. The sections after this one say what goes in and
- * out.
+ * Making and releasing it, and the arithmetic that all sections after this one
+ * share. All offsets are below ring->size, and nothing that is read or written
+ * is longer than that, so a range of bytes wraps once at most.
  */
 
-static struct frame *at(const struct ring *ring, uint64_t ordinal)
+/* Of the section on the history file, below. Without a file the first and the
+ * third are not called, and the second does nothing. */
+static void write_record(struct ring *ring);
+static void write_mark(struct ring *ring, uint64_t id);
+static void close_file(struct history_file *file);
+
+static struct frame *frame_at(const struct ring *ring, uint64_t ordinal)
 {
     return &ring->frames[ordinal & ring->mask];
 }
 
-/* Raises a value to `least`, where it is less. */
 static void raise_to(uint64_t *value, uint64_t least)
 {
     if (*value < least)
@@ -516,29 +467,25 @@ static void raise_to(uint64_t *value, uint64_t least)
 
 /* How many of the bytes from `offset` on come before the memory's end; the
  * others are at its start. */
-static size_t before_wrap(const struct ring *ring, size_t offset, size_t length)
+static size_t length_to_wrap(const struct ring *ring, size_t offset,
+                             size_t length)
 {
     size_t room = ring->size - offset;
 
     return length < room ? length : room;
 }
 
-/* The offset so many bytes further on; no more than the memory has. */
-static size_t further(const struct ring *ring, size_t offset, size_t length)
+static size_t offset_after(const struct ring *ring, size_t offset,
+                           size_t length)
 {
     size_t end = offset + length;
 
     return end < ring->size ? end : end - ring->size;
 }
 
-static void file_close(struct history_file *file);
-
-static void file_note_mark(struct ring *ring, uint64_t id);
-
-static void file_record(struct ring *ring, const struct frame *frame);
-
-/* Places of the index: a power of two. Two at least: while a record is being
- * written, the one before it is whole. */
+/* How many slots the index has: a power of two, so that a mask finds the slot
+ * of an ordinal. Two at least: while a record is being written, the one before
+ * it stays whole. */
 static uint64_t slots_for(uint64_t limit)
 {
     uint64_t slots = 2;
@@ -548,8 +495,9 @@ static uint64_t slots_for(uint64_t limit)
     return slots;
 }
 
-/* A ring in that memory, which becomes its own, as does the file. */
-static int ring_begin(struct ring *ring, struct history_file *file,
+/* Makes a ring in that memory. Owns the memory and the file from now on, also
+ * if it fails. */
+static int begin_ring(struct ring *ring, struct history_file *file,
                       char *memory, uint64_t limit, size_t size,
                       uint64_t newest_id, struct slice splice_text)
 {
@@ -578,11 +526,11 @@ static int ring_begin(struct ring *ring, struct history_file *file,
 int ring_init(struct ring *ring, uint64_t limit, size_t size,
               uint64_t newest_id, struct slice splice_text)
 {
-    return ring_begin(ring, NULL, malloc(size), limit, size, newest_id,
+    return begin_ring(ring, NULL, malloc(size), limit, size, newest_id,
                       splice_text);
 }
 
-static void topic_free(void *memory)
+static void free_topic(void *memory)
 {
     struct topic *topic = memory;
 
@@ -592,16 +540,64 @@ static void topic_free(void *memory)
 
 void ring_release(struct ring *ring)
 {
-    tdestroy(ring->topics, topic_free);
+    tdestroy(ring->topics, free_topic);
     free(ring->frames);
     if (ring->file)
-        file_close(ring->file);
+        close_file(ring->file);
     else
         free(ring->memory);
     memset(ring, 0, sizeof(*ring));
 }
 
-/* ------------------------------------------------------------------ topics */
+/* ------------------------------------------------------------------ topics
+ *
+ * Making, finding and forgetting topics, and what their readers may have lost.
+ * A topic lasts while one of its frames is held or somebody holds a reference;
+ * otherwise names that clients make up would fill the memory. sse.c holds the
+ * main topic always, others while a request or a subscriber needs them.
+ *
+ * What may be lost. A subscriber that comes back names the id that it had last.
+ * It may have missed something if that id is below its topic's mark: this one
+ * comparison decides. All other fields here exist to get the mark right, also
+ * of a topic that has been forgotten, and after a restart. A mark that is too
+ * high costs a needless report of a gap; one that is too low hides a loss.
+ *
+ *   topic->mark     the greatest of: the id of its newest evicted frame;
+ *                   ring->mark when the topic was made; what
+ *                   topic_raise_mark() and ring_begin_after() have said
+ *   topic->evicted  the ordinal of its newest evicted frame: tells whether a
+ *                   reader that is connected has been overrun
+ *   ring->mark      the greatest mark of a forgotten topic, or the id after
+ *                   which the history began: what a new topic's mark is
+ *   ring->emptied   the newest id whose eviction left its topic without a
+ *                   frame: what ring->mark has to be after a restart, when all
+ *                   such topics are forgotten
+ *   record.mark     its topic's mark if it is the oldest that is recovered
+ *   record.emptied  ring->emptied when the frame was appended
+ *   record.before   the newest id of all topics when the frame was appended
+ *   state.mark      the greatest mark that no record has; after a restart it
+ *                   counts for all topics
+ *
+ * An example: a history that begins after id 0 and holds three frames. Id 1
+ * goes to topic a; 2, 3, 4 and 5 go to b.
+ *
+ *   Eviction. 4 evicts 1: a's mark and ring->emptied become 1. 5 evicts 2: b's
+ *   mark becomes 2. A reader of b that has 1 has missed 2. One that has 2 has
+ *   missed nothing: 2 is not below 2.
+ *
+ *   A forgotten topic. Nobody holds a reference to a, so it is forgotten, and
+ *   ring->mark becomes 1. A reader comes to a with 0: the topic is made with
+ *   mark 1, and 0 is below that. A reader that comes with 0 to topic c, which
+ *   never had a frame, is told of a gap too: nothing tells a and c apart now.
+ *
+ *   A restart. 3, 4 and 5 are recovered. b's mark is record 3's: 2, which was
+ *   b's newest id when 3 was appended. ring->mark is record 5's `emptied`: 1.
+ *   If a crash has damaged 4, only 5 is recovered. Then b's mark is record 5's:
+ *   4. ring->mark is record 5's `before`, which is also 4, because what is gone
+ *   may have been of any topic. If the machine went down, subscribers may have
+ *   seen ids that are not in the file at all: ring_begin_after() raises all
+ *   marks to an id above those.
+ */
 
 static int compare_topics(const void *a, const void *b)
 {
@@ -621,10 +617,14 @@ struct topic *topic_find(const struct ring *ring, struct slice name)
     return found ? *found : NULL;
 }
 
-static struct topic *topic_make(struct ring *ring, struct slice name)
+/* Finds or makes a topic, without a reference to it. */
+static struct topic *get_topic(struct ring *ring, struct slice name)
 {
-    struct topic *topic = malloc(sizeof(*topic) + name.length);
+    struct topic *topic = topic_find(ring, name);
 
+    if (topic)
+        return topic;
+    topic = malloc(sizeof(*topic) + name.length);
     if (!topic)
         return NULL;
     memcpy(topic + 1, name.data, name.length);
@@ -638,82 +638,59 @@ static struct topic *topic_make(struct ring *ring, struct slice name)
     return NULL;
 }
 
-static struct topic *topic_get(struct ring *ring, struct slice name)
-{
-    struct topic *topic = topic_find(ring, name);
-
-    return topic ? topic : topic_make(ring, name);
-}
-
 struct topic *topic_hold(struct ring *ring, struct slice name)
 {
-    struct topic *topic = topic_get(ring, name);
+    struct topic *topic = get_topic(ring, name);
 
     if (topic)
         topic->references++;
     return topic;
 }
 
-/* What is known of a topic that nobody holds and that has no frame any more
- * is its mark alone. */
-static void forget_unused(struct ring *ring, struct topic *topic)
+static void forget_if_unused(struct ring *ring, struct topic *topic)
 {
     if (topic->references || topic->newest)
         return;
     raise_to(&ring->mark, topic->mark);
     tdelete(topic, &ring->topics, compare_topics);
-    topic_free(topic);
+    free_topic(topic);
 }
 
 void topic_drop(struct ring *ring, struct topic *topic)
 {
     assert(topic->references > 0);
     topic->references--;
-    forget_unused(ring, topic);
+    forget_if_unused(ring, topic);
 }
 
 void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
 {
     raise_to(&topic->mark, id);
     raise_to(&ring->newest_id, id);
-    file_note_mark(ring, id);
+    write_mark(ring, id);
 }
 
-/* What raise_each() sets: twalk(3) has no place for it. */
-static uint64_t raised_mark;
+/* What set_mark() sets: twalk(3) hands nothing on, and twalk_r(3) is glibc's
+ * alone. */
+static uint64_t mark_to_set;
 
-static void raise_each(const void *node, VISIT visit, int depth)
+static void set_mark(const void *node, VISIT visit, int depth)
 {
     struct topic *topic = *(struct topic *const *)node;
 
     (void)depth;
     if (visit == preorder || visit == leaf)
-        topic->mark = raised_mark;
+        topic->mark = mark_to_set;
 }
 
 void ring_begin_after(struct ring *ring, uint64_t id)
 {
     assert(id >= ring->newest_id);
-    raised_mark = id;
-    twalk(ring->topics, raise_each);
-    ring->mark = id;
-    ring->newest_id = id;
+    mark_to_set = id;
+    twalk(ring->topics, set_mark);
+    ring->mark = ring->newest_id = id;
     ring->unbegun = false;
-    file_note_mark(ring, id);
-}
-
-static bool is_topic_byte(char byte)
-{
-    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
-           (byte >= '0' && byte <= '9') || byte == '-' || byte == '/' ||
-           byte == '.' || byte == ':' || byte == '_' || byte == '@' ||
-           byte == '~';
-}
-
-static bool is_dots(const char *segment, size_t length)
-{
-    return (length == 1 || length == 2) && segment[0] == '.' &&
-           segment[length - 1] == '.';
+    write_mark(ring, id);
 }
 
 const char *topic_name_refused(struct slice name)
@@ -723,28 +700,41 @@ const char *topic_name_refused(struct slice name)
     if (name.length == 0 || name.length > TOPIC_NAME_MAX)
         return "a topic has 1 to 255 bytes";
     for (size_t i = 0; i < name.length; i++)
-        if (!is_topic_byte(name.data[i]))
+        if (!isalnum((unsigned char)name.data[i]) &&
+            !memchr("-/.:_@~", name.data[i], 7))
             return "a topic is made of A-Z a-z 0-9 . _ ~ : @ - and slashes";
     if (name.data[0] == '/' || name.data[name.length - 1] == '/')
         return "a topic neither begins nor ends with a slash";
     for (size_t i = 0; i <= name.length; i++) {
+        struct slice segment = { name.data + begin, i - begin };
+
         if (i < name.length && name.data[i] != '/')
             continue;
-        if (i == begin)
+        if (segment.length == 0)
             return "a topic has no empty segment";
-        if (is_dots(name.data + begin, i - begin))
+        /* clients and proxies resolve these before they ask */
+        if (slice_is(segment, ".") || slice_is(segment, ".."))
             return "a topic has no . or .. segment";
         begin = i + 1;
     }
     return NULL;
 }
 
-/* ------------------------------------------------------------------ frames */
+/* ----------------------------------------------------- frames and eviction
+ *
+ * What the ring holds, where an id or a topic's next frame is, and what has to
+ * go before a frame can be appended.
+ *
+ * A topic's frames are a list through the index. Delivery follows `next`. A
+ * search goes backwards from the newest frame, along `previous` and `jump`: see
+ * topic_seek() in sse.h. `previous` and `next` lead to held frames or nowhere;
+ * a `jump` may lead to an evicted frame, so jump_from() checks that.
+ */
 
 const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
 {
     assert(ordinal >= ring->oldest && ordinal < ring->next);
-    return at(ring, ordinal);
+    return frame_at(ring, ordinal);
 }
 
 uint64_t ring_oldest_after(const struct ring *ring, size_t length)
@@ -754,53 +744,32 @@ uint64_t ring_oldest_after(const struct ring *ring, size_t length)
 
     while (oldest < ring->next &&
            (ring->next - oldest >= ring->limit || ring->size - used < length))
-        used -= at(ring, oldest++)->length;
+        used -= frame_at(ring, oldest++)->length;
     return oldest;
 }
 
 static void evict_oldest(struct ring *ring)
 {
     uint64_t ordinal = ring->oldest++;
-    const struct frame *frame = at(ring, ordinal);
+    const struct frame *frame = frame_at(ring, ordinal);
     struct topic *topic = frame->topic;
 
     ring->used -= frame->length;
     topic->evicted = ordinal;
-    topic->evicted_id = frame->id;
     raise_to(&topic->mark, frame->id);
     topic->oldest = frame->next;
     if (frame->next) {
-        at(ring, frame->next)->previous = 0;
+        frame_at(ring, frame->next)->previous = 0;
     } else {
         topic->newest = 0;
         ring->emptied = frame->id;
-        forget_unused(ring, topic);
+        forget_if_unused(ring, topic);
     }
 }
 
-static void copy_in(struct ring *ring, struct slice bytes)
-{
-    size_t first = before_wrap(ring, ring->offset, bytes.length);
-
-    memcpy(ring->memory + ring->offset, bytes.data, first);
-    memcpy(ring->memory, bytes.data + first, bytes.length - first);
-    ring->offset = further(ring, ring->offset, bytes.length);
-    ring->used += bytes.length;
-}
-
-static void link_to_topic(struct ring *ring, struct topic *topic,
-                          uint64_t ordinal)
-{
-    if (topic->newest)
-        at(ring, topic->newest)->next = ordinal;
-    else
-        topic->oldest = ordinal;
-    topic->newest = ordinal;
-    topic->count++;
-}
-
-/* How many of a topic's frames the long way leads back from the one with this
- * number: what the lowest digit of it stands for in skew binary. */
+/* How many of a topic's frames the jump of the one with this number leads
+ * back: what the lowest digit stands for. Takes away the greatest digit that
+ * is left until nothing is. */
 static uint64_t jump_length(uint64_t number)
 {
     uint64_t digit = 0;
@@ -812,18 +781,19 @@ static uint64_t jump_length(uint64_t number)
     return digit;
 }
 
-/* The ordinal that the long way leads to; 0 if that is not held. */
+/* The ordinal that a frame's jump leads to; 0 if that is not held. */
 static uint64_t jump_from(const struct ring *ring, uint64_t ordinal)
 {
-    uint64_t jump = ordinal - at(ring, ordinal)->jump;
+    uint64_t jump = ordinal - frame_at(ring, ordinal)->jump;
 
     return jump < ordinal && jump >= ring->oldest ? jump : 0;
 }
 
-/* How far back the long way leads from a frame that is about to be the
- * topic's newest. A long way is twice as long as that of the frame before,
- * and one: it ends where the way of that way's end ends. */
-static uint32_t jump_of_next(const struct ring *ring, const struct topic *topic)
+/* How many ordinals back the jump of a topic's next frame leads. One of length
+ * 1 leads to the frame before. Any other is one frame back and then two jumps
+ * of half the length: from there, and from where that jump ends. */
+static uint32_t jump_for_next(const struct ring *ring,
+                              const struct topic *topic)
 {
     uint64_t end = topic->newest;
 
@@ -841,25 +811,29 @@ static bool splice_fits(size_t splice, size_t length)
     return splice >= FRAME_HEAD && splice + FRAME_TAIL <= length;
 }
 
-/* Makes a frame's entry, as the newest one; its bytes are there. */
-static void enter(struct ring *ring, const struct frame *frame)
+/* Appends the frame whose bytes are in the memory, and whose own values are in
+ * its entry: completes the entry, and links it to its topic. */
+static void append_entry(struct ring *ring)
 {
-    uint64_t ordinal = ring->next;
+    struct frame *frame = frame_at(ring, ring->next);
     struct topic *topic = frame->topic;
-    struct frame *entry = at(ring, ordinal);
 
-    *entry = *frame;
-    entry->jump = jump_of_next(ring, topic);
-    entry->previous = topic->newest;
-    entry->number = topic->count + 1;
+    frame->jump = jump_for_next(ring, topic);
+    frame->previous = topic->newest;
+    frame->number = ++topic->count;
     if (!splice_fits(frame->splice, frame->length))
-        entry->splice = 0;
-    if (entry->splice)
-        put_size(entry->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
+        frame->splice = 0;
+    if (frame->splice)
+        put_size(frame->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
                                           ring->splice_text.length);
-    link_to_topic(ring, topic, ordinal);
-    ring->next++;
-    ring->newest_id = frame->id;
+    if (topic->newest)
+        frame_at(ring, topic->newest)->next = ring->next;
+    else
+        topic->oldest = ring->next;
+    topic->newest = ring->next++;
+    topic->newest_id = ring->newest_id = frame->id;
+    ring->offset = offset_after(ring, frame->offset, frame->length);
+    ring->used += frame->length;
 }
 
 uint64_t ring_find(const struct ring *ring, uint64_t id)
@@ -869,7 +843,7 @@ uint64_t ring_find(const struct ring *ring, uint64_t id)
     while (low < high) {
         uint64_t middle = low + (high - low) / 2;
 
-        if (at(ring, middle)->id <= id)
+        if (frame_at(ring, middle)->id <= id)
             low = middle + 1;
         else
             high = middle;
@@ -877,27 +851,18 @@ uint64_t ring_find(const struct ring *ring, uint64_t id)
     return low - 1;
 }
 
-uint64_t topic_start(const struct topic *topic)
-{
-    return topic->evicted;
-}
-
-uint64_t topic_end(const struct topic *topic)
-{
-    return topic->newest ? topic->newest : topic->evicted;
-}
-
 /* A value for a place's `last`, so that what follows is what comes after
  * `ordinal`. */
-static uint64_t topic_at(const struct ring *ring, const struct topic *topic,
-                         uint64_t ordinal)
+static uint64_t topic_seek_ordinal(const struct ring *ring,
+                                   const struct topic *topic, uint64_t ordinal)
 {
     uint64_t found = topic->newest;
 
     while (found > ordinal) {
         uint64_t jump = jump_from(ring, found);
 
-        found = jump && jump >= ordinal ? jump : at(ring, found)->previous;
+        found =
+            jump && jump >= ordinal ? jump : frame_at(ring, found)->previous;
     }
     return found ? found : topic_start(topic);
 }
@@ -905,7 +870,7 @@ static uint64_t topic_at(const struct ring *ring, const struct topic *topic,
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
                     uint64_t id)
 {
-    return topic_at(ring, topic, ring_find(ring, id));
+    return topic_seek_ordinal(ring, topic, ring_find(ring, id));
 }
 
 uint64_t topic_after(const struct ring *ring, const struct topic *topic,
@@ -915,7 +880,7 @@ uint64_t topic_after(const struct ring *ring, const struct topic *topic,
         return 0;
     if (last < topic->oldest)
         return topic->oldest;
-    return at(ring, last)->next;
+    return frame_at(ring, last)->next;
 }
 
 uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
@@ -923,33 +888,33 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
 {
     uint64_t after = topic_after(ring, topic, last);
 
-    return after ? topic->count - at(ring, after)->number + 1 : 0;
+    return after ? topic->count - frame_at(ring, after)->number + 1 : 0;
 }
 
 bool topic_finished(const struct ring *ring, const struct topic *topic)
 {
-    return topic->newest && at(ring, topic->newest)->end;
+    return topic->newest && frame_at(ring, topic->newest)->end;
 }
 
-uint64_t topic_newest_id(const struct ring *ring, const struct topic *topic)
-{
-    return topic->newest ? at(ring, topic->newest)->id : topic->evicted_id;
-}
-
-/* ---------------------------------------------------------------- passes
+/* --------------------------------------------------- passes and appending
  *
- * The order in which what is new reaches a topic's subscribers. While a topic
- * has frames that have not been offered to all of its subscribers, it is in
- * the ring's queue of passes, which holds it. A pass goes from the last
- * subscriber to the first, so that one that leaves is replaced by one that has
- * been visited. Frames that are appended meanwhile go out with those of the
- * pass to each subscriber whose turn is still to come; another pass follows
- * for the rest.
+ * The order in which what is new reaches a topic's subscribers. ring_append()
+ * begins it; sse.c's delivery calls pass_next() for the next subscriber to send
+ * to, until its time is up.
  *
- * topic->undelivered is the oldest frame of the passes, 0 outside of the queue.
+ * While a topic has frames that have not been offered to all of its
+ * subscribers, it is in the ring's queue of passes, which holds a reference to
+ * it. A pass visits the subscribers [0, unvisited) from the last to the first,
+ * so that one that leaves is replaced by one that has been visited. Frames that
+ * are appended meanwhile go out with those of the pass to each subscriber that
+ * has not been visited yet; another pass follows for the rest.
+ *
+ * topic->undelivered is the oldest frame of the pass, and 0 outside of the
+ * queue. Publishers wait if they would evict it or one after it: see
+ * ring_would_overrun().
  */
 
-static void pass_queue(struct ring *ring, struct topic *topic)
+static void queue_pass(struct ring *ring, struct topic *topic)
 {
     topic->next_in_pass = NULL;
     if (ring->pass_last)
@@ -959,44 +924,11 @@ static void pass_queue(struct ring *ring, struct topic *topic)
     ring->pass_last = topic;
 }
 
-static struct topic *pass_unqueue(struct ring *ring)
-{
-    struct topic *topic = ring->pass_first;
-
-    ring->pass_first = topic->next_in_pass;
-    if (!ring->pass_first)
-        ring->pass_last = NULL;
-    return topic;
-}
-
-static void pass_begin(struct topic *topic, uint64_t ordinal)
+static void begin_pass(struct topic *topic, uint64_t ordinal)
 {
     topic->undelivered = ordinal;
     topic->unvisited = topic->subscriber_count;
     topic->pass_newest = topic->newest;
-}
-
-/* The topic has a new frame. */
-static void pass_add(struct ring *ring, struct topic *topic, uint64_t ordinal)
-{
-    if (topic->undelivered || !topic->subscriber_count)
-        return;
-    topic->references++;
-    pass_begin(topic, ordinal);
-    pass_queue(ring, topic);
-}
-
-/* All have been visited: another pass, if frames have come meanwhile. */
-static void pass_complete(struct ring *ring)
-{
-    struct topic *topic = pass_unqueue(ring);
-    uint64_t after = topic_after(ring, topic, topic->pass_newest);
-
-    pass_begin(topic, after);
-    if (after)
-        pass_queue(ring, topic);
-    else
-        topic_drop(ring, topic);
 }
 
 uint32_t pass_next(struct ring *ring)
@@ -1006,34 +938,26 @@ uint32_t pass_next(struct ring *ring)
 
         if (topic->unvisited)
             return topic->subscribers[--topic->unvisited];
-        pass_complete(ring);
+        pass_yield(ring);
     }
     return NONE;
 }
 
 void pass_yield(struct ring *ring)
 {
-    if (!ring->pass_first)
+    struct topic *topic = ring->pass_first;
+
+    if (!topic)
         return;
-    if (ring->pass_first->unvisited)
-        pass_queue(ring, pass_unqueue(ring));
+    ring->pass_first = topic->next_in_pass;
+    if (!ring->pass_first)
+        ring->pass_last = NULL;
+    if (!topic->unvisited)
+        begin_pass(topic, topic_after(ring, topic, topic->pass_newest));
+    if (topic->undelivered)
+        queue_pass(ring, topic);
     else
-        pass_complete(ring);
-}
-
-bool ring_would_overrun(const struct ring *ring, size_t length, uint64_t needed)
-{
-    uint64_t oldest = ring_oldest_after(ring, length);
-
-    if (needed && oldest > needed)
-        return true;
-    for (uint64_t ordinal = ring->oldest; ordinal < oldest; ordinal++) {
-        uint64_t undelivered = at(ring, ordinal)->topic->undelivered;
-
-        if (undelivered && ordinal >= undelivered)
-            return true;
-    }
-    return false;
+        topic_drop(ring, topic);
 }
 
 bool topic_reserve(struct topic *topic)
@@ -1070,22 +994,45 @@ uint32_t topic_leave(const struct place *place)
     topic->subscribers[place->index] = moved;
     if (topic->unvisited > topic->subscriber_count)
         topic->unvisited = topic->subscriber_count;
-    if (topic->subscriber_count > 0)
-        return moved;
-    /* a topic of which something is held lasts: it keeps no room for those
-     * that it once had */
-    free(topic->subscribers);
-    topic->subscribers = NULL;
-    topic->subscriber_room = 0;
+    if (topic->subscriber_count == 0) { /* it may stay for long */
+        free(topic->subscribers);
+        topic->subscribers = NULL;
+        topic->subscriber_room = 0;
+    }
     return moved;
 }
 
+bool ring_would_overrun(const struct ring *ring, size_t length, uint64_t needed)
+{
+    uint64_t oldest = ring_oldest_after(ring, length);
+
+    if (needed && oldest > needed)
+        return true;
+    for (uint64_t ordinal = ring->oldest; ordinal < oldest; ordinal++) {
+        uint64_t undelivered = frame_at(ring, ordinal)->topic->undelivered;
+
+        if (undelivered && ordinal >= undelivered)
+            return true;
+    }
+    return false;
+}
+
+/* The record is written after the bytes, which it vouches for, and before the
+ * entry is appended: it says what the newest id was until then. */
 uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
                      struct slice bytes, uint32_t splice, bool end)
 {
     uint64_t oldest = ring_oldest_after(ring, bytes.length);
     uint64_t ordinal = ring->next;
-    struct frame frame = {
+    size_t first = length_to_wrap(ring, ring->offset, bytes.length);
+
+    assert(topic->references && id > ring->newest_id);
+    assert(bytes.length <= ring->size);
+    while (ring->oldest < oldest)
+        evict_oldest(ring);
+    memcpy(ring->memory + ring->offset, bytes.data, first);
+    memcpy(ring->memory, bytes.data + first, bytes.length - first);
+    *frame_at(ring, ordinal) = (struct frame){
         .id = id,
         .offset = ring->offset,
         .topic = topic,
@@ -1093,23 +1040,32 @@ uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
         .splice = splice,
         .end = end,
     };
-
-    assert(topic->references && id > ring->newest_id);
-    assert(bytes.length <= ring->size);
-    while (ring->oldest < oldest)
-        evict_oldest(ring);
-    copy_in(ring, bytes);
     if (ring->file)
-        file_record(ring, &frame);
-    enter(ring, &frame);
-    pass_add(ring, topic, ordinal);
+        write_record(ring);
+    append_entry(ring);
+    if (!topic->undelivered && topic->subscriber_count) {
+        topic->references++;
+        begin_pass(topic, ordinal);
+        queue_pass(ring, topic);
+    }
     return ordinal;
 }
 
-/* ----------------------------------------------------------------- readers */
+/* ----------------------------------------------------------------- readers
+ *
+ * What a reader gets: the frames of its topics after its places, in the order
+ * of their ordinals, as iovecs that point into the ring. sse.c sends live
+ * events and replays with it, to each subscriber: it is the hot path. Nothing
+ * here changes the ring or a topic, only the reader's places and its progress.
+ *
+ * There are two ways. On a busy topic what a reader gets is mostly a run:
+ * adjacent frames that are sent as they are, of which only the first and the
+ * last are looked at. Anything else (several topics, frames of other topics in
+ * between, another form) is a walk from frame to frame.
+ */
 
-/* The next frame of each of a reader's topics, 0 where there is none; and of
- * which of them the oldest is. */
+/* The next frame of each of a reader's topics, 0 where there is none; and which
+ * of them is the oldest. */
 struct walk {
     const struct ring *ring;
     unsigned count;
@@ -1117,22 +1073,21 @@ struct walk {
     uint64_t next[READER_TOPICS_MAX];
 };
 
-/* The ordinal that `at` has; 0 if no topic has any. */
-static uint64_t walk_choose(struct walk *walk)
+/* Sets `at`; returns the ordinal there, 0 if no topic has a next frame. */
+static uint64_t choose_oldest(struct walk *walk)
 {
     uint64_t oldest = walk->next[0];
 
     walk->at = 0;
-    for (unsigned i = 1; i < walk->count; i++) {
-        if (!walk->next[i] || (oldest && walk->next[i] > oldest))
-            continue;
-        oldest = walk->next[i];
-        walk->at = i;
-    }
+    for (unsigned i = 1; i < walk->count; i++)
+        if (walk->next[i] && (!oldest || walk->next[i] <= oldest)) {
+            oldest = walk->next[i];
+            walk->at = i;
+        }
     return oldest;
 }
 
-static uint64_t walk_begin(struct walk *walk, const struct ring *ring,
+static uint64_t begin_walk(struct walk *walk, const struct ring *ring,
                            const struct reader *reader)
 {
     assert(reader->count > 0);
@@ -1141,20 +1096,20 @@ static uint64_t walk_begin(struct walk *walk, const struct ring *ring,
     for (unsigned i = 0; i < reader->count; i++)
         walk->next[i] =
             topic_after(ring, reader->places[i].topic, reader->places[i].last);
-    return walk_choose(walk);
+    return choose_oldest(walk);
 }
 
 static uint64_t walk_on(struct walk *walk)
 {
-    walk->next[walk->at] = at(walk->ring, walk->next[walk->at])->next;
-    return walk_choose(walk);
+    walk->next[walk->at] = frame_at(walk->ring, walk->next[walk->at])->next;
+    return choose_oldest(walk);
 }
 
 uint64_t reader_next(const struct ring *ring, const struct reader *reader)
 {
     struct walk walk;
 
-    return walk_begin(&walk, ring, reader);
+    return begin_walk(&walk, ring, reader);
 }
 
 bool reader_overrun(const struct reader *reader)
@@ -1163,130 +1118,6 @@ bool reader_overrun(const struct reader *reader)
         if (reader->places[i].last < reader->places[i].topic->evicted)
             return true;
     return false;
-}
-
-static uint64_t count_after(const struct ring *ring,
-                            const struct reader *reader, uint64_t ordinal)
-{
-    uint64_t count = 0;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        const struct topic *topic = reader->places[i].topic;
-
-        count += topic_count_after(ring, topic, topic_at(ring, topic, ordinal));
-    }
-    return count;
-}
-
-void reader_back(const struct ring *ring, const struct reader *reader,
-                 uint64_t count)
-{
-    uint64_t low = ring->oldest - 1, high = ring->next - 1;
-
-    while (low < high) { /* what comes after `high` is not too much */
-        uint64_t middle = low + (high - low) / 2;
-
-        if (count_after(ring, reader, middle) <= count)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    for (unsigned i = 0; i < reader->count; i++)
-        reader->places[i].last = topic_at(ring, reader->places[i].topic, high);
-}
-
-static void place_pass(const struct ring *ring, struct place *place,
-                       uint64_t ordinal)
-{
-    place->last = ordinal;
-    place->ended = at(ring, ordinal)->end;
-}
-
-void reader_skip(const struct ring *ring, const struct reader *reader,
-                 uint64_t id)
-{
-    for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
-        uint64_t last = topic_seek(ring, place->topic, id);
-
-        if (last > place->last && last > place->topic->evicted)
-            place_pass(ring, place, last);
-    }
-}
-
-/* ----------------------------------------------------------------- starts
- *
- * Where a reader begins, and what it may have missed until then: the one
- * place that decides of a gap.
- */
-
-static bool seek_all(const struct ring *ring, const struct reader *reader,
-                     uint64_t id)
-{
-    bool gap = false;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
-
-        place->last = topic_seek(ring, place->topic, id);
-        gap = gap || id < place->topic->mark;
-    }
-    return gap;
-}
-
-static void seek_oldest(const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        reader->places[i].last = topic_start(reader->places[i].topic);
-}
-
-void reader_start(const struct ring *ring, const struct reader *reader,
-                  struct slice requested, uint64_t count, struct start *start)
-{
-    uint64_t maximum = ring->kept_ids ? ID_MAX : ring->newest_id, next;
-
-    *start = (struct start){ .requested = requested };
-    start->known = slice_number(requested, maximum, &start->id);
-    start->unusable =
-        requested.length && !start->known && !slice_is(requested, "earliest");
-    start->gap = start->unusable;
-    if (start->known)
-        start->gap = seek_all(ring, reader, start->id);
-    else if (requested.length)
-        seek_oldest(reader);
-    else
-        reader_back(ring, reader, count);
-    next = reader_next(ring, reader);
-    start->position = next ? at(ring, next)->id - 1 : ring->newest_id;
-    if (start->known && !start->gap)
-        start->position = start->id;
-    /* before kept ids have begun, any position may prove to be behind them */
-    start->ahead = start->known && ring->kept_ids &&
-                   (start->id > ring->newest_id || ring->newest_id == 0);
-    for (unsigned i = 0; i < reader->count; i++)
-        start->replay += topic_count_after(ring, reader->places[i].topic,
-                                           reader->places[i].last);
-}
-
-bool start_lost(const struct start *start, const struct topic *topic)
-{
-    return start->unusable || (start->known && start->id < topic->mark);
-}
-
-uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
-                      const struct start *start)
-{
-    uint64_t oldest = 0;
-
-    for (unsigned i = 0; i < reader->count; i++) {
-        const struct topic *topic = reader->places[i].topic;
-        uint64_t behind =
-            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
-
-        if (start_lost(start, topic) && behind && (!oldest || behind < oldest))
-            oldest = behind;
-    }
-    return oldest ? at(ring, oldest)->id : 0;
 }
 
 bool reader_finished(const struct ring *ring, const struct reader *reader)
@@ -1303,6 +1134,25 @@ bool reader_ended(const struct reader *reader)
         if (!reader->places[i].ended)
             return false;
     return true;
+}
+
+static void move_place(const struct ring *ring, struct place *place,
+                       uint64_t ordinal)
+{
+    place->last = ordinal;
+    place->ended = frame_at(ring, ordinal)->end;
+}
+
+void reader_skip(const struct ring *ring, const struct reader *reader,
+                 uint64_t id)
+{
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+        uint64_t last = topic_seek(ring, place->topic, id);
+
+        if (last > place->last && last > place->topic->evicted)
+            move_place(ring, place, last);
+    }
 }
 
 /* iovecs being filled. The first `skip` bytes put in are left out: they have
@@ -1331,7 +1181,7 @@ static inline void put(struct gathering *g, const char *data, size_t length)
     } else if (g->count < g->room) {
         g->iov[g->count++] = (struct iovec){ (void *)(uintptr_t)data, length };
     } else {
-        g->full = true; /* whatever would follow must not go in either */
+        g->full = true; /* nothing may go in after what is left out */
         return;
     }
     g->bytes += length;
@@ -1341,8 +1191,8 @@ static inline void put(struct gathering *g, const char *data, size_t length)
 static void put_part(struct gathering *g, const struct ring *ring,
                      const struct frame *frame, size_t from, size_t to)
 {
-    size_t begin = further(ring, frame->offset, from);
-    size_t first = before_wrap(ring, begin, to - from);
+    size_t begin = offset_after(ring, frame->offset, from);
+    size_t first = length_to_wrap(ring, begin, to - from);
 
     put(g, ring->memory + begin, first);
     put(g, ring->memory, to - from - first);
@@ -1379,17 +1229,14 @@ static size_t form_length(const struct ring *ring, const struct frame *frame,
            (is_spliced(frame, form) ? ring->splice_text.length : 0);
 }
 
-/*
- * Frames that lie one behind the other and all go out as they are: where the
- * ring holds nothing else between a reader's next frame and his newest, which
- * is the rule on a busy topic, there is no need to look at each.
- */
+/* Where the ring holds nothing else between a reader's next frame and its
+ * newest: ordinals, `first` is 0 if there is no run. */
 struct run {
-    uint64_t first, last; /* ordinals; first is 0 if it is none */
+    uint64_t first, last;
 };
 
-static inline struct run run_of(const struct ring *ring,
-                                const struct reader *reader)
+static inline struct run find_run(const struct ring *ring,
+                                  const struct reader *reader)
 {
     const struct place *place = reader->places;
     uint64_t first = topic_after(ring, place->topic, place->last);
@@ -1397,7 +1244,8 @@ static inline struct run run_of(const struct ring *ring,
 
     if (reader->count != 1 || reader->form != FORM_CHUNKED || !first ||
         newest > reader->until ||
-        at(ring, newest)->number - at(ring, first)->number != newest - first)
+        frame_at(ring, newest)->number - frame_at(ring, first)->number !=
+            newest - first)
         return (struct run){ 0, 0 };
     return (struct run){ first, newest };
 }
@@ -1406,28 +1254,41 @@ static inline struct run run_of(const struct ring *ring,
 static size_t run_before(const struct ring *ring, const struct run *run,
                          uint64_t ordinal)
 {
-    size_t first = at(ring, run->first)->offset;
-    size_t offset = at(ring, ordinal)->offset;
+    size_t first = frame_at(ring, run->first)->offset;
+    size_t offset = frame_at(ring, ordinal)->offset;
 
     return offset >= first ? offset - first : offset + ring->size - first;
 }
 
 static size_t run_length(const struct ring *ring, const struct run *run)
 {
-    return run_before(ring, run, run->last) + at(ring, run->last)->length;
+    return run_before(ring, run, run->last) + frame_at(ring, run->last)->length;
 }
 
-static int gather_run(const struct ring *ring, const struct run *run,
-                      struct gathering *g, size_t budget)
+int ring_gather(const struct ring *ring, const struct reader *reader,
+                uint32_t sent, struct iovec *iov, int room, size_t budget)
 {
-    size_t length = run_length(ring, run) - g->skip;
+    struct gathering g = { .iov = iov, .room = room, .skip = sent };
+    struct run run = find_run(ring, reader);
+    struct walk walk;
+    uint64_t ordinal;
 
-    put_part(g, ring, at(ring, run->first), 0,
-             g->skip + (length < budget ? length : budget));
-    return g->count;
+    if (run.first) {
+        size_t length = run_length(ring, &run) - sent;
+
+        put_part(&g, ring, frame_at(ring, run.first), 0,
+                 sent + (length < budget ? length : budget));
+        return g.count;
+    }
+    ordinal = begin_walk(&walk, ring, reader);
+    while (ordinal && ordinal <= reader->until && !g.full && g.bytes < budget) {
+        put_frame(&g, ring, frame_at(ring, ordinal), reader->form);
+        ordinal = walk_on(&walk);
+    }
+    return g.count;
 }
 
-/* Moves to the frame in which the bytes end; as ring_advance(). */
+/* As ring_advance(), along a run: finds the frame in which the bytes end. */
 static size_t advance_run(const struct ring *ring, const struct run *run,
                           struct place *place, struct progress *progress,
                           size_t bytes)
@@ -1451,52 +1312,30 @@ static size_t advance_run(const struct ring *ring, const struct run *run,
     }
     progress->events += (uint32_t)(low - run->first);
     if (low > run->first)
-        place_pass(ring, place, low - 1);
+        move_place(ring, place, low - 1);
     return taken < total ? 0 : taken - total;
 }
 
-static int gather_frames(const struct ring *ring, const struct reader *reader,
-                         struct gathering *g, size_t budget)
+size_t ring_advance(const struct ring *ring, const struct reader *reader,
+                    struct progress *progress, size_t bytes)
 {
+    struct run run = find_run(ring, reader);
     struct walk walk;
-    uint64_t ordinal = walk_begin(&walk, ring, reader);
+    uint64_t ordinal;
 
-    while (ordinal && ordinal <= reader->until && !g->full &&
-           g->bytes < budget) {
-        put_frame(g, ring, at(ring, ordinal), reader->form);
-        ordinal = walk_on(&walk);
-    }
-    return g->count;
-}
-
-int ring_gather(const struct ring *ring, const struct reader *reader,
-                uint32_t sent, struct iovec *iov, int room, size_t budget)
-{
-    struct gathering g = { .iov = iov, .room = room, .skip = sent };
-    struct run run = run_of(ring, reader);
-
-    return run.first ? gather_run(ring, &run, &g, budget)
-                     : gather_frames(ring, reader, &g, budget);
-}
-
-/* As ring_advance(). */
-static size_t advance_frames(const struct ring *ring,
-                             const struct reader *reader,
-                             struct progress *progress, size_t bytes)
-{
-    struct walk walk;
-    uint64_t ordinal = walk_begin(&walk, ring, reader);
-
+    if (run.first)
+        return advance_run(ring, &run, reader->places, progress, bytes);
+    ordinal = begin_walk(&walk, ring, reader);
     while (bytes > 0 && ordinal && ordinal <= reader->until) {
-        size_t left =
-            form_length(ring, at(ring, ordinal), reader->form) - progress->sent;
+        const struct frame *frame = frame_at(ring, ordinal);
+        size_t left = form_length(ring, frame, reader->form) - progress->sent;
 
         if (bytes < left) {
             progress->sent += (uint32_t)bytes;
             return 0;
         }
         bytes -= left;
-        place_pass(ring, &reader->places[walk.at], ordinal);
+        move_place(ring, &reader->places[walk.at], ordinal);
         progress->sent = 0;
         progress->events++;
         ordinal = walk_on(&walk);
@@ -1504,26 +1343,115 @@ static size_t advance_frames(const struct ring *ring,
     return bytes;
 }
 
-size_t ring_advance(const struct ring *ring, const struct reader *reader,
-                    struct progress *progress, size_t bytes)
-{
-    struct run run = run_of(ring, reader);
+/* ----------------------------------------------------------------- starts
+ *
+ * Where a reader begins, and what it may have missed until then. sse.c calls
+ * this once for each subscriber, and says in the stream what it finds; nothing
+ * else decides about a gap. The rule is one comparison with the topics' marks,
+ * see "What may be lost" above.
+ */
 
-    return run.first ? advance_run(ring, &run, reader->places, progress, bytes)
-                     : advance_frames(ring, reader, progress, bytes);
+/* Moves the places to `ordinal`; returns how many frames follow them. */
+static uint64_t seek_places(const struct ring *ring,
+                            const struct reader *reader, uint64_t ordinal)
+{
+    uint64_t count = 0;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+
+        place->last = topic_seek_ordinal(ring, place->topic, ordinal);
+        count += topic_count_after(ring, place->topic, place->last);
+    }
+    return count;
 }
 
-/* -------------------------------------------------------- the history file */
+uint64_t reader_back(const struct ring *ring, const struct reader *reader,
+                     uint64_t count)
+{
+    uint64_t low = ring->oldest - 1, high = ring->next - 1;
+
+    while (low < high) { /* at most `count` frames come after `high` */
+        uint64_t middle = low + (high - low) / 2;
+
+        if (seek_places(ring, reader, middle) <= count)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return seek_places(ring, reader, high);
+}
+
+bool start_lost(const struct start *start, const struct topic *topic)
+{
+    return start->unusable || (start->known && start->id < topic->mark);
+}
+
+void reader_start(const struct ring *ring, const struct reader *reader,
+                  struct slice requested, uint64_t count, struct start *start)
+{
+    uint64_t maximum = ring->kept_ids ? ID_MAX : ring->newest_id, next;
+
+    *start = (struct start){ .requested = requested };
+    start->known = slice_number(requested, maximum, &start->id);
+    start->unusable =
+        requested.length && !start->known && !slice_is(requested, "earliest");
+    if (requested.length) /* if it is not known, the id is 0: before all */
+        start->replay = seek_places(ring, reader, ring_find(ring, start->id));
+    else
+        start->replay = reader_back(ring, reader, count);
+    for (unsigned i = 0; i < reader->count; i++)
+        start->gap = start->gap || start_lost(start, reader->places[i].topic);
+    next = reader_next(ring, reader);
+    start->position = next ? frame_at(ring, next)->id - 1 : ring->newest_id;
+    if (start->known && !start->gap)
+        start->position = start->id;
+    /* before ids from outside have begun, any id may prove to be ahead */
+    start->ahead = start->known && ring->kept_ids &&
+                   (start->id > ring->newest_id || ring->newest_id == 0);
+}
+
+uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
+                      const struct start *start)
+{
+    uint64_t oldest = 0;
+
+    for (unsigned i = 0; i < reader->count; i++) {
+        const struct topic *topic = reader->places[i].topic;
+        uint64_t after =
+            topic_after(ring, topic, topic_seek(ring, topic, topic->mark));
+
+        if (start_lost(start, topic) && after && (!oldest || after < oldest))
+            oldest = after;
+    }
+    return oldest ? frame_at(ring, oldest)->id : 0;
+}
+
+/* -------------------------------------------------------- the history file
+ *
+ * The format, the checks, and the file's state. sse.h shows the layout: the
+ * header and two copies of the state in the first page, a record for each slot
+ * of the index, and the ring's memory.
+ *
+ * The file is mapped and shared, so what has been written to it outlives the
+ * process, which may be killed between any two instructions. Bytes therefore
+ * count only if their check is right. A record's check is zeroed before, and
+ * written after, all else. Of the state there are two copies, which are written
+ * in turn, each in a sector of its own.
+ *
+ * A machine that goes down may lose any page that has not been synced, and have
+ * later ones on the disk. sse.c calls ring_sync() when --sync asks for it.
+ */
 
 enum {
     FILE_VERSION = 2,
     PAGE = 4096,
-    STATE_PLACE = 512, /* a sector each: written whole or not at all */
+    STATE_OFFSET = 512, /* of the first copy; the second is as far behind it */
     BOOT_ID_MAX = 64,
 };
 
-/* "ssed log", read as a number: on a machine of the other byte order it is
- * another one, and the file none of ours. */
+/* "ssed log" as a number of this machine: a file from a machine of the other
+ * byte order is refused as foreign. */
 #define FILE_MAGIC UINT64_C(0x676f6c2064657373)
 
 struct file_header {
@@ -1536,20 +1464,18 @@ struct file_header {
     uint32_t kept_ids;
 };
 
-/* What changes. There are two of it, written by turns, so that one is whole
- * whenever the process is killed. */
 struct file_state {
     uint32_t check; /* of what follows */
     uint32_t pid;
-    uint64_t sequence;
-    uint64_t mark; /* a position below it may have lost something */
+    uint64_t sequence; /* counts what is written: the newer copy has more */
+    uint64_t mark;     /* for all topics: see "What may be lost" */
     uint64_t newest_id;
-    uint32_t clean; /* it ended well */
+    uint32_t clean; /* the server has ended well */
     uint32_t unbegun;
     char boot_id[BOOT_ID_MAX];
 };
 
-/* A frame's record: at its ordinal modulo the places of the index. */
+/* A frame's record, in the slot of its ordinal. */
 struct record {
     uint32_t check;       /* of what follows, to the end of the name */
     uint32_t bytes_check; /* of the frame's bytes */
@@ -1569,7 +1495,6 @@ struct record {
 
 struct history_file {
     int fd;
-    bool read_only; /* it is looked at, and neither locked nor written */
     size_t length;
     char *map;
     struct history_file *next_mapped;
@@ -1583,120 +1508,73 @@ static uint64_t whole_pages(uint64_t length)
     return (length + PAGE - 1) / PAGE * PAGE;
 }
 
-static uint64_t memory_place(uint64_t limit)
+static uint64_t memory_offset(uint64_t limit)
 {
     return PAGE + whole_pages(slots_for(limit) * sizeof(struct record));
 }
 
 static uint64_t file_length(const struct file_header *header)
 {
-    return memory_place(header->limit) + whole_pages(header->size);
+    return memory_offset(header->limit) + whole_pages(header->size);
 }
 
-/* What a byte does to the check with k bytes behind it: CRC-32C (RFC 3720,
- * appendix B.4), eight bytes at a time. */
-static uint32_t crc_table[8][256];
+/* CRC-32C (RFC 3720, appendix B.4): what a byte does to the sum. */
+static uint32_t crc_table[256];
 
-static void crc_fill_table(void)
-{
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t part = i;
-
-        for (int bit = 0; bit < 8; bit++)
-            part = part >> 1 ^ (part & 1 ? 0x82F63B78 : 0);
-        crc_table[0][i] = part;
-    }
-    for (int k = 1; k < 8; k++)
-        for (uint32_t i = 0; i < 256; i++) {
-            uint32_t part = crc_table[k - 1][i];
-
-            crc_table[k][i] = part >> 8 ^ crc_table[0][part & 255];
-        }
-}
-
-static uint32_t crc_by_table(uint32_t sum, const unsigned char *bytes,
-                             size_t length)
-{
-    for (; length >= 8; length -= 8, bytes += 8) {
-        uint64_t e;
-
-        memcpy(&e, bytes, 8);
-        e = le64toh(e) ^ sum;
-        sum = crc_table[7][e & 255] ^ crc_table[6][e >> 8 & 255] ^
-              crc_table[5][e >> 16 & 255] ^ crc_table[4][e >> 24 & 255] ^
-              crc_table[3][e >> 32 & 255] ^ crc_table[2][e >> 40 & 255] ^
-              crc_table[1][e >> 48 & 255] ^ crc_table[0][e >> 56];
-    }
-    for (; length > 0; length--, bytes++)
-        sum = sum >> 8 ^ crc_table[0][(sum ^ *bytes) & 255];
-    return sum;
-}
-
-/* Most processors have an instruction for it, several times as fast. */
 #ifdef __x86_64__
-#define HAS_CRC_INSTRUCTION __builtin_cpu_supports("sse4.2")
-
 __attribute__((target("sse4.2"))) static uint32_t
-crc_by_instruction(uint32_t sum, const unsigned char *bytes, size_t length)
+crc_eights(uint32_t sum, const unsigned char *bytes, size_t count)
 {
-    for (; length >= 8; length -= 8, bytes += 8) {
-        uint64_t e;
+    for (; count > 0; count--, bytes += 8) {
+        uint64_t eight;
 
-        memcpy(&e, bytes, 8);
-        sum = (uint32_t)__builtin_ia32_crc32di(sum, e);
+        memcpy(&eight, bytes, 8);
+        sum = (uint32_t)__builtin_ia32_crc32di(sum, eight);
     }
-    for (; length > 0; length--, bytes++)
-        sum = __builtin_ia32_crc32qi(sum, *bytes);
     return sum;
 }
-
-#else
-#define HAS_CRC_INSTRUCTION false
-#define crc_by_instruction crc_by_table
 #endif
-
-/* Both ways must give the same, or a file would be damaged on the next
- * machine: the check value of RFC 3720's polynomial. */
-static void crc_begin(void)
-{
-    static const unsigned char digits[] = "123456789";
-
-    crc_fill_table();
-    assert(crc_by_table(UINT32_MAX, digits, 9) == ~UINT32_C(0xE3069283));
-    assert(!HAS_CRC_INSTRUCTION ||
-           crc_by_instruction(UINT32_MAX, digits, 9) == ~UINT32_C(0xE3069283));
-}
 
 static uint32_t crc(uint32_t sum, const void *data, size_t length)
 {
-    return HAS_CRC_INSTRUCTION ? ~crc_by_instruction(~sum, data, length)
-                               : ~crc_by_table(~sum, data, length);
+    const unsigned char *bytes = data, *end = bytes + length;
+
+    sum = ~sum;
+#ifdef __x86_64__ /* nearly all of them have the instruction */
+    if (__builtin_cpu_supports("sse4.2")) {
+        sum = crc_eights(sum, bytes, length / 8);
+        bytes += length / 8 * 8;
+    }
+#endif
+    for (; bytes < end; bytes++)
+        sum = sum >> 8 ^ crc_table[(sum ^ *bytes) & 255];
+    return ~sum;
 }
 
-/* Of everything in it behind the check itself. */
-static uint32_t header_check(const struct file_header *header)
+/* The sum must not depend on the machine, or a file would look damaged on the
+ * next one. That of these digits is published with the polynomial. */
+static void init_crc(void)
 {
-    return crc(0, &header->limit,
-               sizeof(*header) - offsetof(struct file_header, limit));
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t sum = i;
+
+        for (int bit = 0; bit < 8; bit++)
+            sum = sum >> 1 ^ (sum & 1 ? 0x82F63B78 : 0);
+        crc_table[i] = sum;
+    }
+    assert(crc(0, "123456789", 9) == 0xE3069283);
 }
 
-static uint32_t state_check(const struct file_state *state)
+/* The check of a structure, which is of all that follows its check. */
+static uint32_t check_between(const void *begin, const void *end)
 {
-    return crc(0, &state->pid,
-               sizeof(*state) - offsetof(struct file_state, pid));
-}
-
-static uint32_t record_check(const struct record *record)
-{
-    return crc(0, &record->bytes_check,
-               offsetof(struct record, name) + record->name_length -
-                   offsetof(struct record, bytes_check));
+    return crc(0, begin, (size_t)((const char *)end - (const char *)begin));
 }
 
 static uint32_t bytes_check(const struct ring *ring, size_t offset,
                             size_t length)
 {
-    size_t first = before_wrap(ring, offset, length);
+    size_t first = length_to_wrap(ring, offset, length);
 
     return crc(crc(0, ring->memory + offset, first), ring->memory,
                length - first);
@@ -1707,13 +1585,14 @@ static struct record *record_at(const struct ring *ring, uint64_t ordinal)
     return &ring->file->records[ordinal & ring->mask];
 }
 
-static void file_record(struct ring *ring, const struct frame *frame)
+static void write_record(struct ring *ring)
 {
+    const struct frame *frame = frame_at(ring, ring->next);
     const struct topic *topic = frame->topic;
-    uint64_t newest = topic->newest ? at(ring, topic->newest)->id : 0;
     struct record *record = record_at(ring, ring->next);
 
-    /* whoever is killed here leaves one with no check: it was never there */
+    /* if the process is killed here, the check is wrong and the record does not
+     * count; the fences keep the compiler from moving the stores */
     record->check = 0;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     *record = (struct record){
@@ -1721,7 +1600,7 @@ static void file_record(struct ring *ring, const struct frame *frame)
         .ordinal = ring->next,
         .id = frame->id,
         .before = ring->newest_id,
-        .mark = topic->mark > newest ? topic->mark : newest,
+        .mark = topic->mark,
         .emptied = ring->emptied,
         .offset = frame->offset,
         .time = ring->time,
@@ -1730,55 +1609,58 @@ static void file_record(struct ring *ring, const struct frame *frame)
         .end = frame->end,
         .name_length = (uint8_t)topic->name.length,
     };
+    raise_to(&record->mark, topic->newest_id);
     memcpy(record->name, topic->name.data, topic->name.length);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    record->check = record_check(record);
+    record->check =
+        check_between(&record->bytes_check, record->name + record->name_length);
     ring->unsynced = true;
 }
 
-static void write_state(struct history_file *file)
+/* Raises the file's mark to `id`, and writes the state as it is now. */
+static void write_mark(struct ring *ring, uint64_t id)
 {
-    struct file_state *state = &file->state;
+    struct file_state *state;
 
+    if (!ring->file)
+        return;
+    state = &ring->file->state;
+    raise_to(&state->mark, id);
+    state->newest_id = ring->newest_id;
+    state->unbegun = ring->unbegun;
     state->sequence++;
-    state->check = state_check(state);
-    memcpy(file->map + STATE_PLACE * (1 + state->sequence % 2), state,
+    state->check = check_between(&state->pid, state + 1);
+    memcpy(ring->file->map + STATE_OFFSET * (1 + state->sequence % 2), state,
            sizeof(*state));
+    ring->unsynced = true;
 }
 
-/* Printable to its end, and nothing behind that. */
+/* Whether it is printable up to a NUL, and all NULs from there on. */
 static bool is_text(const char *text, size_t size)
 {
-    const char *end = text + size;
+    size_t length = strnlen(text, size);
 
-    while (text < end && *text >= ' ' && *text <= '~')
-        text++;
-    if (text == end)
-        return false;
-    while (text < end && !*text)
-        text++;
-    return text == end;
+    for (size_t i = 0; i < size; i++)
+        if (i < length ? text[i] < ' ' || text[i] > '~' : text[i] != '\0')
+            return false;
+    return length < size;
 }
 
-/* Whether a server can have written it at that one of the two places. */
-static bool state_is_valid(const struct file_state *state, uint64_t place)
-{
-    return state->check == state_check(state) && state->sequence % 2 == place &&
-           state->sequence < INT64_MAX && state->mark <= ID_MAX &&
-           state->newest_id <= ID_MAX && state->clean <= 1 &&
-           state->unbegun <= 1 && is_text(state->boot_id, BOOT_ID_MAX);
-}
-
-/* False if neither of the two is whole. */
+/* Reads the newer of the two copies. False if neither is one that a server can
+ * have written. */
 static bool read_state(struct history_file *file, const char *pages)
 {
     bool found = false;
 
-    for (uint64_t place = 0; place < 2; place++) {
+    for (uint64_t copy = 0; copy < 2; copy++) {
         struct file_state state;
 
-        memcpy(&state, pages + STATE_PLACE * (1 + place), sizeof(state));
-        if (!state_is_valid(&state, place) ||
+        memcpy(&state, pages + STATE_OFFSET * (1 + copy), sizeof(state));
+        if (state.check != check_between(&state.pid, &state + 1) ||
+            state.sequence % 2 != copy || state.sequence >= INT64_MAX ||
+            state.mark > ID_MAX || state.newest_id > ID_MAX ||
+            state.clean > 1 || state.unbegun > 1 ||
+            !is_text(state.boot_id, BOOT_ID_MAX) ||
             (found && state.sequence < file->state.sequence))
             continue;
         file->state = state;
@@ -1787,23 +1669,10 @@ static bool read_state(struct history_file *file, const char *pages)
     return found;
 }
 
-static void file_note_mark(struct ring *ring, uint64_t id)
-{
-    struct history_file *file = ring->file;
-
-    if (!file)
-        return;
-    raise_to(&file->state.mark, id);
-    file->state.newest_id = ring->newest_id;
-    file->state.unbegun = ring->unbegun;
-    write_state(file);
-    ring->unsynced = true;
-}
-
 /* All that are mapped, for ring_is_mapped(). */
 static struct history_file *mapped;
 
-static int file_map(struct history_file *file, int protection)
+static int map_file(struct history_file *file, int protection)
 {
     uint64_t length = file_length(&file->header);
     void *map = MAP_FAILED;
@@ -1822,20 +1691,16 @@ static int file_map(struct history_file *file, int protection)
     return 0;
 }
 
-static void file_unmap(struct history_file *file)
+static void close_file(struct history_file *file)
 {
     struct history_file **link = &mapped;
 
-    while (*link != file)
-        link = &(*link)->next_mapped;
-    *link = file->next_mapped;
-    munmap(file->map, file->length);
-}
-
-static void file_close(struct history_file *file)
-{
-    if (file->map)
-        file_unmap(file);
+    if (file->map) {
+        while (*link != file)
+            link = &(*link)->next_mapped;
+        *link = file->next_mapped;
+        munmap(file->map, file->length);
+    }
     close(file->fd);
     free(file);
 }
@@ -1847,972 +1712,6 @@ bool ring_is_mapped(const void *address)
         if ((uintptr_t)address - (uintptr_t)file->map < file->length)
             return true;
     return false;
-}
-
-/* ------------------------------------------------ recovering what is there
- *
- * A check is right by accident alone in what a crash left, but anyone can
- * compute it. So a record counts as whole only if a server can have written
- * it: whatever the file has in it, nothing goes wrong but the history. It is
- * copied first, for with ring_inspect() it may change while it is read.
- */
-
-enum {
-    ID_DIGITS = 16, /* that ID_MAX has */
-    TEXT_BEGIN_MAX = FRAME_HEAD + sizeof("id: \n") - 1 + ID_DIGITS,
-};
-
-/* Of 2^53 ms: some 285,000 years, which localtime(3) can tell. */
-#define TIME_MAX (INT64_C(1) << 53)
-
-/* Ordinals begin with 1, ids with 1 or later; both grow, ids as fast at
- * least. A mark can be above `before` only in a file written anew, where
- * `before` is the frame before; the state's is then as great. */
-static bool ids_are_valid(const struct ring *ring, const struct record *record)
-{
-    return record->ordinal && record->ordinal <= record->id &&
-           record->id <= ID_MAX && record->before < record->id &&
-           record->emptied <= record->before &&
-           (record->mark <= record->before ||
-            record->mark <= ring->file->state.mark);
-}
-
-static bool frame_is_valid(const struct ring *ring, const struct record *record)
-{
-    return record->length >= FRAME_HEAD + FRAME_TAIL &&
-           record->length <= FRAME_MAX && record->length <= ring->size &&
-           record->offset < ring->size && record->time >= -TIME_MAX &&
-           record->time <= TIME_MAX && record->end <= 1 &&
-           (!record->splice || splice_fits(record->splice, record->length));
-}
-
-/* The main stream, which has no end, has no name. */
-static bool name_is_valid(const struct record *record)
-{
-    struct slice name = { record->name, record->name_length };
-
-    return name.length ? !topic_name_refused(name) : !record->end;
-}
-
-/* Copies the record of that ordinal. False if it is not there or not whole,
- * which says nothing of the frame's bytes. */
-static bool read_record(const struct ring *ring, uint64_t ordinal,
-                        struct record *record)
-{
-    const struct record *place = record_at(ring, ordinal);
-
-    memcpy(record, place, offsetof(struct record, name));
-    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* it is not read once more */
-    memcpy(record->name, place->name, record->name_length);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    return record->ordinal == ordinal && ids_are_valid(ring, record) &&
-           frame_is_valid(ring, record) && name_is_valid(record) &&
-           record->check == record_check(record);
-}
-
-static void copy_out(const struct ring *ring, size_t offset, char *bytes,
-                     size_t length)
-{
-    size_t first = before_wrap(ring, offset, length);
-
-    memcpy(bytes, ring->memory + offset, first);
-    memcpy(bytes + first, ring->memory, length - first);
-}
-
-static size_t put_number(char *text, uint64_t number)
-{
-    char digits[ID_DIGITS];
-    size_t count = 0;
-
-    do
-        digits[count++] = (char)('0' + number % 10);
-    while ((number /= 10) > 0);
-    for (size_t i = 0; i < count; i++)
-        text[i] = digits[count - 1 - i];
-    return count;
-}
-
-/* What each frame begins with. */
-static size_t put_text_begin(char *text, const struct record *record)
-{
-    size_t length = FRAME_HEAD;
-
-    put_size(text, record->length - FRAME_HEAD - FRAME_TAIL);
-    memcpy(text + 8, "\r\nid: ", 6);
-    length += 4;
-    length += put_number(text + length, record->id);
-    text[length++] = '\n';
-    return length;
-}
-
-/* A chunk of another size would have a stream lose its framing, a text with
- * another id or no end its place. */
-static bool text_is_valid(const struct ring *ring, const struct record *record)
-{
-    static const char end[] = { '\n', '\n', '\r', '\n' };
-    char begin[TEXT_BEGIN_MAX], found[TEXT_BEGIN_MAX];
-    size_t length = put_text_begin(begin, record);
-
-    if (length + sizeof(end) - 1 > record->length)
-        return false;
-    copy_out(ring, record->offset, found, length);
-    if (memcmp(found, begin, length) != 0)
-        return false;
-    copy_out(ring, further(ring, record->offset, record->length - sizeof(end)),
-             found, sizeof(end));
-    return memcmp(found, end, sizeof(end)) == 0;
-}
-
-/* Whether the bytes of a record that is whole are, too. */
-static bool frame_is_whole(const struct ring *ring, const struct record *record)
-{
-    return record->bytes_check ==
-               bytes_check(ring, record->offset, record->length) &&
-           text_is_valid(ring, record);
-}
-
-/* The newest ordinal that a record which is whole has, and its id; 0 if there
- * is none. */
-static uint64_t newest_record(const struct ring *ring, uint64_t *id)
-{
-    uint64_t newest = 0;
-    struct record record;
-
-    *id = 0;
-    for (uint64_t slot = 0; slot <= ring->mask; slot++) {
-        uint64_t ordinal = ring->file->records[slot].ordinal;
-
-        if (ordinal <= newest || (ordinal & ring->mask) != slot ||
-            !read_record(ring, ordinal, &record))
-            continue;
-        newest = ordinal;
-        *id = record.id;
-    }
-    return newest;
-}
-
-/* From that ordinal back to a record whose bytes are whole too; its ordinal is
- * 0 if there is none. What was appended before as many bytes as the memory has
- * is gone in any case. */
-static void newest_whole(const struct ring *ring, uint64_t ordinal,
-                         struct record *record)
-{
-    uint64_t places = ring->mask + 1;
-    size_t bytes = 0;
-
-    for (; ordinal && places > 0 && bytes < ring->size; ordinal--, places--) {
-        bytes += FRAME_HEAD + FRAME_TAIL;
-        if (!read_record(ring, ordinal, record))
-            continue;
-        if (frame_is_whole(ring, record))
-            return;
-        bytes += record->length;
-    }
-    record->ordinal = 0;
-}
-
-static uint64_t count_records(const struct ring *ring, uint64_t from,
-                              uint64_t to)
-{
-    struct record record;
-    uint64_t count = 0;
-
-    for (uint64_t slot = 0; slot <= ring->mask; slot++) {
-        uint64_t ordinal = ring->file->records[slot].ordinal;
-
-        count += ordinal >= from && ordinal < to &&
-                 (ordinal & ring->mask) == slot &&
-                 read_record(ring, ordinal, &record);
-    }
-    return count;
-}
-
-/* Whether what came after the newest whole frame has been there: a record
- * that is not whole, but has a check. */
-static bool is_rotten_after(const struct ring *ring, uint64_t newest)
-{
-    const struct record *place = record_at(ring, newest + 1);
-    uint64_t ordinal = place->ordinal;
-    struct record record;
-
-    return place->check &&
-           (ordinal > newest || ((ordinal ^ (newest + 1)) & ring->mask) ||
-            !read_record(ring, ordinal, &record));
-}
-
-/* A topic begins behind frames that are not taken over: the newest of them
- * had the id `evicted`. */
-static void topic_seed(struct topic *topic, uint64_t mark, uint64_t evicted)
-{
-    topic->mark = mark;
-    topic->evicted_id = evicted;
-    raise_to(&topic->mark, evicted);
-}
-
-/* Makes a frame's entry of its record, but for its place in its topic. The
- * topic's mark is that of the frame for which this is called last: the
- * oldest. */
-static int load_record(struct ring *ring, const struct record *record)
-{
-    struct slice name = { record->name, record->name_length };
-    struct topic *topic = topic_get(ring, name);
-
-    if (!topic)
-        return -1;
-    topic_seed(topic, record->mark, record->mark);
-    raise_to(&topic->mark, ring->file->state.mark);
-    *at(ring, record->ordinal) = (struct frame){
-        .id = record->id,
-        .offset = (size_t)record->offset,
-        .topic = topic,
-        .length = record->length,
-        .splice = record->splice,
-        .end = record->end,
-    };
-    return 0;
-}
-
-static bool follows(const struct ring *ring, const struct record *record,
-                    const struct record *before)
-{
-    return before->id < record->id &&
-           further(ring, before->offset, before->length) == record->offset;
-}
-
-/* Loads the frames that follow one another whole up to that one, which is
- * then the oldest of them. Returns 1 if it is not because the ring was full
- * that there are no more. */
-static int load_back(struct ring *ring, struct record *oldest)
-{
-    struct record before;
-    size_t used = 0;
-
-    for (uint64_t count = 1;; count++) {
-        if (load_record(ring, oldest) < 0)
-            return -1;
-        used += oldest->length;
-        if (oldest->ordinal == 1 || count == ring->limit)
-            return 0;
-        if (!read_record(ring, oldest->ordinal - 1, &before))
-            return 1;
-        if (before.length > ring->size - used)
-            return 0;
-        if (!follows(ring, oldest, &before) || !frame_is_whole(ring, &before))
-            return 1;
-        memcpy(oldest, &before,
-               offsetof(struct record, name) + before.name_length);
-    }
-}
-
-/* Enters the frames that have been loaded, from the oldest on. */
-static void enter_loaded(struct ring *ring, uint64_t oldest, uint64_t newest)
-{
-    ring->oldest = ring->next = oldest;
-    while (ring->next <= newest) {
-        struct frame frame = *at(ring, ring->next);
-
-        ring->offset = further(ring, frame.offset, frame.length);
-        ring->used += frame.length;
-        enter(ring, &frame);
-    }
-}
-
-static int recover_frames(struct ring *ring, const struct record *newest,
-                          struct recovery *recovery)
-{
-    struct record oldest = *newest;
-    int broken = load_back(ring, &oldest);
-
-    if (broken < 0)
-        return -1;
-    enter_loaded(ring, oldest.ordinal, newest->ordinal);
-    ring->emptied = broken ? oldest.before : newest->emptied;
-    raise_to(&ring->mark, ring->emptied);
-    recovery->count = newest->ordinal - oldest.ordinal + 1;
-    recovery->first_id = oldest.id;
-    recovery->last_id = newest->id;
-    if (broken)
-        recovery->dropped += count_records(
-            ring,
-            newest->ordinal > ring->limit ? newest->ordinal - ring->limit + 1
-                                          : 1,
-            oldest.ordinal);
-    return 0;
-}
-
-/* Ids go on above all that has been given, as far as it is known. With ids
- * from outside a feeder may give what a crash has lost once more. */
-static void recover_newest_id(struct ring *ring, bool crashed,
-                              uint64_t newest_any)
-{
-    const struct history_file *file = ring->file;
-
-    raise_to(&ring->newest_id, file->state.mark);
-    if (crashed && file->header.kept_ids)
-        return;
-    raise_to(&ring->newest_id, file->state.newest_id);
-    raise_to(&ring->newest_id, newest_any);
-}
-
-/* Finds the newest frames again that follow one another whole. */
-static int recover(struct ring *ring, struct recovery *recovery)
-{
-    const struct file_state *state = &ring->file->state;
-    struct record newest;
-    uint64_t newest_id, ordinal = newest_record(ring, &newest_id);
-
-    newest_whole(ring, ordinal, &newest);
-    ring->mark = ring->newest_id = state->mark;
-    ring->unbegun = state->unbegun;
-    if (newest.ordinal != ordinal)
-        recovery->dropped = count_records(ring, newest.ordinal + 1, UINT64_MAX);
-    recovery->crashed =
-        newest.ordinal != ordinal || is_rotten_after(ring, newest.ordinal);
-    if (newest.ordinal && recover_frames(ring, &newest, recovery) < 0)
-        return -1;
-    recover_newest_id(ring, recovery->crashed, newest_id);
-    return 0;
-}
-
-/* ------------------------------------------------------ opening and making */
-
-/* Where a history file is: its folder, held open, and its name there, so that
- * no path is followed twice. */
-struct file_place {
-    int folder;
-    const char *name;    /* in `path` */
-    char path[PATH_MAX]; /* without symbolic links, if the file exists */
-    char new_name[NAME_MAX + 1]; /* where one is made; "": it is too long */
-};
-
-enum {
-    OPEN_FLAGS = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC,
-    MAKE_TRIES = 10,
-};
-
-/* Opens the folder of a path and finds the name in it. */
-static int folder_open(char *path, const char **name)
-{
-    const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
-    char *slash = strrchr(path, '/');
-    int fd;
-
-    *name = slash ? slash + 1 : path;
-    if (!slash)
-        return open(".", flags);
-    if (slash == path)
-        return open("/", flags);
-    *slash = '\0';
-    fd = open(path, flags);
-    *slash = '/';
-    return fd;
-}
-
-static int place_open(struct file_place *place, const char *path,
-                      char error[ERROR_SIZE])
-{
-    struct stat status;
-
-    if (!realpath(path, place->path)) {
-        if (errno != ENOENT || strlen(path) >= sizeof(place->path))
-            return fail_with(error, "cannot open '%s': %s", path, strerror(errno));
-        if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
-            return fail_with(error,
-                        "'%s' is a symbolic link to a file that does not "
-                        "exist: name that file, or remove the link",
-                        path);
-        strcpy(place->path, path);
-    }
-    place->folder = folder_open(place->path, &place->name);
-    if (place->folder < 0)
-        return fail_with(error, "cannot open the folder of '%s': %s", path,
-                    strerror(errno));
-    if (!*place->name) {
-        close(place->folder);
-        return fail_with(error, "'%s' names no file", path);
-    }
-    if (snprintf(place->new_name, sizeof(place->new_name), "%s.new",
-                 place->name) >= (int)sizeof(place->new_name))
-        place->new_name[0] = '\0';
-    return 0;
-}
-
-static int refuse_damaged(const char *path, char error[ERROR_SIZE])
-{
-    return fail_with(error,
-                "the header of '%s' is damaged: move the file away to "
-                "begin a new history",
-                path);
-}
-
-static int refuse_foreign(const char *path, char error[ERROR_SIZE])
-{
-    return fail_with(error, "'%s' is no history file of ssed: name another one",
-                path);
-}
-
-static int refuse_header(const struct history_file *file, const char *path,
-                         bool kept_ids, char error[ERROR_SIZE])
-{
-    const struct file_header *header = &file->header;
-
-    if (header->magic != FILE_MAGIC)
-        return refuse_foreign(path, error);
-    if (header->version != FILE_VERSION)
-        return fail_with(error,
-                    "'%s' is a history file of version %u, and this ssed "
-                    "knows version %d: use the one that wrote it, or name "
-                    "another file",
-                    path, header->version, FILE_VERSION);
-    if (header->check != header_check(header) || header->limit < 1 ||
-        header->limit > HISTORY_EVENTS_MAX || header->size < 1 ||
-        header->size > HISTORY_BYTES_MAX ||
-        header->record_size != sizeof(struct record) || header->kept_ids > 1)
-        return refuse_damaged(path, error);
-    if (!file->read_only && header->kept_ids != kept_ids)
-        return fail_with(error, "the ids in '%s' are %s: %s, or name another file",
-                    path, header->kept_ids ? "its publishers'" : "its own",
-                    header->kept_ids ? "use --ids keep"
-                                     : "leave out --ids keep");
-    return 0;
-}
-
-/* Reads the header and maps the file. */
-static int file_load(struct history_file *file, const char *path, bool kept_ids,
-                     char error[ERROR_SIZE])
-{
-    struct stat status;
-    ssize_t n;
-
-    if (fstat(file->fd, &status) < 0)
-        return fail_with(error, "cannot read '%s': %s", path, strerror(errno));
-    if (!S_ISREG(status.st_mode))
-        return refuse_foreign(path, error);
-    n = pread(file->fd, &file->header, sizeof(file->header), 0);
-    if (n < 0)
-        return fail_with(error, "cannot read '%s': %s", path, strerror(errno));
-    if (n < (ssize_t)sizeof(file->header))
-        return refuse_foreign(path, error);
-    if (refuse_header(file, path, kept_ids, error) < 0)
-        return -1;
-    if ((uint64_t)status.st_size != file_length(&file->header))
-        return fail_with(error,
-                    "'%s' has %lld bytes, and its header says %llu: it is "
-                    "damaged; move it away to begin a new history",
-                    path, (long long)status.st_size,
-                    (unsigned long long)file_length(&file->header));
-    if (file_map(file, file->read_only ? PROT_READ : PROT_READ | PROT_WRITE) <
-        0)
-        return fail_with(error, "cannot map '%s': %s", path, strerror(errno));
-    return read_state(file, file->map) ? 0 : refuse_damaged(path, error);
-}
-
-static struct history_file *file_new(int fd)
-{
-    struct history_file *file = calloc(1, sizeof(*file));
-
-    if (file)
-        file->fd = fd;
-    else
-        close(fd);
-    return file;
-}
-
-/* The pid that the file says; 0 if it says none. */
-static uint32_t pid_in(struct history_file *file)
-{
-    char pages[PAGE];
-
-    if (pread(file->fd, pages, sizeof(pages), 0) != (ssize_t)sizeof(pages) ||
-        !read_state(file, pages))
-        return 0;
-    return file->state.pid;
-}
-
-/* Where a file system has no locks it does without. */
-static bool lock(int fd)
-{
-    return flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-}
-
-/* Whether the file has that name now. */
-static bool has_name(const struct stat *opened, int folder, const char *name)
-{
-    struct stat named;
-
-    return fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
-           named.st_ino == opened->st_ino && named.st_dev == opened->st_dev;
-}
-
-/* What others can write is not the server's own history. */
-static int refuse_others(const struct stat *status, const char *path,
-                         char error[ERROR_SIZE])
-{
-    if (status->st_uid != geteuid())
-        return fail_with(error,
-                    "'%s' belongs to user %u, and this ssed runs as user "
-                    "%u: chown the file, or name another one",
-                    path, status->st_uid, geteuid());
-    if (status->st_mode & (S_IWGRP | S_IWOTH))
-        return fail_with(error,
-                    "'%s' has mode %03o, so others than its owner can write "
-                    "it: chmod 600 it, or name another file",
-                    path, status->st_mode & 07777);
-    if (status->st_nlink > 1)
-        return fail_with(error,
-                    "'%s' has %llu names: remove the others, which can be "
-                    "found with find -inum %llu, or name another file",
-                    path, (unsigned long long)status->st_nlink,
-                    (unsigned long long)status->st_ino);
-    return 0;
-}
-
-/* Locks the file that has this name now, if it is the server's alone. Returns
- * 1 when another one has come to have the name. */
-static int file_lock(struct history_file *file, const struct file_place *place,
-                     char error[ERROR_SIZE])
-{
-    struct stat status;
-
-    if (fstat(file->fd, &status) < 0)
-        return fail_with(error, "cannot read '%s': %s", place->path,
-                    strerror(errno));
-    if (!S_ISREG(status.st_mode))
-        return refuse_foreign(place->path, error);
-    if (!lock(file->fd))
-        return fail_with(error,
-                    "another ssed has '%s', its process is %u: end that "
-                    "one first, or name another file",
-                    place->path, pid_in(file));
-    if (!has_name(&status, place->folder, place->name))
-        return 1;
-    return refuse_others(&status, place->path, error);
-}
-
-/* Opens a file that exists and locks it. Returns 1 if there is none. */
-static int file_open(struct history_file **result,
-                     const struct file_place *place, bool kept_ids,
-                     char error[ERROR_SIZE])
-{
-    int outcome;
-
-    do {
-        int fd = openat(place->folder, place->name, O_RDWR | OPEN_FLAGS);
-
-        if (fd < 0 && errno == ENOENT)
-            return 1;
-        if (fd < 0)
-            return fail_with(error, "cannot open '%s': %s", place->path,
-                        strerror(errno));
-        *result = file_new(fd);
-        if (!*result)
-            return fail_with(error, "no memory");
-        outcome = file_lock(*result, place, error);
-        if (outcome == 0)
-            outcome = file_load(*result, place->path, kept_ids, error);
-        if (outcome != 0) {
-            file_close(*result);
-            *result = NULL;
-        }
-    } while (outcome == 1);
-    return outcome;
-}
-
-/* Removes what a server that was killed has left where a new file is to be
- * made, or what somebody else has put there. Fails with EWOULDBLOCK if it is
- * locked: it is being made. */
-static int unlink_stale(const struct file_place *place)
-{
-    struct stat status;
-    int fd = openat(place->folder, place->new_name, O_RDWR | OPEN_FLAGS);
-    int outcome = -1, why;
-
-    if (fd < 0 && errno == ELOOP) /* a symbolic link */
-        return unlinkat(place->folder, place->new_name, 0);
-    if (fd < 0)
-        return errno == ENOENT ? 0 : -1;
-    if (lock(fd) && fstat(fd, &status) == 0)
-        outcome = has_name(&status, place->folder, place->new_name)
-                      ? unlinkat(place->folder, place->new_name, 0)
-                      : 0;
-    why = errno;
-    close(fd);
-    errno = why;
-    return outcome;
-}
-
-/* Makes an empty file beside the one that it is to become, and locks it. */
-static int open_new(const struct file_place *place, char error[ERROR_SIZE])
-{
-    for (int i = 0; i < MAKE_TRIES; i++) {
-        struct stat status;
-        int fd = openat(place->folder, place->new_name,
-                        O_RDWR | O_CREAT | O_EXCL | OPEN_FLAGS, 0600);
-
-        if (fd < 0 && errno != EEXIST)
-            return fail_with(error, "cannot make '%s.new': %s", place->path,
-                        strerror(errno));
-        if (fd >= 0 && lock(fd) && fstat(fd, &status) == 0 &&
-            has_name(&status, place->folder, place->new_name))
-            return fd;
-        if (fd >= 0)
-            close(fd); /* another server took it for a stale one */
-        else if (unlink_stale(place) < 0)
-            return errno == EWOULDBLOCK
-                       ? fail_with(error, "another ssed is making '%s.new'",
-                              place->path)
-                       : fail_with(error, "'%s.new' is in the way: %s", place->path,
-                              strerror(errno));
-    }
-    return fail_with(error, "another ssed is making '%s.new'", place->path);
-}
-
-/* Writes a new file's header and gives it all its blocks. Returns 0 or an
- * error number. */
-static int file_allocate(struct history_file *file,
-                         const struct history_wanted *wanted)
-{
-    int why;
-
-    file->header = (struct file_header){
-        .magic = FILE_MAGIC,
-        .version = FILE_VERSION,
-        .limit = wanted->limit,
-        .size = wanted->size,
-        .record_size = sizeof(struct record),
-        .kept_ids = wanted->kept_ids,
-    };
-    file->header.check = header_check(&file->header);
-    why = posix_fallocate(file->fd, 0, (off_t)file_length(&file->header));
-    if (why != 0)
-        return why;
-    if (file_map(file, PROT_READ | PROT_WRITE) < 0)
-        return errno;
-    memcpy(file->map, &file->header, sizeof(file->header));
-    return 0;
-}
-
-/* A file of the wanted size beside the one that it is to become. */
-static struct history_file *file_make(const struct history_wanted *wanted,
-                                      const struct file_place *place,
-                                      char error[ERROR_SIZE])
-{
-    struct history_file *file;
-    int fd, why;
-
-    if (!*place->new_name) {
-        fail_with(error, "the name of '%.100s...' is too long", place->path);
-        return NULL;
-    }
-    fd = open_new(place, error);
-    if (fd < 0)
-        return NULL;
-    file = file_new(fd);
-    if (!file) {
-        fail_with(error, "no memory");
-        return NULL;
-    }
-    why = file_allocate(file, wanted);
-    if (why == 0)
-        return file;
-    unlinkat(place->folder, place->new_name, 0);
-    fail_with(error,
-         "no room for '%s.new', which needs %llu bytes: %s (--history, "
-         "--history-bytes)",
-         place->path, (unsigned long long)file_length(&file->header),
-         strerror(why));
-    file_close(file);
-    return NULL;
-}
-
-/* Does not replace one that another server has made meanwhile, but where the
- * file system cannot tell. */
-static int rename_new(const struct file_place *place)
-{
-    enum {
-        NO_REPLACE = 1 /* RENAME_NOREPLACE, which not every libc has */
-    };
-    int outcome = (int)syscall(SYS_renameat2, place->folder, place->new_name,
-                               place->folder, place->name, NO_REPLACE);
-
-    return outcome < 0 && errno == EINVAL
-               ? renameat(place->folder, place->new_name, place->folder,
-                          place->name)
-               : outcome;
-}
-
-/* Gives the file that was made its name, and has the folder keep it, or else
- * it would be gone with the machine. */
-static int file_name(struct history_file *file, const struct file_place *place,
-                     bool replace, char error[ERROR_SIZE])
-{
-    int outcome = msync(file->map, file->length, MS_SYNC);
-
-    if (outcome == 0 && replace)
-        outcome = renameat(place->folder, place->new_name, place->folder,
-                           place->name);
-    else if (outcome == 0)
-        outcome = rename_new(place);
-    if (outcome == 0)
-        outcome = fsync(place->folder);
-    if (outcome == 0)
-        return 0;
-    fail_with(error, "cannot make '%s': %s", place->path, strerror(errno));
-    unlinkat(place->folder, place->new_name, 0);
-    return -1;
-}
-
-/* A ring whose memory is in the file, which becomes its own. */
-static int ring_of_file(struct ring *ring, struct history_file *file,
-                        struct slice splice_text, char error[ERROR_SIZE])
-{
-    const struct file_header *header = &file->header;
-
-    if (ring_begin(ring, file, file->map + memory_place(header->limit),
-                   header->limit, (size_t)header->size, 0, splice_text) < 0)
-        return fail_with(error, "no memory for the index: --history");
-    ring->kept_ids = header->kept_ids;
-    return 0;
-}
-
-/* Whether the frames of `old` from `first` on fit into the wanted size. */
-static uint64_t first_that_fits(const struct ring *old,
-                                const struct history_wanted *wanted)
-{
-    uint64_t first = old->next;
-    size_t used = 0;
-
-    while (first > old->oldest && old->next - first < wanted->limit &&
-           at(old, first - 1)->length <= wanted->size - used)
-        used += at(old, --first)->length;
-    return first;
-}
-
-/* The topic in the new ring, with what it has lost until now. */
-static struct topic *topic_like(struct ring *ring, const struct ring *old,
-                                const struct frame *frame)
-{
-    struct topic *topic = topic_hold(ring, frame->topic->name);
-    uint64_t before = frame->previous ? at(old, frame->previous)->id : 0;
-
-    if (topic && topic->count == 0)
-        topic_seed(topic, frame->topic->mark, before);
-    return topic;
-}
-
-static int copy_frames(struct ring *ring, const struct ring *old,
-                       uint64_t first)
-{
-    size_t longest = 1;
-    char *bytes;
-
-    for (uint64_t ordinal = first; ordinal < old->next; ordinal++)
-        if (longest < at(old, ordinal)->length)
-            longest = at(old, ordinal)->length;
-    bytes = malloc(longest);
-    if (!bytes)
-        return -1;
-    for (uint64_t ordinal = first; ordinal < old->next; ordinal++) {
-        const struct frame *frame = at(old, ordinal);
-        struct topic *topic = topic_like(ring, old, frame);
-
-        if (!topic)
-            break;
-        copy_out(old, frame->offset, bytes, frame->length);
-        ring->time = ring_time(old, ordinal);
-        ring_append(ring, topic, frame->id,
-                    (struct slice){ bytes, frame->length }, frame->splice,
-                    frame->end);
-        topic->references--;
-    }
-    free(bytes);
-    return ring->next == old->next - first + 1 ? 0 : -1;
-}
-
-/* What the new ring knows beside its frames, which are those of the old one
- * from `first` on. */
-static void begin_like(struct ring *ring, const struct ring *old,
-                       uint64_t first)
-{
-    ring->file->state = old->file->state;
-    ring->unbegun = old->unbegun;
-    ring->mark = old->mark;
-    ring->emptied = first > old->oldest ? at(old, first - 1)->id : old->emptied;
-    raise_to(&ring->mark, ring->emptied);
-    ring->newest_id =
-        first < old->next ? at(old, first)->id - 1 : old->newest_id;
-}
-
-/* Replaces the ring by one of the wanted size with the newest of its frames. */
-static int resize(struct ring *ring, const struct history_wanted *wanted,
-                  const struct file_place *place, char error[ERROR_SIZE])
-{
-    uint64_t first = first_that_fits(ring, wanted);
-    struct history_file *file = file_make(wanted, place, error);
-    struct ring old = *ring;
-
-    if (!file)
-        return -1;
-    if (ring_of_file(ring, file, wanted->splice_text, error) < 0) {
-        *ring = old;
-        return -1;
-    }
-    begin_like(ring, &old, first);
-    if (copy_frames(ring, &old, first) < 0) {
-        unlinkat(place->folder, place->new_name, 0);
-        ring_release(ring);
-        *ring = old;
-        return fail_with(error, "no memory to write '%s' anew", place->path);
-    }
-    ring->newest_id = old.newest_id;
-    file_note_mark(ring, first < old.next ? 0 : ring->mark);
-    if (file_name(file, place, true, error) < 0) {
-        ring_release(ring);
-        *ring = old;
-        return -1;
-    }
-    ring_release(&old);
-    return 0;
-}
-
-/* A fresh one. */
-static int make(struct ring *ring, const struct history_wanted *wanted,
-                const struct file_place *place, char error[ERROR_SIZE])
-{
-    struct history_file *file = file_make(wanted, place, error);
-
-    if (!file || ring_of_file(ring, file, wanted->splice_text, error) < 0)
-        return -1;
-    ring->mark = ring->newest_id = wanted->newest_id;
-    ring->unbegun = wanted->kept_ids;
-    file->state.clean = true;
-    file_note_mark(ring, ring->mark);
-    return file_name(file, place, false, error);
-}
-
-/* What was not recovered must not be taken for something newer later. */
-static void forget_others(struct ring *ring)
-{
-    for (uint64_t slot = 0; slot <= ring->mask; slot++) {
-        struct record *record = &ring->file->records[slot];
-
-        if (record->ordinal < ring->oldest || record->ordinal >= ring->next ||
-            (record->ordinal & ring->mask) != slot)
-            record->check = 0;
-    }
-}
-
-/* The server runs from here on; what was before another boot of the machine
- * and did not end well may lack something. That it runs has to be on the disk
- * before anything is published. */
-static int file_begin(struct ring *ring, const struct history_wanted *wanted,
-                      struct recovery *recovery)
-{
-    struct file_state *state = &ring->file->state;
-
-    if (!state->clean &&
-        (!*wanted->boot_id || strcmp(state->boot_id, wanted->boot_id) != 0))
-        recovery->crashed = true;
-    if (recovery->dropped || recovery->crashed)
-        forget_others(ring);
-    state->clean = false;
-    state->pid = (uint32_t)getpid();
-    memset(state->boot_id, 0, BOOT_ID_MAX);
-    memcpy(state->boot_id, wanted->boot_id,
-           strnlen(wanted->boot_id, BOOT_ID_MAX - 1));
-    if (recovery->crashed && wanted->kept_ids)
-        ring->unbegun = true;
-    else if (recovery->crashed)
-        ring_begin_after(ring, wanted->clock_id > ring->newest_id
-                                   ? wanted->clock_id
-                                   : ring->newest_id);
-    file_note_mark(ring, 0);
-    return ring_sync(ring);
-}
-
-/* A ring of the file that is there; its size may be another. */
-static int load(struct ring *ring, struct history_file *file,
-                struct slice splice_text, struct recovery *recovery,
-                const char *path, char error[ERROR_SIZE])
-{
-    if (ring_of_file(ring, file, splice_text, error) < 0)
-        return -1;
-    if (recover(ring, recovery) < 0)
-        return fail_with(error, "no memory for the topics in '%s'", path);
-    return 0;
-}
-
-/* As ring_open(), but for what is to be released after an error. */
-static int open_at(struct ring *ring, const struct history_wanted *wanted,
-                   const struct file_place *place, struct recovery *recovery,
-                   char error[ERROR_SIZE])
-{
-    struct history_file *file;
-    int outcome = file_open(&file, place, wanted->kept_ids, error);
-
-    if (outcome == 1) {
-        recovery->made = true;
-        outcome = make(ring, wanted, place, error);
-    } else if (outcome == 0) {
-        outcome =
-            load(ring, file, wanted->splice_text, recovery, place->path, error);
-        recovery->resized = outcome == 0 && (ring->limit != wanted->limit ||
-                                             ring->size != wanted->size);
-    }
-    if (recovery->resized)
-        outcome = resize(ring, wanted, place, error);
-    if (outcome == 0 && file_begin(ring, wanted, recovery) < 0)
-        outcome =
-            fail_with(error, "cannot write '%s': %s", place->path, strerror(errno));
-    return outcome;
-}
-
-int ring_open(struct ring *ring, const struct history_wanted *wanted,
-              struct recovery *recovery, char error[ERROR_SIZE])
-{
-    struct file_place place;
-    int outcome;
-
-    crc_begin();
-    *ring = (struct ring){ 0 };
-    *recovery = (struct recovery){ 0 };
-    if (place_open(&place, wanted->path, error) < 0)
-        return -1;
-    outcome = open_at(ring, wanted, &place, recovery, error);
-    close(place.folder);
-    if (outcome != 0)
-        ring_release(ring);
-    return outcome;
-}
-
-int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
-                 struct recovery *recovery, uint32_t *pid,
-                 char error[ERROR_SIZE])
-{
-    int fd = open(wanted->path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    struct history_file *file;
-
-    crc_begin();
-    *ring = (struct ring){ 0 };
-    *recovery = (struct recovery){ 0 };
-    if (fd < 0)
-        return fail_with(error, "cannot open '%s': %s", wanted->path,
-                    strerror(errno));
-    file = file_new(fd);
-    if (!file)
-        return fail_with(error, "no memory");
-    file->read_only = true;
-    if (file_load(file, wanted->path, false, error) < 0) {
-        file_close(file);
-        return -1;
-    }
-    *pid = flock(fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
-    flock(fd, LOCK_UN);
-    if (load(ring, file, wanted->splice_text, recovery, wanted->path, error) ==
-        0)
-        return 0;
-    ring_release(ring);
-    return -1;
 }
 
 int ring_sync(struct ring *ring)
@@ -2833,6 +1732,8 @@ bool ring_deleted(const struct ring *ring)
            status.st_nlink == 0;
 }
 
+/* In two steps: the state must not say on the disk that the end was good
+ * before all else is there. */
 int ring_end(struct ring *ring)
 {
     if (!ring->file)
@@ -2841,11 +1742,857 @@ int ring_end(struct ring *ring)
     if (ring_sync(ring) < 0)
         return -1;
     ring->file->state.clean = true;
-    file_note_mark(ring, 0);
+    write_mark(ring, 0);
     return ring_sync(ring);
 }
 
 int64_t ring_time(const struct ring *ring, uint64_t ordinal)
 {
     return ring->file ? record_at(ring, ordinal)->time : 0;
+}
+
+/* ---------------------------------------------------------------- recovery
+ *
+ * Finding the frames again that are in a history file. A look at all records
+ * gives the newest ordinal. From there back, the first frame whose bytes are
+ * whole becomes the newest. From that one back, frames are loaded as long as
+ * each is whole and adjacent to the one after it, and the ring has room. Then
+ * their entries are appended, from the oldest on.
+ *
+ * In what a crash has left, a check is right only by accident. But anyone can
+ * compute one. A record is therefore whole only if a server can have written
+ * it, so that a forged file gives wrong events at worst. Records are copied
+ * before they are checked: ring_inspect() reads a file that a server may be
+ * writing.
+ */
+
+/* Some 285,000 years in ms, for which localtime(3) still works. */
+#define TIME_MAX (INT64_C(1) << 53)
+
+/* Whether a server can have written that. */
+static bool record_is_valid(const struct ring *ring,
+                            const struct record *record)
+{
+    struct slice name = { record->name, record->name_length };
+
+    /* ordinals and ids begin with 1 or later and grow, ids at least as fast. A
+     * mark is above `before` in a file that was written anew, where `before` is
+     * the frame before; the state's mark is then as great. */
+    if (record->ordinal == 0 || record->ordinal > record->id ||
+        record->id > ID_MAX || record->before >= record->id ||
+        record->emptied > record->before ||
+        (record->mark > record->before &&
+         record->mark > ring->file->state.mark))
+        return false;
+    if (record->length < FRAME_HEAD + FRAME_TAIL ||
+        record->length > FRAME_MAX || record->length > ring->size ||
+        record->offset >= ring->size || record->time < -TIME_MAX ||
+        record->time > TIME_MAX || record->end > 1 ||
+        (record->splice && !splice_fits(record->splice, record->length)))
+        return false;
+    /* the main topic has no name, and no end */
+    return name.length ? !topic_name_refused(name) : !record->end;
+}
+
+/* Copies the record of that ordinal. False if it is not there or not whole,
+ * which says nothing of the frame's bytes. */
+static bool read_record(const struct ring *ring, uint64_t ordinal,
+                        struct record *record)
+{
+    const struct record *mapped_record = record_at(ring, ordinal);
+
+    memcpy(record, mapped_record, offsetof(struct record, name));
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* it is not read once more */
+    memcpy(record->name, mapped_record->name, record->name_length);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    return record->ordinal == ordinal && record_is_valid(ring, record) &&
+           record->check == check_between(&record->bytes_check,
+                                          record->name + record->name_length);
+}
+
+/* Whether the record in a slot says an ordinal in [from, to) that belongs in
+ * that slot. */
+static bool slot_is_in(const struct ring *ring, uint64_t slot, uint64_t from,
+                       uint64_t to)
+{
+    uint64_t ordinal = ring->file->records[slot].ordinal;
+
+    return ordinal >= from && ordinal < to && (ordinal & ring->mask) == slot;
+}
+
+/* Copies the record in a slot, if it is whole and its ordinal is in [from, to).
+ * To look at the ordinal first saves the checks of most records. */
+static bool read_slot(const struct ring *ring, uint64_t slot, uint64_t from,
+                      uint64_t to, struct record *record)
+{
+    return slot_is_in(ring, slot, from, to) &&
+           read_record(ring, ring->file->records[slot].ordinal, record);
+}
+
+/* Whether these bytes are in the ring's memory there. */
+static bool memory_has(const struct ring *ring, size_t offset,
+                       const char *bytes, size_t length)
+{
+    size_t first = length_to_wrap(ring, offset, length);
+
+    return memcmp(ring->memory + offset, bytes, first) == 0 &&
+           memcmp(ring->memory, bytes + first, length - first) == 0;
+}
+
+/* Whether the frame of a whole record is whole too. With another chunk size a
+ * stream would lose its framing; with another id, or without a blank line at
+ * the end, a subscriber its place. The start is written backwards, and not with
+ * text_put(): that would be a tenth of the instructions of a recovery. */
+static bool frame_is_whole(const struct ring *ring, const struct record *record)
+{
+    static const char tail[] = { '\n', '\n', '\r', '\n' };
+    size_t tail_at = record->length - sizeof(tail), length;
+    char start[FRAME_HEAD + sizeof("id: 9007199254740991\n")];
+    char *at = start + sizeof(start), *end = at;
+    uint64_t id = record->id;
+
+    *--at = '\n';
+    do
+        *--at = (char)('0' + id % 10);
+    while ((id /= 10) > 0);
+    at -= FRAME_HEAD + sizeof("id: ") - 1;
+    put_size(at, record->length - FRAME_HEAD - FRAME_TAIL);
+    memcpy(at + 8, "\r\nid: ", 6);
+    length = (size_t)(end - at);
+    /* the id's line end may be the first of the two at the end */
+    return record->bytes_check ==
+               bytes_check(ring, record->offset, record->length) &&
+           length <= tail_at + 1 &&
+           memory_has(ring, record->offset, at, length) &&
+           memory_has(ring, offset_after(ring, record->offset, tail_at), tail,
+                      sizeof(tail));
+}
+
+/* From that ordinal back to a record whose bytes are whole too; its ordinal is
+ * 0 if there is none. It stops where the bytes passed fill the memory: what is
+ * older has been overwritten. */
+static void find_newest_whole(const struct ring *ring, uint64_t ordinal,
+                              struct record *record)
+{
+    uint64_t slots = ring->mask + 1;
+    size_t bytes = 0;
+
+    for (; ordinal && slots > 0 && bytes < ring->size; ordinal--, slots--) {
+        bytes += FRAME_HEAD + FRAME_TAIL;
+        if (!read_record(ring, ordinal, record))
+            continue;
+        if (frame_is_whole(ring, record))
+            return;
+        bytes += record->length;
+    }
+    record->ordinal = 0;
+}
+
+/* How many whole records there are with an ordinal in [from, to). */
+static uint64_t count_records(const struct ring *ring, uint64_t from,
+                              uint64_t to)
+{
+    struct record record;
+    uint64_t count = 0;
+
+    for (uint64_t slot = 0; slot <= ring->mask; slot++)
+        count += read_slot(ring, slot, from, to, &record);
+    return count;
+}
+
+/* Makes the entries, for append_entry() to complete, of that frame and of those
+ * before it that are whole and adjacent; *oldest becomes the last one. Returns
+ * 1 if the frame before that is not whole, 0 if there is none or no room. */
+static int load_back(struct ring *ring, struct record *oldest)
+{
+    struct record before;
+    size_t used = 0;
+
+    for (uint64_t count = 1;; count++) {
+        struct slice name = { oldest->name, oldest->name_length };
+        struct topic *topic = get_topic(ring, name);
+
+        if (!topic)
+            return -1;
+        topic->mark = oldest->mark; /* that of its oldest one stays */
+        raise_to(&topic->mark, ring->file->state.mark);
+        *frame_at(ring, oldest->ordinal) = (struct frame){
+            .id = oldest->id,
+            .offset = (size_t)oldest->offset,
+            .topic = topic,
+            .length = oldest->length,
+            .splice = oldest->splice,
+            .end = oldest->end,
+        };
+        used += oldest->length;
+        if (oldest->ordinal == 1 || count == ring->limit)
+            return 0;
+        if (!read_record(ring, oldest->ordinal - 1, &before))
+            return 1;
+        if (before.length > ring->size - used)
+            return 0;
+        if (before.id >= oldest->id ||
+            offset_after(ring, before.offset, before.length) !=
+                oldest->offset ||
+            !frame_is_whole(ring, &before))
+            return 1;
+        *oldest = before;
+    }
+}
+
+static int recover_frames(struct ring *ring, const struct record *newest,
+                          struct recovery *recovery)
+{
+    struct record oldest = *newest;
+    int broken = load_back(ring, &oldest);
+    uint64_t next = newest->ordinal + 1;
+
+    if (broken < 0)
+        return -1;
+    ring->oldest = ring->next = oldest.ordinal;
+    while (ring->next < next)
+        append_entry(ring);
+    ring->emptied = broken ? oldest.before : newest->emptied;
+    raise_to(&ring->mark, ring->emptied);
+    recovery->count = next - oldest.ordinal;
+    recovery->first_id = oldest.id;
+    recovery->last_id = newest->id;
+    if (broken)
+        recovery->dropped += count_records(
+            ring, next > ring->limit ? next - ring->limit : 0, oldest.ordinal);
+    return 0;
+}
+
+/* Recovers the newest frames. Ids go on above all that are known to have been
+ * given; but after a crash with ids from outside only above those that are
+ * recovered, because the publisher may send again what was lost. */
+static int recover(struct ring *ring, struct recovery *recovery)
+{
+    const struct history_file *file = ring->file;
+    struct record newest, record;
+    uint64_t newest_id = 0, ordinal = 0, next;
+
+    for (uint64_t slot = 0; slot <= ring->mask; slot++)
+        if (read_slot(ring, slot, ordinal + 1, UINT64_MAX, &record)) {
+            ordinal = record.ordinal;
+            newest_id = record.id;
+        }
+    find_newest_whole(ring, ordinal, &newest);
+    next = newest.ordinal + 1;
+    ring->mark = ring->newest_id = file->state.mark;
+    ring->unbegun = file->state.unbegun;
+    if (newest.ordinal != ordinal)
+        recovery->dropped = count_records(ring, next, UINT64_MAX);
+    /* if the next slot has a check, but not that of a whole record that is
+     * older, a frame was appended there and has been lost */
+    recovery->crashed = newest.ordinal != ordinal ||
+                        (record_at(ring, next)->check &&
+                         !read_slot(ring, next & ring->mask, 0, next, &record));
+    if (newest.ordinal && recover_frames(ring, &newest, recovery) < 0)
+        return -1;
+    raise_to(&ring->newest_id, file->state.mark);
+    if (recovery->crashed && file->header.kept_ids)
+        return 0;
+    raise_to(&ring->newest_id, file->state.newest_id);
+    raise_to(&ring->newest_id, newest_id);
+    return 0;
+}
+
+/* -------------------------------------------------- opening a history file
+ *
+ * Finding, locking and checking a file that exists; ring_inspect() looks at one
+ * without a lock. A refusal is one line that says what is wrong and what to do.
+ *
+ * The path is resolved once. From then on the file is a name in a folder that
+ * is held open, so that nobody can put another folder in between. What somebody
+ * else could change is refused: a symbolic link, a file of another user, one
+ * that others can write, and one that has a second name.
+ *
+ * flock(2) keeps two servers from using one file. It locks the file and not its
+ * name, so the name is looked up again after locking: another server may have
+ * renamed a new file over it.
+ */
+
+struct opening {
+    const struct history_wanted *wanted;
+    struct recovery *recovery;
+    char *error; /* ERROR_SIZE bytes, the caller's */
+    bool read_only;
+    int folder;
+    const char *name;    /* in `path` */
+    char path[PATH_MAX]; /* without symbolic links, if the file exists */
+    char new_name[NAME_MAX + 1]; /* where a file is made */
+};
+
+enum {
+    OPEN_FLAGS = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC,
+};
+
+/* Says what could not be done to the file, and errno. */
+static int fail_errno(const struct opening *opening, const char *verb)
+{
+    return fail_with(opening->error, "cannot %s '%s': %s", verb, opening->path,
+                     strerror(errno));
+}
+
+/* The messages have the path as it was given. */
+static int open_folder(struct opening *opening)
+{
+    const char *given = opening->wanted->path, *slash;
+    char *path = opening->path, folder[PATH_MAX + 1];
+    struct stat status;
+
+    if (!realpath(given, path)) {
+        if (errno != ENOENT || strlen(given) >= PATH_MAX)
+            return fail_with(opening->error, "cannot open '%s': %s", given,
+                             strerror(errno));
+        if (lstat(given, &status) == 0 && S_ISLNK(status.st_mode))
+            return fail_with(opening->error,
+                             "'%s' is a symbolic link to a file that does not "
+                             "exist: name that file, or remove the link",
+                             given);
+        strcpy(path, given);
+    }
+    slash = strrchr(path, '/');
+    opening->name = slash ? slash + 1 : path;
+    snprintf(folder, sizeof(folder), "%.*s.", (int)(opening->name - path),
+             path);
+    opening->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (opening->folder < 0)
+        return fail_with(opening->error, "cannot open the folder of '%s': %s",
+                         given, strerror(errno));
+    if (*opening->name)
+        return 0;
+    close(opening->folder);
+    return fail_with(opening->error, "'%s' names no file", given);
+}
+
+static int refuse_damaged(const struct opening *opening)
+{
+    return fail_with(opening->error,
+                     "the header of '%s' is damaged: move the file away to "
+                     "begin a new history",
+                     opening->path);
+}
+
+static int refuse_foreign(const struct opening *opening)
+{
+    return fail_with(opening->error,
+                     "'%s' is no history file of ssed: name another one",
+                     opening->path);
+}
+
+static int check_header(const struct opening *opening,
+                        const struct file_header *header)
+{
+    if (header->magic != FILE_MAGIC)
+        return refuse_foreign(opening);
+    if (header->version != FILE_VERSION)
+        return fail_with(opening->error,
+                         "'%s' is a history file of version %u, and this ssed "
+                         "knows version %d: use the one that wrote it, or name "
+                         "another file",
+                         opening->path, header->version, FILE_VERSION);
+    if (header->check != check_between(&header->limit, header + 1) ||
+        header->limit < 1 || header->limit > HISTORY_EVENTS_MAX ||
+        header->size < 1 || header->size > HISTORY_BYTES_MAX ||
+        header->record_size != sizeof(struct record) || header->kept_ids > 1)
+        return refuse_damaged(opening);
+    if (!opening->read_only && header->kept_ids != opening->wanted->kept_ids)
+        return fail_with(opening->error,
+                         "the ids in '%s' are %s --ids keep, or name another "
+                         "file",
+                         opening->path,
+                         header->kept_ids ? "its publishers': use"
+                                          : "its own: leave out");
+    return 0;
+}
+
+/* Reads the header and maps the file. */
+static int load_file(const struct opening *opening, struct history_file *file)
+{
+    int protection = opening->read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    struct stat status;
+    ssize_t n;
+
+    if (fstat(file->fd, &status) < 0)
+        return fail_errno(opening, "read");
+    if (!S_ISREG(status.st_mode))
+        return refuse_foreign(opening);
+    n = pread(file->fd, &file->header, sizeof(file->header), 0);
+    if (n < 0)
+        return fail_errno(opening, "read");
+    if (n < (ssize_t)sizeof(file->header))
+        return refuse_foreign(opening);
+    if (check_header(opening, &file->header) < 0)
+        return -1;
+    /* a file that has been cut would give a SIGBUS where it is mapped */
+    if ((uint64_t)status.st_size != file_length(&file->header))
+        return fail_with(opening->error,
+                         "'%s' has %jd bytes, and its header says %" PRIu64
+                         ": it is damaged; move it away to begin a new history",
+                         opening->path, (intmax_t)status.st_size,
+                         file_length(&file->header));
+    if (map_file(file, protection) < 0)
+        return fail_errno(opening, "map");
+    return read_state(file, file->map) ? 0 : refuse_damaged(opening);
+}
+
+/* Owns the descriptor from now on, also if it fails. */
+static struct history_file *new_file(const struct opening *opening, int fd)
+{
+    struct history_file *file = calloc(1, sizeof(*file));
+
+    if (file) {
+        file->fd = fd;
+    } else {
+        close(fd);
+        fail_with(opening->error, "no memory");
+    }
+    return file;
+}
+
+/* The pid that the file says; 0 if it says none. */
+static uint32_t read_pid(struct history_file *file)
+{
+    char pages[PAGE];
+
+    return pread(file->fd, pages, PAGE, 0) == PAGE && read_state(file, pages)
+               ? file->state.pid
+               : 0;
+}
+
+/* False if another process has the lock. A file system without locks has to do
+ * without. */
+static bool try_lock(int fd)
+{
+    return flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+}
+
+/* Whether the name still leads to the file that was opened by it. */
+static bool has_name(int fd, int folder, const char *name)
+{
+    struct stat opened, named;
+
+    return fstat(fd, &opened) == 0 &&
+           fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+           named.st_ino == opened.st_ino && named.st_dev == opened.st_dev;
+}
+
+/* Locks the file, and refuses one that others can change: it is not the
+ * server's own history. Returns 1 if the name leads to another file by now. */
+static int lock_file(const struct opening *opening, struct history_file *file)
+{
+    struct stat status;
+
+    if (fstat(file->fd, &status) < 0)
+        return fail_errno(opening, "read");
+    if (!S_ISREG(status.st_mode))
+        return refuse_foreign(opening);
+    if (!try_lock(file->fd))
+        return fail_with(opening->error,
+                         "another ssed has '%s', its process is %u: end that "
+                         "one first, or name another file",
+                         opening->path, read_pid(file));
+    if (!has_name(file->fd, opening->folder, opening->name))
+        return 1;
+    if (status.st_uid != geteuid())
+        return fail_with(opening->error,
+                         "'%s' belongs to user %u, and this ssed runs as user "
+                         "%u: chown the file, or name another one",
+                         opening->path, status.st_uid, geteuid());
+    if (status.st_mode & (S_IWGRP | S_IWOTH))
+        return fail_with(opening->error,
+                         "'%s' has mode %03o, so others than its owner can "
+                         "write it: chmod 600 it, or name another file",
+                         opening->path, status.st_mode & 07777);
+    if (status.st_nlink > 1)
+        return fail_with(opening->error,
+                         "'%s' has %ju names: remove the others, which can be "
+                         "found with find -inum %ju, or name another file",
+                         opening->path, (uintmax_t)status.st_nlink,
+                         (uintmax_t)status.st_ino);
+    return 0;
+}
+
+/* Opens and locks a file that exists. Returns 1 if there is none. */
+static int open_file(const struct opening *opening,
+                     struct history_file **result)
+{
+    struct history_file *file;
+    int outcome;
+
+    do {
+        int fd = openat(opening->folder, opening->name, O_RDWR | OPEN_FLAGS);
+
+        if (fd < 0 && errno == ENOENT)
+            return 1;
+        if (fd < 0)
+            return fail_errno(opening, "open");
+        file = new_file(opening, fd);
+        if (!file)
+            return -1;
+        outcome = lock_file(opening, file);
+        if (outcome == 0)
+            outcome = load_file(opening, file);
+        if (outcome == 0)
+            *result = file;
+        else
+            close_file(file);
+    } while (outcome == 1);
+    return outcome;
+}
+
+/* Makes a ring whose memory is in the file, and owns the file, also if it
+ * fails. */
+static int begin_file_ring(const struct opening *opening, struct ring *ring,
+                           struct history_file *file)
+{
+    const struct file_header *header = &file->header;
+
+    if (begin_ring(ring, file, file->map + memory_offset(header->limit),
+                   header->limit, (size_t)header->size, 0,
+                   opening->wanted->splice_text) < 0)
+        return fail_with(opening->error, "no memory for the index: --history");
+    ring->kept_ids = header->kept_ids;
+    return 0;
+}
+
+/* Makes the ring of a file that has been loaded, with the frames in it. */
+static int load_ring(const struct opening *opening, struct ring *ring,
+                     struct history_file *file)
+{
+    if (begin_file_ring(opening, ring, file) < 0)
+        return -1;
+    if (recover(ring, opening->recovery) < 0)
+        return fail_with(opening->error, "no memory for the topics in '%s'",
+                         opening->path);
+    return 0;
+}
+
+int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
+                 struct recovery *recovery, uint32_t *pid,
+                 char error[ERROR_SIZE])
+{
+    struct opening opening = { .wanted = wanted,
+                               .recovery = recovery,
+                               .error = error,
+                               .read_only = true };
+    int fd = open(wanted->path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    struct history_file *file;
+
+    init_crc();
+    *ring = (struct ring){ 0 };
+    *recovery = (struct recovery){ 0 };
+    snprintf(opening.path, sizeof(opening.path), "%s", wanted->path);
+    if (fd < 0)
+        return fail_errno(&opening, "open");
+    file = new_file(&opening, fd);
+    if (!file)
+        return -1;
+    if (load_file(&opening, file) < 0) {
+        close_file(file);
+        return -1;
+    }
+    /* a lock for a moment tells whether a server has one */
+    *pid = flock(fd, LOCK_SH | LOCK_NB) < 0 ? file->state.pid : 0;
+    flock(fd, LOCK_UN);
+    if (load_ring(&opening, ring, file) == 0)
+        return 0;
+    ring_release(ring);
+    return -1;
+}
+
+/* --------------------------------------------------- making a history file
+ *
+ * A new file, or one of another size, is completed under the new name,
+ * NAME.new, and then renamed, so that NAME leads to a whole file at every
+ * moment. All its blocks are allocated first: a full disk is then an error
+ * here, and not a SIGBUS later.
+ *
+ * All servers that are about to make this file use the same new name, and one
+ * that was killed may have left a file there. A file that is not locked is
+ * stale, and is removed. A server may remove one that has just been created and
+ * is not locked yet, so each server looks, once it has its lock, whether its
+ * file still has the name.
+ *
+ * ring_open() uses all of this, and begins the server's run: from then on the
+ * file says that the server has not ended well, until ring_end().
+ */
+
+/* Removes what a server that was killed has left at the new name, or what
+ * somebody else has put there. Fails with EWOULDBLOCK if it is locked: another
+ * server is making it. */
+static int unlink_stale(const struct opening *opening)
+{
+    int fd = openat(opening->folder, opening->new_name, O_RDWR | OPEN_FLAGS);
+    int outcome = -1, why;
+
+    if (fd < 0 && errno == ELOOP) /* a symbolic link */
+        return unlinkat(opening->folder, opening->new_name, 0);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : -1;
+    if (try_lock(fd))
+        outcome = has_name(fd, opening->folder, opening->new_name)
+                      ? unlinkat(opening->folder, opening->new_name, 0)
+                      : 0;
+    why = errno;
+    close(fd);
+    errno = why;
+    return outcome;
+}
+
+/* Makes an empty file at the new name, and locks it. */
+static int create_new(struct opening *opening)
+{
+    if (snprintf(opening->new_name, sizeof(opening->new_name), "%s.new",
+                 opening->name) >= (int)sizeof(opening->new_name))
+        return fail_with(opening->error, "the name of '%.100s...' is too long",
+                         opening->path);
+    for (int tries = 10; tries > 0; tries--) {
+        int fd = openat(opening->folder, opening->new_name,
+                        O_RDWR | O_CREAT | O_EXCL | OPEN_FLAGS, 0600);
+
+        if (fd >= 0 && try_lock(fd) &&
+            has_name(fd, opening->folder, opening->new_name))
+            return fd;
+        if (fd >= 0) {
+            close(fd); /* another server took it for a stale one */
+            continue;
+        }
+        if (errno != EEXIST)
+            return fail_with(opening->error, "cannot make '%s.new': %s",
+                             opening->path, strerror(errno));
+        if (unlink_stale(opening) == 0)
+            continue;
+        if (errno == EWOULDBLOCK)
+            break;
+        return fail_with(opening->error, "'%s.new' is in the way: %s",
+                         opening->path, strerror(errno));
+    }
+    return fail_with(opening->error, "another ssed is making '%s.new'",
+                     opening->path);
+}
+
+/* Makes a file of the wanted size at the new name, with all its blocks, and a
+ * ring in it. */
+static int make_ring(struct opening *opening, struct ring *ring)
+{
+    struct file_header header = {
+        .magic = FILE_MAGIC,
+        .version = FILE_VERSION,
+        .limit = opening->wanted->limit,
+        .size = opening->wanted->size,
+        .record_size = sizeof(struct record),
+        .kept_ids = opening->wanted->kept_ids,
+    };
+    struct history_file *file;
+    int fd, why;
+
+    fd = create_new(opening);
+    file = fd < 0 ? NULL : new_file(opening, fd);
+    if (!file)
+        return -1;
+    header.check = check_between(&header.limit, &header + 1);
+    file->header = header;
+    why = posix_fallocate(fd, 0, (off_t)file_length(&header));
+    if (why == 0 && map_file(file, PROT_READ | PROT_WRITE) < 0)
+        why = errno;
+    if (file->map) {
+        memcpy(file->map, &header, sizeof(header));
+        return begin_file_ring(opening, ring, file);
+    }
+    unlinkat(opening->folder, opening->new_name, 0);
+    fail_with(opening->error,
+              "no room for '%s.new', which needs %" PRIu64 " bytes: %s "
+              "(--history, --history-bytes)",
+              opening->path, file_length(&header), strerror(why));
+    close_file(file);
+    return -1;
+}
+
+/* Without `replace` a file that another server has made meanwhile stays, unless
+ * the file system cannot tell. */
+static int rename_new(const struct opening *opening, bool replace)
+{
+    const int no_replace = 1; /* RENAME_NOREPLACE, which not every libc has */
+
+    if (!replace && syscall(SYS_renameat2, opening->folder, opening->new_name,
+                            opening->folder, opening->name, no_replace) == 0)
+        return 0;
+    if (!replace && errno != EINVAL)
+        return -1;
+    return renameat(opening->folder, opening->new_name, opening->folder,
+                    opening->name);
+}
+
+/* Gives the file that was made its name. The folder is synced, or else the name
+ * could be lost when the machine goes down. */
+static int name_file(const struct opening *opening, struct history_file *file,
+                     bool replace)
+{
+    if (msync(file->map, file->length, MS_SYNC) == 0 &&
+        rename_new(opening, replace) == 0 && fsync(opening->folder) == 0)
+        return 0;
+    fail_errno(opening, "make");
+    unlinkat(opening->folder, opening->new_name, 0);
+    return -1;
+}
+
+static int make_history(struct opening *opening, struct ring *ring)
+{
+    if (make_ring(opening, ring) < 0)
+        return -1;
+    ring->mark = ring->newest_id = opening->wanted->newest_id;
+    ring->unbegun = opening->wanted->kept_ids;
+    ring->file->state.clean = true;
+    write_mark(ring, ring->mark);
+    return name_file(opening, ring->file, false);
+}
+
+/* The ordinal of the oldest frame that still fits into the wanted size; that of
+ * the next frame if none does. */
+static uint64_t first_that_fits(const struct ring *old,
+                                const struct history_wanted *wanted)
+{
+    uint64_t first = old->next;
+    size_t used = 0;
+
+    while (first > old->oldest && old->next - first < wanted->limit &&
+           frame_at(old, first - 1)->length <= wanted->size - used)
+        used += frame_at(old, --first)->length;
+    return first;
+}
+
+/* Appends a copy. The topic's first one brings what it has lost until now: its
+ * mark, and the frame before, which is not taken over. */
+static int copy_frame(struct ring *ring, const struct ring *old,
+                      uint64_t ordinal)
+{
+    const struct frame *frame = frame_at(old, ordinal);
+    size_t first = length_to_wrap(old, frame->offset, frame->length);
+    struct topic *topic = topic_hold(ring, frame->topic->name);
+    char *bytes = malloc(frame->length);
+
+    if (!topic || !bytes) {
+        free(bytes);
+        return -1;
+    }
+    if (topic->count == 0)
+        topic->mark = frame->topic->mark;
+    if (topic->count == 0 && frame->previous)
+        raise_to(&topic->mark, frame_at(old, frame->previous)->id);
+    memcpy(bytes, old->memory + frame->offset, first);
+    memcpy(bytes + first, old->memory, frame->length - first);
+    ring->time = ring_time(old, ordinal);
+    ring_append(ring, topic, frame->id, (struct slice){ bytes, frame->length },
+                frame->splice, frame->end);
+    topic->references--; /* no topic_drop(): it has a frame */
+    free(bytes);
+    return 0;
+}
+
+/* Copies the frames from `first` on, and what the old ring knows beside them.
+ * The frames before `first` count as evicted. */
+static int copy_history(struct ring *ring, const struct ring *old,
+                        uint64_t first)
+{
+    ring->file->state = old->file->state;
+    ring->unbegun = old->unbegun;
+    ring->mark = old->mark;
+    ring->emptied =
+        first > old->oldest ? frame_at(old, first - 1)->id : old->emptied;
+    raise_to(&ring->mark, ring->emptied);
+    if (first < old->next)
+        ring->newest_id = frame_at(old, first)->id - 1;
+    for (uint64_t ordinal = first; ordinal < old->next; ordinal++)
+        if (copy_frame(ring, old, ordinal) < 0)
+            return -1;
+    ring->newest_id = old->newest_id;
+    /* without a frame there is no record that has the mark */
+    write_mark(ring, first < old->next ? 0 : ring->mark);
+    return 0;
+}
+
+/* Replaces the ring by one of the wanted size with the newest of its frames. */
+static int resize(struct opening *opening, struct ring *ring)
+{
+    uint64_t first = first_that_fits(ring, opening->wanted);
+    struct ring resized = { 0 };
+    int outcome = make_ring(opening, &resized);
+
+    if (outcome == 0 && copy_history(&resized, ring, first) < 0) {
+        unlinkat(opening->folder, opening->new_name, 0);
+        outcome = fail_with(opening->error, "no memory to write '%s' anew",
+                            opening->path);
+    }
+    if (outcome == 0)
+        outcome = name_file(opening, resized.file, true);
+    ring_release(outcome == 0 ? ring : &resized);
+    if (outcome == 0)
+        *ring = resized;
+    return outcome;
+}
+
+/* Begins the server's run. What did not end well before another boot of the
+ * machine may lack events that were given ids. That the server runs has to be
+ * on the disk before anything is published. */
+static int begin_run(struct ring *ring, const struct history_wanted *wanted,
+                     struct recovery *recovery)
+{
+    struct file_state *state = &ring->file->state;
+
+    if (!state->clean &&
+        (!*wanted->boot_id || strcmp(state->boot_id, wanted->boot_id) != 0))
+        recovery->crashed = true;
+    /* what was not recovered must not be taken for something newer later */
+    if (recovery->dropped || recovery->crashed)
+        for (uint64_t slot = 0; slot <= ring->mask; slot++)
+            if (!slot_is_in(ring, slot, ring->oldest, ring->next))
+                ring->file->records[slot].check = 0;
+    state->clean = false;
+    state->pid = (uint32_t)getpid();
+    memset(state->boot_id, 0, BOOT_ID_MAX);
+    snprintf(state->boot_id, BOOT_ID_MAX, "%s", wanted->boot_id);
+    if (recovery->crashed && wanted->kept_ids)
+        ring->unbegun = true;
+    else if (recovery->crashed)
+        ring_begin_after(ring, wanted->clock_id > ring->newest_id
+                                   ? wanted->clock_id
+                                   : ring->newest_id);
+    write_mark(ring, 0);
+    return ring_sync(ring);
+}
+
+int ring_open(struct ring *ring, const struct history_wanted *wanted,
+              struct recovery *recovery, char error[ERROR_SIZE])
+{
+    struct opening opening = { .wanted = wanted,
+                               .recovery = recovery,
+                               .error = error };
+    struct history_file *file = NULL;
+    int outcome;
+
+    init_crc();
+    *ring = (struct ring){ 0 };
+    *recovery = (struct recovery){ 0 };
+    if (open_folder(&opening) < 0)
+        return -1;
+    outcome = open_file(&opening, &file);
+    recovery->made = outcome == 1;
+    if (outcome == 1)
+        outcome = make_history(&opening, ring);
+    else if (file)
+        outcome = load_ring(&opening, ring, file);
+    if (outcome == 0 &&
+        (ring->limit != wanted->limit || ring->size != wanted->size)) {
+        recovery->resized = true;
+        outcome = resize(&opening, ring);
+    }
+    if (outcome == 0 && begin_run(ring, wanted, recovery) < 0)
+        outcome = fail_errno(&opening, "write");
+    close(opening.folder);
+    if (outcome != 0)
+        ring_release(ring);
+    return outcome;
 }

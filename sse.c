@@ -848,7 +848,7 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     if (*id <= ring->newest_id)
         return STALE;
     if (event->finishes)
-        put_topic_end(&frame, *id, topic->name, topic_newest_id(ring, topic));
+        put_topic_end(&frame, *id, topic->name, topic->newest_id);
     else if (topic == server->main_topic)
         splice = put_message(&frame, *id, event->data);
     else
@@ -1272,8 +1272,7 @@ static void respond_published(struct server *server, struct conn *conn,
         text_put(&json, "}\n");
     } else {
         text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
-                 deletes ? topic_newest_id(&server->ring, publication->topic)
-                         : publication->last,
+                 deletes ? publication->topic->newest_id : publication->last,
                  publication->topic->subscriber_count);
     }
     response.length = json.length;

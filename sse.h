@@ -111,7 +111,7 @@ fail_with(char error[ERROR_SIZE], const char *format, ...)
 /* ------------------------------------------------------------------ ring.c
  *
  * Events and their history. First how an event is spelled and read; then the
- * ring that keeps events, and what a reader gets of it. Nothing here knows of
+ * ring that holds events, and what a reader gets of it. Nothing here knows of
  * sockets, of HTTP, or of the time of day.
  */
 
@@ -206,8 +206,7 @@ enum {
 
 struct event_parser {
     enum {
-        EVENT_BOM,  /* field_length bytes of it have come */
-        EVENT_NAME, /* of a field, or at the begin of a line */
+        EVENT_NAME, /* of a field, or at the start of a line */
         EVENT_SPACE,
         EVENT_VALUE,
         EVENT_AFTER_CR,
@@ -219,6 +218,7 @@ struct event_parser {
         FIELD_ID,
         FIELD_RETRY,
     } field;
+    bool at_start; /* of the stream: a byte order mark may come */
     bool complete; /* the values are those of an event */
     bool has_data;
     bool has_id;
@@ -271,18 +271,17 @@ size_t event_parser_read(struct event_parser *parser, struct slice data);
  * evicts from the old end until the new frame fits. Nothing protects a frame
  * from eviction. A reader notices by its place: reader_overrun().
  *
- * Topics. Each remembers the newest id that has been evicted from it: its
- * mark. A position below it may have lost something, however quiet the topic
- * is and however often the ring has turned for others. When a topic is
- * forgotten the ring's own mark rises to its; a topic that is not known
- * begins with that.
+ * Topics. Each has a mark: the newest id that may be lost, mostly that of its
+ * newest evicted frame. A position below it may have lost something, however
+ * often the ring has turned for other topics. When a topic is forgotten, the
+ * ring remembers its mark: see "What may be lost" in ring.c.
  *
  * The history file. With it the memory is a part of a file that is mapped, and
  * each frame has a record there beside its entry of the index:
  *
- *   header | records, a place for each of the index | the memory
+ *   header | records, one for each slot of the index | the memory
  *
- * A record bears checks of itself and of the frame's bytes, so what a crash
+ * A record has checks of itself and of the frame's bytes, so what a crash
  * left can be found again without trusting anything else. What the process
  * wrote before it was killed is in the kernel's cache; ring_sync() brings it
  * to the disk.
@@ -342,7 +341,7 @@ struct ring {
     uint64_t oldest;    /* ordinal; == next when nothing is held */
     uint64_t next;      /* ordinal of the next frame */
     uint64_t newest_id; /* of the newest frame ever, or where ids began */
-    uint64_t mark;      /* the greatest mark of a topic forgotten */
+    uint64_t mark;      /* of a topic that is made: see "What may be lost" */
     uint64_t emptied; /* the newest id whose eviction left its topic nothing */
     void *topics;     /* owned: a tree by name, tsearch(3) */
     struct topic *pass_first, *pass_last; /* see pass_next(); held */
@@ -368,8 +367,8 @@ struct topic {
     uint64_t oldest;     /* ordinal of its oldest held frame, 0: none held */
     uint64_t newest;     /* ordinal of its newest held frame, 0: none held */
     uint64_t evicted;    /* ordinal of its newest evicted frame, 0: none */
-    uint64_t evicted_id; /* and its id */
-    uint64_t mark;       /* a position below this id may have lost something */
+    uint64_t mark;       /* newest id that may be lost: see ring.c */
+    uint64_t newest_id;  /* of the newest event it ever had, 0: none is known */
     uint64_t count;      /* frames it ever had: the newest one's number */
     uint32_t references; /* topic_hold() less topic_drop() */
 
@@ -385,8 +384,8 @@ struct topic {
     struct slice name; /* in the same piece of memory */
 };
 
-/* A reader's place among the frames of one topic: everything up to and
- * including the ordinal `last` is behind it. */
+/* Where a reader stands in one topic: it has passed everything up to and
+ * including the ordinal `last`. */
 struct place {
     struct topic *topic;
     uint64_t last;
@@ -462,9 +461,8 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
 
 /*
  * The same for looking at a file alone, of any owner: it is mapped, not
- * locked and not written. Its `path`, `read_only` and `splice_text` are all
- * that counts of `wanted`. A server may be writing it: *pid is then that of the
- * server, else 0.
+ * locked and not written. Of `wanted` only `path` and `splice_text` count. A
+ * server may be writing the file: *pid is then that of the server, else 0.
  */
 int ring_inspect(struct ring *ring, const struct history_wanted *wanted,
                  struct recovery *recovery, uint32_t *pid,
@@ -520,7 +518,7 @@ uint64_t ring_oldest_after(const struct ring *ring, size_t length);
 /*
  * Appends a whole frame, envelope included, copying its bytes, and evicts
  * what has to go. The topic is held. `id` is greater than ring->newest_id;
- * `splice` is the place of the splice text in `bytes`, or 0; `end` marks the
+ * `splice` is the splice point's offset in `bytes`, or 0; `end` is set for the
  * frame that finishes its topic. bytes.length <= ring->size. Returns the
  * frame's ordinal. Cannot fail.
  */
@@ -538,15 +536,23 @@ uint64_t ring_find(const struct ring *ring, uint64_t id);
  * Values for a place's `last`, so that what follows is: all that is held;
  * nothing but what comes from now on; what is newer than `id`.
  *
- * Each frame names, beside the topic's frame before it, one further back: as
- * many frames back as the lowest digit of its number stands for, with the
- * number written in skew binary (digits that stand for 1, 3, 7, 15...). A
- * search that takes the long way wherever it does not lead too far takes
- * logarithmic time: E. W. Myers, "An applicative random-access stack",
- * Information Processing Letters 17 (1983).
+ * Each frame names, beside the topic's frame before it, one further back, its
+ * jump: as many frames back as the lowest digit of its number stands for, with
+ * the number written in skew binary (digits that stand for 1, 3, 7, 15...). A
+ * search that takes each jump that does not lead too far takes logarithmic
+ * time: E. W. Myers, "An applicative random-access stack", Information
+ * Processing Letters 17 (1983).
  */
-uint64_t topic_start(const struct topic *topic);
-uint64_t topic_end(const struct topic *topic);
+static inline uint64_t topic_start(const struct topic *topic)
+{
+    return topic->evicted;
+}
+
+static inline uint64_t topic_end(const struct topic *topic)
+{
+    return topic->newest ? topic->newest : topic->evicted;
+}
+
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
                     uint64_t id);
 
@@ -562,9 +568,6 @@ uint64_t topic_count_after(const struct ring *ring, const struct topic *topic,
 /* Whether the newest thing that happened to the topic is that it was
  * finished. */
 bool topic_finished(const struct ring *ring, const struct topic *topic);
-
-/* The id of the newest event that the topic ever had; 0: none is known. */
-uint64_t topic_newest_id(const struct ring *ring, const struct topic *topic);
 
 /*
  * A topic's subscribers: numbers of the caller's. topic_reserve() makes room
@@ -604,11 +607,11 @@ uint64_t reader_next(const struct ring *ring, const struct reader *reader);
 bool reader_overrun(const struct reader *reader);
 
 /* Moves the reader's places: back, over the newest `count` held frames of
- * all its topics together, from where each ends; or on, over those whose id
- * is at most `id`. The time is logarithmic in the frames held, squared for
- * the first, and in proportion to the topics. */
-void reader_back(const struct ring *ring, const struct reader *reader,
-                 uint64_t count);
+ * all its topics together, from where each ends, and returns how many these
+ * are; or on, over those whose id is at most `id`. The time is logarithmic in
+ * the frames held, squared for the first, and in proportion to the topics. */
+uint64_t reader_back(const struct ring *ring, const struct reader *reader,
+                     uint64_t count);
 void reader_skip(const struct ring *ring, const struct reader *reader,
                  uint64_t id);
 

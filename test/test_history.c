@@ -240,8 +240,8 @@ Test(history, comes_back_after_a_kill_at_any_event)
     ring_release(&ring);
 }
 
-/* Who has had all that there was of a topic missed nothing, though it is gone
- * and forgotten: also after a restart, and in another size. */
+/* A reader that has had all there was of a topic missed nothing, though it is
+ * gone and forgotten: also after a restart, and in another size. */
 Test(history, a_topic_of_which_nothing_is_held_keeps_its_mark)
 {
     struct history_wanted wanted = wanted_like("boot");
