@@ -301,7 +301,6 @@ static int decode_path(struct request *request, char *path, size_t length)
 static int parse_target(struct request *request, struct slice target)
 {
     struct slice path;
-    size_t end = 0;
 
     if (!consists_of(TARGET, target))
         return refuse(request, 400,
@@ -311,6 +310,8 @@ static int parse_target(struct request *request, struct slice target)
         return 0;
     }
     if (slice_begins(target, "http://") || slice_begins(target, "https://")) {
+        size_t end = 0;
+
         /* RFC 9112, section 3.2.2: this host replaces that of a Host field */
         target = slice_from(target, slice_begins(target, "http://") ? 7 : 8);
         while (end < target.length && target.data[end] != '/' &&
@@ -723,11 +724,10 @@ static bool read_size_byte(struct body *body, char byte)
             return false;
         body->left = body->left * 16 + (unsigned)digit;
         body->state = BODY_SIZE_MORE;
-    } else if (body->state == BODY_SIZE) {
-        return false;
-    } else if (byte == '\r') {
+    } else if (body->state != BODY_SIZE && byte == '\r') {
         body->state = BODY_SIZE_LF;
-    } else if (body->state == BODY_EXTENSION || byte == ';') {
+    } else if (body->state == BODY_EXTENSION ||
+               (body->state == BODY_SIZE_MORE && byte == ';')) {
         body->state = BODY_EXTENSION;
     } else {
         return false;
@@ -892,13 +892,13 @@ static void put_cors(struct head *head, const struct response *response)
 
 static void put_content(struct head *head, const struct response *response)
 {
-    char modified[HTTP_DATE_SIZE];
-
     put_field(head, "Content-Type", response->type);
     if (response->status != 204 && response->status != 304)
         put_line(head, "Content-Length: %" PRIu64 "\r\n", response->length);
     put_field(head, "ETag", response->etag);
     if (response->modified) {
+        char modified[HTTP_DATE_SIZE];
+
         http_date(modified, response->modified);
         put_field(head, "Last-Modified", modified);
     }
@@ -1034,18 +1034,17 @@ static int open_bundled(struct file *file, const char *path)
 
 static int open_beneath(int root, const char *path)
 {
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end. 8 and 2 are
-     * RESOLVE_BENEATH and RESOLVE_NO_MAGICLINKS: some libcs have no header for
-     * openat2(2). */
-    struct {
-        uint64_t flags, mode, resolve;
-    } how = { O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0, 8 | 2 };
+    /* struct open_how of openat2(2), for which some libcs have no header:
+     * flags, mode, and RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS. O_NONBLOCK:
+     * opening a FIFO must not wait for its other end. */
+    const uint64_t how[] = { O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0,
+                             8 | 2 };
     int fd, tries = 0;
 
     /* EAGAIN: something was renamed meanwhile, and the kernel cannot tell
      * whether the path led out. */
     do
-        fd = (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
+        fd = (int)syscall(SYS_openat2, root, path, how, sizeof(how));
     while (fd < 0 && (errno == EAGAIN || errno == EINTR) && ++tries < 16);
     return fd;
 }
@@ -1739,11 +1738,12 @@ static void accept_all(struct http *http, int listener)
         struct sockaddr_storage peer = { 0 };
         socklen_t length = sizeof(peer);
         bool full = is_full(http);
-        int fd = -1, error = 0;
+        int error = 0;
 
         if (!full) {
-            fd = accept4(listener, (struct sockaddr *)&peer, &length,
-                         SOCK_NONBLOCK | SOCK_CLOEXEC);
+            int fd = accept4(listener, (struct sockaddr *)&peer, &length,
+                             SOCK_NONBLOCK | SOCK_CLOEXEC);
+
             error = fd < 0 ? errno : conn_open(http, fd, &peer, flags);
         }
         if (error == EAGAIN)
@@ -1861,7 +1861,7 @@ static enum io write_answers(const struct http *http, struct conn *conn)
             return IO_BUDGET;
         if (length)
             sent = send(fd, out->bytes + out->start, length,
-                        MSG_NOSIGNAL | (part ? MSG_MORE : 0));
+                        MSG_NOSIGNAL | (exchange->file_left ? MSG_MORE : 0));
         else if (exchange->file.data)
             sent = send(fd, exchange->file.data + at, part, MSG_NOSIGNAL);
         else
@@ -2025,10 +2025,12 @@ ssize_t stream_send_iovecs(const struct http *http, const struct conn *conn,
 {
     static char joined[IOV_ROOM * PIECE_SMALL];
     int fd = (int)conn_fd(http, conn);
-    const char *one = count == 1 ? iov->iov_base : NULL;
+    const char *one = NULL;
     ssize_t sent;
 
-    if (!one && bytes < (size_t)count * PIECE_SMALL) {
+    if (count == 1) {
+        one = iov->iov_base;
+    } else if (bytes < (size_t)count * PIECE_SMALL) {
         char *end = joined;
 
         for (int i = 0; i < count; i++) {
@@ -2614,12 +2616,13 @@ static int split_unix(const char *name, struct sockaddr_un *address,
 {
     static const char key[] = ",mode=";
     const char *path = name + strlen("unix:"), *comma = strrchr(path, ',');
-    size_t length = strlen(path), digits;
+    size_t length = strlen(path);
 
     if (comma && strncmp(comma, key, strlen(key)) == 0) {
+        size_t digits = strlen(comma + strlen(key));
+
         length = (size_t)(comma - path);
         comma += strlen(key);
-        digits = strlen(comma);
         if (strspn(comma, "01234567") != digits ||
             !(digits == 3 || (digits == 4 && *comma == '0')))
             return fail_with(
