@@ -50,12 +50,12 @@
 /* How many bytes of a sequence the text starts with, 1 at least; *whole is how
  * many a complete one would have. The bounds of the second byte leave out
  * overlong forms, surrogates and all over U+10FFFF. */
-static size_t utf8_prefix(struct slice text, size_t *whole)
+static inline size_t utf8_prefix(struct slice text, size_t *whole)
 {
     const unsigned char *s = (const unsigned char *)text.data;
     unsigned char low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
     unsigned char high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
-    size_t length = 1;
+    size_t length = 2;
 
     *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
     if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 || s[1] < low ||
