@@ -50,12 +50,12 @@
 /* How many bytes of a sequence the text starts with, 1 at least; *whole is how
  * many a complete one would have. The bounds of the second byte leave out
  * overlong forms, surrogates and all over U+10FFFF. */
-static size_t utf8_prefix(struct slice text, size_t *whole)
+static inline size_t utf8_prefix(struct slice text, size_t *whole)
 {
     const unsigned char *s = (const unsigned char *)text.data;
     unsigned char low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
     unsigned char high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
-    size_t length = 1;
+    size_t length = 2;
 
     *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
     if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 || s[1] < low ||
@@ -495,6 +495,25 @@ static uint64_t slots_for(uint64_t limit)
     return slots;
 }
 
+static void free_topic(void *memory)
+{
+    struct topic *topic = memory;
+
+    free(topic->subscribers);
+    free(topic);
+}
+
+void ring_release(struct ring *ring)
+{
+    tdestroy(ring->topics, free_topic);
+    free(ring->frames);
+    if (ring->file)
+        close_file(ring->file);
+    else
+        free(ring->memory);
+    memset(ring, 0, sizeof(*ring));
+}
+
 /* Makes a ring in that memory. Owns the memory and the file from now on, also
  * if it fails. */
 static int begin_ring(struct ring *ring, struct history_file *file,
@@ -528,25 +547,6 @@ int ring_init(struct ring *ring, uint64_t limit, size_t size,
 {
     return begin_ring(ring, NULL, malloc(size), limit, size, newest_id,
                       splice_text);
-}
-
-static void free_topic(void *memory)
-{
-    struct topic *topic = memory;
-
-    free(topic->subscribers);
-    free(topic);
-}
-
-void ring_release(struct ring *ring)
-{
-    tdestroy(ring->topics, free_topic);
-    free(ring->frames);
-    if (ring->file)
-        close_file(ring->file);
-    else
-        free(ring->memory);
-    memset(ring, 0, sizeof(*ring));
 }
 
 /* ------------------------------------------------------------------ topics
@@ -731,23 +731,6 @@ const char *topic_name_refused(struct slice name)
  * a `jump` may lead to an evicted frame, so jump_from() checks that.
  */
 
-const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
-{
-    assert(ordinal >= ring->oldest && ordinal < ring->next);
-    return frame_at(ring, ordinal);
-}
-
-uint64_t ring_oldest_after(const struct ring *ring, size_t length)
-{
-    uint64_t oldest = ring->oldest;
-    size_t used = ring->used;
-
-    while (oldest < ring->next &&
-           (ring->next - oldest >= ring->limit || ring->size - used < length))
-        used -= frame_at(ring, oldest++)->length;
-    return oldest;
-}
-
 static void evict_oldest(struct ring *ring)
 {
     uint64_t ordinal = ring->oldest++;
@@ -836,21 +819,6 @@ static void append_entry(struct ring *ring)
     ring->used += frame->length;
 }
 
-uint64_t ring_find(const struct ring *ring, uint64_t id)
-{
-    uint64_t low = ring->oldest, high = ring->next;
-
-    while (low < high) {
-        uint64_t middle = low + (high - low) / 2;
-
-        if (frame_at(ring, middle)->id <= id)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low - 1;
-}
-
 /* A value for a place's `last`, so that what follows is what comes after
  * `ordinal`. */
 static uint64_t topic_seek_ordinal(const struct ring *ring,
@@ -865,6 +833,38 @@ static uint64_t topic_seek_ordinal(const struct ring *ring,
             jump && jump >= ordinal ? jump : frame_at(ring, found)->previous;
     }
     return found ? found : topic_start(topic);
+}
+
+const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
+{
+    assert(ordinal >= ring->oldest && ordinal < ring->next);
+    return frame_at(ring, ordinal);
+}
+
+uint64_t ring_oldest_after(const struct ring *ring, size_t length)
+{
+    uint64_t oldest = ring->oldest;
+    size_t used = ring->used;
+
+    while (oldest < ring->next &&
+           (ring->next - oldest >= ring->limit || ring->size - used < length))
+        used -= frame_at(ring, oldest++)->length;
+    return oldest;
+}
+
+uint64_t ring_find(const struct ring *ring, uint64_t id)
+{
+    uint64_t low = ring->oldest, high = ring->next;
+
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+
+        if (frame_at(ring, middle)->id <= id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low - 1;
 }
 
 uint64_t topic_seek(const struct ring *ring, const struct topic *topic,
@@ -931,18 +931,6 @@ static void begin_pass(struct topic *topic, uint64_t ordinal)
     topic->pass_newest = topic->newest;
 }
 
-uint32_t pass_next(struct ring *ring)
-{
-    while (ring->pass_first) {
-        struct topic *topic = ring->pass_first;
-
-        if (topic->unvisited)
-            return topic->subscribers[--topic->unvisited];
-        pass_yield(ring);
-    }
-    return NONE;
-}
-
 void pass_yield(struct ring *ring)
 {
     struct topic *topic = ring->pass_first;
@@ -958,6 +946,18 @@ void pass_yield(struct ring *ring)
         queue_pass(ring, topic);
     else
         topic_drop(ring, topic);
+}
+
+uint32_t pass_next(struct ring *ring)
+{
+    while (ring->pass_first) {
+        struct topic *topic = ring->pass_first;
+
+        if (topic->unvisited)
+            return topic->subscribers[--topic->unvisited];
+        pass_yield(ring);
+    }
+    return NONE;
 }
 
 bool topic_reserve(struct topic *topic)
@@ -1105,54 +1105,11 @@ static uint64_t walk_on(struct walk *walk)
     return choose_oldest(walk);
 }
 
-uint64_t reader_next(const struct ring *ring, const struct reader *reader)
-{
-    struct walk walk;
-
-    return begin_walk(&walk, ring, reader);
-}
-
-bool reader_overrun(const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        if (reader->places[i].last < reader->places[i].topic->evicted)
-            return true;
-    return false;
-}
-
-bool reader_finished(const struct ring *ring, const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        if (!topic_finished(ring, reader->places[i].topic))
-            return false;
-    return reader_next(ring, reader) == 0;
-}
-
-bool reader_ended(const struct reader *reader)
-{
-    for (unsigned i = 0; i < reader->count; i++)
-        if (!reader->places[i].ended)
-            return false;
-    return true;
-}
-
 static void move_place(const struct ring *ring, struct place *place,
                        uint64_t ordinal)
 {
     place->last = ordinal;
     place->ended = frame_at(ring, ordinal)->end;
-}
-
-void reader_skip(const struct ring *ring, const struct reader *reader,
-                 uint64_t id)
-{
-    for (unsigned i = 0; i < reader->count; i++) {
-        struct place *place = &reader->places[i];
-        uint64_t last = topic_seek(ring, place->topic, id);
-
-        if (last > place->last && last > place->topic->evicted)
-            move_place(ring, place, last);
-    }
 }
 
 /* iovecs being filled. The first `skip` bytes put in are left out: they have
@@ -1341,6 +1298,49 @@ size_t ring_advance(const struct ring *ring, const struct reader *reader,
         ordinal = walk_on(&walk);
     }
     return bytes;
+}
+
+uint64_t reader_next(const struct ring *ring, const struct reader *reader)
+{
+    struct walk walk;
+
+    return begin_walk(&walk, ring, reader);
+}
+
+bool reader_overrun(const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        if (reader->places[i].last < reader->places[i].topic->evicted)
+            return true;
+    return false;
+}
+
+bool reader_finished(const struct ring *ring, const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!topic_finished(ring, reader->places[i].topic))
+            return false;
+    return reader_next(ring, reader) == 0;
+}
+
+bool reader_ended(const struct reader *reader)
+{
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!reader->places[i].ended)
+            return false;
+    return true;
+}
+
+void reader_skip(const struct ring *ring, const struct reader *reader,
+                 uint64_t id)
+{
+    for (unsigned i = 0; i < reader->count; i++) {
+        struct place *place = &reader->places[i];
+        uint64_t last = topic_seek(ring, place->topic, id);
+
+        if (last > place->last && last > place->topic->evicted)
+            move_place(ring, place, last);
+    }
 }
 
 /* ----------------------------------------------------------------- starts
