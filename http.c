@@ -164,7 +164,7 @@ bool slice_equals(struct slice slice, const char *text)
  * is refused, as sse.h says. If a proxy in front saw other requests in the same
  * bytes, a client could smuggle one past it.
  *
- * Callers: request_step(); bench/parse and the fuzzer.
+ * Callers: request_step(); sse.c, for http_has_body(); bench/parse, the fuzzer.
  */
 
 static int refuse(struct request *request, int status, const char *why)
@@ -696,7 +696,7 @@ bool http_media_type_is(struct slice content_type, const char *media_type)
  * refused never makes body->state BODY_DONE. respond() depends on that: it
  * closes the connection if the body has not been read to its end.
  *
- * Caller: body_step().
+ * Callers: request_step(), to begin; body_step().
  */
 
 /* The states in which one byte alone is allowed, and the states after it. */
@@ -797,7 +797,7 @@ ssize_t http_body_read(struct body *body, struct slice data,
  * in one order and leaves out what is zero. A head that does not fit is not
  * cut: http_head() returns 0, and respond() sends a short 500 in its place.
  *
- * Callers: respond(), stream_head().
+ * Callers: respond(), stream_head(); http_update_time(), for http_date().
  */
 
 const char *http_reason(int status)
@@ -961,7 +961,7 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
  * it changes whenever the bytes may have changed, so a client never puts parts
  * of two versions together.
  *
- * Callers: respond_page(); http_serve_root() at the start.
+ * Callers: respond_page(); http_serve_root() and sse.c at the start.
  */
 
 /* The assembler puts the pages into the binary as they are: the server is one
@@ -1331,7 +1331,7 @@ struct conn *queue_pop(struct http *http, enum queue_name name)
     return conn;
 }
 
-void timer_stop(struct http *http, struct conn *conn)
+static void timer_stop(struct http *http, struct conn *conn)
 {
     if (conn->deadline == 0)
         return;
@@ -1352,7 +1352,7 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
  *
  * All that requests hold is counted in http->request_memory and bounded by
  * http->memory_limit: the exchanges with their buffers, and what sse.c takes
- * with memory_grow() and memory_take() for what it makes of requests.
+ * with memory_grow() for what it makes of requests.
  *
  * A connection has an exchange only while something of a request is there. One
  * that idles costs no more than its entry in the table. Exchanges that are not
@@ -1361,7 +1361,9 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
  * Callers: the sections below, for exchanges; sse.c.
  */
 
-bool memory_take(struct http *http, size_t bytes)
+/* Counts memory as the requests'. False if --request-memory does not allow
+ * it. */
+static bool memory_take(struct http *http, size_t bytes)
 {
     if (bytes > http->memory_limit ||
         http->request_memory > http->memory_limit - bytes)
@@ -1767,10 +1769,11 @@ static void accept_all(struct http *http, int listener)
  * parsed when the file has been sent.
  *
  * A request is parsed only when there is room for its answer, so respond()
- * cannot fail. What becomes of the connection is decided in send_answers(): it
- * alone sets interest and timer after an answer.
+ * cannot fail. What becomes of the connection is decided in send_answers(),
+ * which sets interest and timer; until then head_timeout runs.
  *
- * Callers: sse.c's handlers, for the respond functions; http_serve().
+ * Callers: sse.c's handlers, for the respond functions; request_step() and
+ * conn_expired(); http_serve(); sse.c's delivery, for stream_send_iovecs().
  */
 
 void respond(struct http *http, struct conn *conn, struct response *response,
@@ -2121,7 +2124,7 @@ static bool body_step(struct http *http, struct conn *conn)
     return taken > 0 || exchange->body.state == BODY_DONE;
 }
 
-/* Begins an exchange on a connection that has had none. */
+/* Begins an exchange on a connection that has none now. */
 static bool conn_begin_exchange(struct http *http, struct conn *conn)
 {
     timer_start(http, conn, http->head_timeout);

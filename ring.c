@@ -14,7 +14,8 @@
  *   topic->evicted < topic->oldest, if the topic has an oldest frame;
  *   a topic in the tree has a held frame or a reference.
  *
- * Sections, each of which uses those before it: event text; reading event
+ * Sections, each of which uses those before it (and three functions of the
+ * history file, declared in "the ring"): event text; reading event
  * streams; the ring; topics; frames and eviction; passes and appending;
  * readers; starts; the history file; recovery; opening a history file; making
  * one.
@@ -100,7 +101,7 @@ void text_put(struct text *text, const char *format, ...)
     va_end(arguments);
 }
 
-void text_put_bytes(struct text *text, const char *bytes, size_t length)
+static void text_put_bytes(struct text *text, const char *bytes, size_t length)
 {
     assert(length < text->room - text->length);
     memcpy(text->bytes + text->length, bytes, length);
@@ -1346,9 +1347,10 @@ void reader_skip(const struct ring *ring, const struct reader *reader,
 /* ----------------------------------------------------------------- starts
  *
  * Where a reader begins, and what it may have missed until then. sse.c calls
- * this once for each subscriber, and says in the stream what it finds; nothing
- * else decides about a gap. The rule is one comparison with the topics' marks,
- * see "What may be lost" above.
+ * this once for each subscriber, and says in the stream what it finds. The rule
+ * is one comparison with the topics' marks, see "What may be lost" above: no
+ * other place decides about a gap. A connected reader that misses something is
+ * cut off, and judged here when it comes back.
  */
 
 /* Moves the places to `ordinal`; returns how many frames follow them. */

@@ -14,8 +14,8 @@
  *   than evict a frame that a subscriber has not been offered yet.
  * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
  *   a replay, room in a full socket, a heartbeat, the farewell.
- * - http.c calls up only through `handlers`, after the routes. A call that
- *   answers, sends or closes may end the connection: it is CONN_CLOSED until
+ * - http.c calls up only through the table `handlers`, below the routes. A call
+ * that answers, sends or closes may end the connection: it is CONN_CLOSED until
  *   the end of the turn, and its publication or subscriber is gone.
  *
  * To follow a subscription, read handle_request(), route_events(),
@@ -90,8 +90,8 @@ enum {
 
 /* The greatest id that a publisher may give. An id near ID_MAX would leave no
  * ids for later events, and so end publishing for good. */
-#define ID_GIVEN_MAX (ID_MAX + 1 - (UINT64_C(1) << 32))
-#define ID_GIVEN_RANGE                                                     \
+#define ID_KEPT_MAX (ID_MAX + 1 - (UINT64_C(1) << 32))
+#define ID_KEPT_RANGE                                                      \
     "a number from 1 to 9007194959773696, which leaves room for those to " \
     "come"
 
@@ -139,7 +139,7 @@ struct options {
     uint64_t publish;      /* enum publish or UNGIVEN */
     uint64_t log_level;    /* enum level */
     uint64_t stdin_events; /* --stdin events: not lines; or UNGIVEN */
-    uint64_t given_ids;    /* --ids keep: publishers give the ids of events */
+    uint64_t kept_ids;     /* --ids keep: publishers give the ids of events */
     bool end;              /* finish the topic at the end of standard input */
     bool access_log, reads_input; /* "-": publish standard input */
 };
@@ -328,15 +328,19 @@ static const char *log_quote(char *buffer, size_t size, struct slice value)
 static void log_access(const struct server *server, const struct conn *conn,
                        int status, uint64_t length)
 {
-    static const char *const methods[] = { "-",    "DELETE",  "GET",
-                                           "HEAD", "OPTIONS", "POST" };
+    static const char *const methods[] = {
+        [METHOD_OTHER] = "-",         [METHOD_DELETE] = "DELETE",
+        [METHOD_GET] = "GET",         [METHOD_HEAD] = "HEAD",
+        [METHOD_OPTIONS] = "OPTIONS", [METHOD_POST] = "POST",
+    };
     const struct request *request = &conn->exchange->request;
     const struct topic *topic = conn->exchange->publication.topic;
     char peer[PEER_SIZE], path[512];
 
     if (!server->options.access_log || !may_log(server, LEVEL_INFO))
         return;
-    /* of a publish, the body may have overwritten the path */
+    /* a body overwrites the request's slices: of a publish, only the topic is
+     * safe here */
     if (topic)
         snprintf(path, sizeof(path), "/events%s%.*s",
                  topic->name.length ? "/" : "", (int)topic->name.length,
@@ -506,7 +510,8 @@ static uint64_t random_up_to(uint64_t limit)
  * subscriber and event. bench/scale measures it.
  */
 
-/* Has more sent to the subscriber after the others have had their turn. */
+/* Has more sent to the subscriber after the others have had their turn. A
+ * handler too: a full socket has room again. */
 static void ready_push(struct server *server, struct conn *conn)
 {
     struct reader reader = subscriber_reader(&conn->subscriber);
@@ -595,8 +600,9 @@ static void stream_advance(struct server *server, struct subscriber *subscriber,
 
 /*
  * Sends `own`, then the frames from the places to the end; *own is then what is
- * left of it. Says why it stopped. A send that took less than it was given, or
- * took all and had room for more, saves another system call to find that out.
+ * left of it. Says why it stopped. A send that takes less than it was given
+ * shows that the socket is full; one that takes all, when there was room for
+ * more iovecs, shows that nothing is left. So neither needs another call.
  */
 static enum io stream_write(struct server *server, struct conn *conn,
                             struct slice *own, struct text *text)
@@ -771,7 +777,7 @@ enum outcome {
  * subscriber with an older position is cut; when it reconnects, it is told of
  * the gap.
  */
-static void begin_given_ids(struct server *server, uint64_t id)
+static void begin_kept_ids(struct server *server, uint64_t id)
 {
     uint64_t newest = server->ring.newest_id;
 
@@ -856,7 +862,7 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     if (ring_would_overrun(ring, frame.length, server->ready_from))
         return MUST_WAIT;
     if (ring->unbegun)
-        begin_given_ids(server, *id);
+        begin_kept_ids(server, *id);
     ring_append(ring, topic, *id, text_slice(&frame), (uint32_t)splice,
                 event->finishes);
     return PUBLISHED;
@@ -1413,7 +1419,7 @@ static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
 {
     struct slice text = { parser->id, parser->id_length };
 
-    return parser->has_id && slice_number(text, ID_GIVEN_MAX, id) && *id > 0;
+    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
 }
 
 /* Why no event may have this name, or NULL. */
@@ -1431,7 +1437,7 @@ static const char *name_refused(struct slice name)
 
 /*
  * The source, another ssed, tells of a gap: something before its position is
- * lost. Readers behind that position are told too; connected ones are cut, so
+ * lost. Readers with an older position are told too; connected ones are cut, so
  * that they reconnect. Without the source's ids no reader's position can be
  * compared with the gap, so all are told. Returns why it is refused, or NULL.
  */
@@ -1441,11 +1447,11 @@ static const char *take_gap(struct server *server,
     struct topic *topic = publication->topic;
     uint64_t position = server->ring.newest_id + 1;
 
-    if (server->options.given_ids &&
+    if (server->options.kept_ids &&
         !take_parsed_id(&publication->parser, &position))
-        return "a gap without the id of its position: " ID_GIVEN_RANGE;
+        return "a gap without the id of its position: " ID_KEPT_RANGE;
     if (server->ring.unbegun)
-        begin_given_ids(server, position + 1);
+        begin_kept_ids(server, position + 1);
     topic_raise_mark(&server->ring, topic, position);
     for (uint32_t i = topic->subscriber_count; i-- > 0;)
         conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
@@ -1469,8 +1475,8 @@ static const char *take_parsed(struct server *server, struct conn *conn)
                              .data = { parser->data, parser->length } };
     if (is_input(conn) && slice_is(event->name, "ssed.gap"))
         return take_gap(server, publication);
-    if (server->options.given_ids && !take_parsed_id(parser, &event->id))
-        return "with --ids keep each event has its id: " ID_GIVEN_RANGE;
+    if (server->options.kept_ids && !take_parsed_id(parser, &event->id))
+        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
     event->finishes =
         is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
     if (!is_main && !event->finishes)
@@ -1519,8 +1525,8 @@ static void parse_piece(struct server *server, struct conn *conn)
  * that is not greater than the newest has been here before: a source may begin
  * again from an earlier place.
  */
-static bool append(struct server *server, struct conn *conn,
-                   const struct event *event)
+static bool append_or_wait(struct server *server, struct conn *conn,
+                           const struct event *event)
 {
     struct publication *publication = &conn->exchange->publication;
     const struct queue *queues = server->http.queues;
@@ -1581,7 +1587,7 @@ static void publication_step(struct server *server, struct conn *conn)
             publication->step = STEP_FINISH;
         break;
     case STEP_APPEND:
-        if (!append(server, conn, &publication->event))
+        if (!append_or_wait(server, conn, &publication->event))
             break;
         publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
         if (publication->event.finishes)
@@ -1591,7 +1597,7 @@ static void publication_step(struct server *server, struct conn *conn)
         publication->last = server->ring.newest_id;
         break;
     case STEP_FINISH:
-        if (!publication->finishes || append(server, conn, &end))
+        if (!publication->finishes || append_or_wait(server, conn, &end))
             publication->step = STEP_ANSWER;
         break;
     case STEP_ANSWER:
@@ -1690,7 +1696,7 @@ static const char *query_refused(const struct server *server,
                                  struct slice query)
 {
     bool is_main = publication->topic == server->main_topic;
-    bool keep = server->options.given_ids;
+    bool keep = server->options.kept_ids;
     bool streamed = publication->from == FROM_EVENTS;
     const struct {
         bool applies;
@@ -1744,9 +1750,9 @@ static const char *take_query(const struct server *server,
     if (end.length && !slice_is(end, "1"))
         return "end= takes 1: the topic is finished with this";
     publication->finishes = publication->finishes || end.length;
-    if (server->options.given_ids && publication->from != FROM_EVENTS &&
-        (!slice_number(id, ID_GIVEN_MAX, &event->id) || event->id == 0))
-        return "with --ids keep ?id= gives the event's id: " ID_GIVEN_RANGE;
+    if (server->options.kept_ids && publication->from != FROM_EVENTS &&
+        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
+        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
     return name_refused(event->name);
 }
 
@@ -1785,7 +1791,7 @@ static void begin_publication(struct server *server, struct conn *conn,
     if (!refused && !http_has_body(request) &&
         (plain || !publication->finishes))
         refused = "the request has no body";
-    if (!refused && deletes && !server->options.given_ids &&
+    if (!refused && deletes && !server->options.kept_ids &&
         !publication->topic->newest && !publication->topic->subscriber_count) {
         status = 404;
         refused = "nothing is known of this topic";
@@ -2216,7 +2222,8 @@ struct spec {
     const char *name, *argument;
     enum kind kind;
     char letter;  /* its short form, or 0 */
-    size_t place; /* in struct server */
+    size_t place; /* in struct server: of a uint64_t; of a bool for KIND_FLAG, a
+                     const char * for KIND_TEXT */
     uint64_t minimum, maximum, initial;
     const char *const *names; /* in the order of their enum; NULL ends them */
     const char *help;
@@ -2288,7 +2295,7 @@ static const struct spec specs[] = {
       .help = "where \"-\" publishes (the main stream)" },
     { "end", NULL, KIND_FLAG, 0, OPTION(end),
       .help = "the topic is finished at the end of \"-\"" },
-    { "ids", "WHOSE", KIND_NAME, 0, OPTION(given_ids), .names = ids_names,
+    { "ids", "WHOSE", KIND_NAME, 0, OPTION(kept_ids), .names = ids_names,
       .help = "own; keep: those that publishers give (own)" },
     { "log-level", "LEVEL", KIND_NAME, 0, OPTION(log_level),
       .names = level_names, .initial = LEVEL_INFO,
@@ -2518,7 +2525,7 @@ static void check_input(struct options *options)
 
 static void check_ids(struct options *options)
 {
-    bool keep = options->given_ids;
+    bool keep = options->kept_ids;
 
     if (keep && options->first_id)
         die(EXIT_USAGE, "--first-id and --ids keep exclude each other: the "
@@ -2634,7 +2641,7 @@ static void open_history(struct server *server, uint64_t newest_id)
                                      .size = (size_t)options->history_bytes,
                                      .newest_id = newest_id,
                                      .clock_id = clock_position(),
-                                     .kept_ids = options->given_ids,
+                                     .kept_ids = options->kept_ids,
                                      .boot_id = boot_id,
                                      .splice_text = SLICE(CATCH_UP_SPLICE) };
 
@@ -2663,7 +2670,7 @@ static void open_history(struct server *server, uint64_t newest_id)
 static void init_history(struct server *server)
 {
     const struct options *options = &server->options;
-    bool keep = options->given_ids;
+    bool keep = options->kept_ids;
     uint64_t newest_id = keep                ? 0
                          : options->first_id ? options->first_id - 1
                                              : clock_position();
@@ -2841,7 +2848,7 @@ static void announce(const struct server *server)
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
     for (unsigned i = 0; isatty(STDOUT_FILENO) && i < http->listener_count; i++)
         printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
-               http->listeners[i].unix_path ? "" : "http://",
+               strncmp(http->listeners[i].address, "unix:", 5) ? "http://" : "",
                http->listeners[i].address);
     fflush(stdout);
 }

@@ -19,15 +19,16 @@
  * socket, its place in each of its topics, and how much of the next frame it
  * has been sent. Live delivery, replay and catching up after a full socket are
  * one act: send from the places to the end. No subscriber has a queue of its
- * own. A publisher never waits for a slow subscriber: one whose next frame has
- * been evicted is overrun, and is cut off; it comes back with its
- * Last-Event-ID and is told of the gap.
+ * own. A publisher never waits for a slow subscriber, whose socket is full:
+ * when its next frame has been evicted, it is overrun, and is cut off; it comes
+ * back with its Last-Event-ID and is told of the gap.
  *
  * Reading order: this file, ring.c (events and their history), http.c
- * (connections and what is said on them), sse.c (what the server does). Calls
- * go downwards only, from sse.c to the other two, which know nothing of each
- * other. Each part of this file is one of theirs: a structure stands above the
- * functions that take it.
+ * (connections and what is said on them), sse.c (what the server does). sse.c
+ * calls the other two; neither of them calls the other, nor sse.c, but through
+ * struct handlers. In each file what is called stands above its caller. Each
+ * part of this file is one of theirs: a structure stands above the functions
+ * that take it.
  */
 #ifndef SSE_H
 #define SSE_H
@@ -134,12 +135,11 @@ static inline struct slice text_slice(const struct text *text)
     return (struct slice){ text->bytes, text->length };
 }
 
-/* Each adds to the text: what printf(3) makes; bytes; a value as JSON spells
- * it between quotes (RFC 8259, section 7), at most six bytes for one. What is
- * no UTF-8 becomes U+FFFD. */
+/* Each adds to the text: what printf(3) makes; a value as JSON spells it
+ * between quotes (RFC 8259, section 7), at most six bytes for one. What is no
+ * UTF-8 becomes U+FFFD. */
 __attribute__((format(printf, 2, 3))) void text_put(struct text *text,
                                                     const char *format, ...);
-void text_put_bytes(struct text *text, const char *bytes, size_t length);
 void text_put_json(struct text *text, struct slice value);
 
 /* Whether all of the text is UTF-8 (RFC 3629). */
@@ -316,10 +316,11 @@ struct server; /* sse.c's */
 /* An entry of the index. */
 struct frame {
     uint64_t id;
-    uint64_t previous; /* ordinal of the topic's frame before, 0: evicted */
-    uint64_t next;     /* ordinal of the topic's frame after, 0: none yet */
-    uint64_t number;   /* counts the topic's frames, from 1 on */
-    size_t offset;     /* where it begins in the memory */
+    uint64_t
+        previous;    /* ordinal of the topic's frame before, 0: none is held */
+    uint64_t next;   /* ordinal of the topic's frame after, 0: none yet */
+    uint64_t number; /* counts the topic's frames, from 1 on */
+    size_t offset;   /* where it begins in the memory */
     struct topic *topic;
     uint32_t length;      /* bytes, the envelope included */
     uint32_t splice;      /* where the splice text goes in, 0: nowhere */
@@ -348,8 +349,9 @@ struct ring {
     struct slice splice_text;             /* not owned */
     struct history_file *file; /* owned; NULL: it is in memory alone */
     int64_t time;  /* milliseconds since 1970, for records; the caller's */
-    bool kept_ids; /* ids come from outside; the caller's without a file */
-    bool unbegun;  /* and the next one is where it begins */
+    bool kept_ids; /* publishers give the ids; without a file the caller sets it
+                    */
+    bool unbegun; /* kept ids: the history begins (again) with the next event */
     bool unsynced; /* something has been appended since ring_sync() */
 };
 
@@ -576,7 +578,9 @@ bool topic_finished(const struct ring *ring, const struct topic *topic);
  * returned, and its place is for the caller to change; it may be the one that
  * leaves. The topic is held meanwhile.
  */
-#define NONE UINT32_MAX /* no subscriber has this number */
+#define NONE                                                        \
+    UINT32_MAX /* no subscriber, and no descriptor, has this number \
+                */
 bool topic_reserve(struct topic *topic);
 void topic_join(const struct ring *ring, struct place *place,
                 uint32_t subscriber);
@@ -592,10 +596,9 @@ uint32_t pass_next(struct ring *ring);
 void pass_yield(struct ring *ring);
 
 /*
- * Whether a frame of `length` bytes would evict one that a subscriber has not
- * been offered yet, in a pass; or the frame `needed` or one behind it (0:
- * none), which a subscriber outside of passes waits to be sent. Publishers wait
- * then.
+ * Whether appending a frame of `length` bytes would evict one that a pass has
+ * not offered to all subscribers yet, or the frame `needed` (0: none), the
+ * oldest that a subscriber outside of passes waits for. Publishers wait then.
  */
 bool ring_would_overrun(const struct ring *ring, size_t length,
                         uint64_t needed);
@@ -619,10 +622,10 @@ void reader_skip(const struct ring *ring, const struct reader *reader,
 struct start {
     struct slice requested; /* the id that was given; empty if none was */
     uint64_t id;            /* its number, if it is `known` */
-    uint64_t position;      /* the id that stands for the begin */
+    uint64_t position;      /* the id that the client is told to begin at */
     uint64_t replay;        /* how many frames are replayed */
-    bool known;    /* an id of this history, or one that may come to be */
-    bool unusable; /* neither that nor "earliest": nothing is known of it */
+    bool known;    /* not above the newest id; with kept ids any id is */
+    bool unusable; /* neither an id that is known nor "earliest" */
     bool gap;      /* something that was asked for may be gone */
     bool ahead;    /* of the newest id: others have had it */
 };
@@ -681,7 +684,7 @@ enum {
 };
 
 enum method {
-    METHOD_OTHER, /* a token, but no method that is known here */
+    METHOD_OTHER, /* known (PUT, PATCH...), but no resource takes it */
     METHOD_DELETE,
     METHOD_GET,
     METHOD_HEAD,
@@ -872,7 +875,9 @@ void http_file_response(const struct file *file, const struct request *request,
  *           REQUEST  -> STREAM           a subscriber
  *           REQUEST, RESPOND -> LINGER   the last answer has been sent
  *   FREE -> BODY                         standard input
- *   any but LISTENER -> CLOSED -> FREE   the end: conn_close(), then the
+ *           WAITING -> REQUEST           refused while it waited
+ *   any but FREE and LISTENER -> CLOSED -> FREE
+ *                                        the end: conn_close(), then the
  *                                        end of the turn
  */
 
@@ -910,13 +915,13 @@ enum queue_name {
 };
 
 enum {
-    FLAG_UNIX = 1,
-    FLAG_SURPLUS = 8, /* came when --max-connections were there */
-    FLAG_BUSY = 16,   /* what it sent last took more than a visit; or it is
+    FLAG_UNIX = 1,    /* the peer, or the listener, is on a Unix socket */
+    FLAG_SURPLUS = 2, /* came when --max-connections were there */
+    FLAG_BUSY = 4,    /* what it sent last took more than a visit; or it is
                        * new, and not known to be different */
     /* a listener on a loopback address, and what came by it */
-    FLAG_LOOPBACK = 32,
-    FLAG_INPUT = 64, /* standard input: see http_read_input() */
+    FLAG_LOOPBACK = 8,
+    FLAG_INPUT = 16, /* standard input: see http_read_input() */
 };
 
 /* Bytes [start, end) of `room`, which grows as they arrive. */
@@ -960,7 +965,7 @@ struct publication {
     size_t content_length;
     size_t content_room;        /* bytes there are */
     size_t content_max;         /* bytes there may be */
-    struct event_parser parser; /* name and id too, if there is no stream */
+    struct event_parser parser; /* without a stream only its name is used */
 };
 
 struct subscriber {
@@ -972,7 +977,7 @@ struct subscriber {
     struct progress progress;
     union {
         uint64_t replay_end; /* newest frame of the replay, 0: over */
-        uint64_t ahead;      /* is_ahead: the id */
+        uint64_t ahead;      /* is_ahead: the id it has from another server */
     };
     uint64_t bytes;
     uint32_t replay_count;
@@ -1005,7 +1010,7 @@ struct exchange {
     int error;    /* standard input: what read(2) failed with */
     bool streams; /* the body may be silent for as long as it likes */
     bool left;    /* not all of `in` has been looked at */
-    bool close;   /* when the answer is sent */
+    bool close;   /* the connection ends once its answers are sent */
     /* out[promise, end) says of events that they are on the disk: respond() */
     bool promises;
     size_t promise;
@@ -1055,8 +1060,8 @@ enum {
     RESERVE = SURPLUS + 64,
 };
 
-/* What has happened on a connection. Each is called in the loop, one at a
- * time. */
+/* What has happened on a connection. They may nest: respond() calls `answered`
+ * and conn_close() calls `closing`, also within another handler. */
 struct handlers {
     /* A request's head has been parsed. It is answered, its body is begun, or
      * the connection becomes a stream. */
@@ -1226,16 +1231,13 @@ struct conn *queue_pop(struct http *http, enum queue_name name);
 
 /* Has the connection's time expire in `delay` ms, a tick later at the most. */
 void timer_start(struct http *http, struct conn *conn, uint64_t delay);
-void timer_stop(struct http *http, struct conn *conn);
 
 /* The only end of a connection; conn_cut() with a reset, so that the kernel
  * lets go of what was not sent. `reason` is for the log. */
 void conn_close(struct http *http, struct conn *conn, const char *reason);
 void conn_cut(struct http *http, struct conn *conn, const char *reason);
 
-/* Counts memory as the requests'. False if --request-memory does not allow
- * it. */
-bool memory_take(struct http *http, size_t bytes);
+/* Memory of a request, which is counted, is held no more. */
 void memory_return(struct http *http, size_t bytes);
 
 /* Reallocates bytes of a request from `room` to `wanted` bytes. False if that
@@ -1271,8 +1273,8 @@ void respond_page(struct http *http, struct conn *conn);
 void conn_begin_body(struct http *http, struct conn *conn, bool streams,
                      uint64_t size);
 
-/* Reads nothing more of a body, whose connection waits for its turn among
- * those in CONN_WAITING, until conn_go_on(). */
+/* The body is not read until conn_go_on(); the connection waits in
+ * QUEUE_WAITING. Each does nothing if that is so already. */
 void conn_wait(struct http *http, struct conn *conn);
 void conn_go_on(struct http *http, struct conn *conn);
 
@@ -1293,7 +1295,7 @@ enum io {
     IO_FULL,   /* the socket has no room */
     IO_BUDGET, /* others have their turn */
     IO_ERROR,
-    IO_OVERRUN,
+    IO_OVERRUN, /* sse.c's: what is next for a stream has been evicted */
 };
 
 /* Sizes that a build for tests may have otherwise, with -D. */
