@@ -1045,6 +1045,25 @@ static void put_first_blocks(struct text *text, const struct server *server,
                        start->replay, start->replay);
 }
 
+static void log_subscribed(const struct server *server, const struct conn *conn,
+                           const struct reader *reader,
+                           const struct start *start)
+{
+    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
+    struct slice name = reader->places[0].topic->name;
+
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "subscribed",
+              "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64
+              " gap=%s",
+              conn_peer(peer, conn),
+              name.length ? log_quote(topic, sizeof(topic), name) : "-",
+              reader->count,
+              log_quote(requested, sizeof(requested), start->requested),
+              start->replay, start->gap ? "yes" : "no");
+}
+
 /* Makes the connection a subscriber, which takes over the reader's places and
  * its hold on the topics. False without memory: nothing has changed then. */
 static bool stream_begin(struct server *server, struct conn *conn,
@@ -1063,6 +1082,8 @@ static bool stream_begin(struct server *server, struct conn *conn,
             return false;
         memcpy(places, reader->places, reader->count * sizeof(*places));
     }
+    log_access(server, conn, 200, 0);
+    log_subscribed(server, conn, reader, start);
     conn_begin_stream(http, conn);
     *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
                                        .topic_count = (uint8_t)reader->count,
@@ -1111,25 +1132,6 @@ static void refuse_subscriber(struct server *server, struct conn *conn)
     respond(&server->http, conn, &response, text_slice(&text));
 }
 
-static void log_subscribed(const struct server *server, const struct conn *conn,
-                           const struct reader *reader,
-                           const struct start *start)
-{
-    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
-    struct slice name = reader->places[0].topic->name;
-
-    if (!may_log(server, LEVEL_INFO))
-        return;
-    log_event(LEVEL_INFO, "subscribed",
-              "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64
-              " gap=%s",
-              conn_peer(peer, conn),
-              name.length ? log_quote(topic, sizeof(topic), name) : "-",
-              reader->count,
-              log_quote(requested, sizeof(requested), start->requested),
-              start->replay, start->gap ? "yes" : "no");
-}
-
 /* Answers a request to subscribe. True if the connection is now a subscriber
  * and has the reader's hold on the topics. */
 static bool subscribe_to(struct server *server, struct conn *conn,
@@ -1158,8 +1160,6 @@ static bool subscribe_to(struct server *server, struct conn *conn,
         if (!text.length)
             return false; /* a promise is broken, and has been answered */
         put_first_blocks(&text, server, reader, &start);
-        log_access(server, conn, 200, 0);
-        log_subscribed(server, conn, reader, &start);
         if (stream_begin(server, conn, reader, &start)) {
             stream_send(server, conn, text_slice(&text));
             return true;
