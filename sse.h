@@ -441,10 +441,11 @@ struct recovery {
     uint64_t count;    /* events */
     uint64_t first_id; /* of the oldest of them */
     uint64_t last_id;  /* and of the newest */
-    uint64_t dropped;  /* records that are not whole, or before such a one */
-    bool made;         /* there was none */
-    bool crashed;      /* the machine went down with the server running */
-    bool resized;      /* it has been written anew, in the size wanted */
+    uint64_t
+        dropped; /* records that are not whole, or older than one that is not */
+    bool made;   /* there was none */
+    bool crashed; /* the machine went down with the server running */
+    bool resized; /* it has been written anew, in the size wanted */
 };
 
 /*
@@ -654,7 +655,7 @@ bool reader_ended(const struct reader *reader);
  * most) of what follows the reader's places, without the first
  * `sent`; adjacent bytes are joined. Returns how many iovecs. They point into
  * the ring and hold until the next append. The reader must not be overrun.
- * ring_advance() then moves places and cursor by the bytes that were taken;
+ * ring_advance() then moves places and progress by the bytes that were taken;
  * it returns those that go beyond reader->until.
  */
 int ring_gather(const struct ring *ring, const struct reader *reader,
