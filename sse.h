@@ -441,11 +441,10 @@ struct recovery {
     uint64_t count;    /* events */
     uint64_t first_id; /* of the oldest of them */
     uint64_t last_id;  /* and of the newest */
-    uint64_t
-        dropped; /* records that are not whole, or older than one that is not */
-    bool made;   /* there was none */
-    bool crashed; /* the machine went down with the server running */
-    bool resized; /* it has been written anew, in the size wanted */
+    uint64_t dropped;  /* records not whole, or older than one that is not */
+    bool made;         /* there was none */
+    bool crashed;      /* the machine went down with the server running */
+    bool resized;      /* it has been written anew, in the size wanted */
 };
 
 /*
