@@ -255,11 +255,11 @@ TINY := -DSEND_BUDGET=1024 -DIOV_ROOM=3 -DIN_FIRST=64 -DOUT_SIZE=1536 \
 	-DSTEP_EVENTS=1 -DSPARE_EXCHANGES=1 -DACCEPTS_MAX=1 -DQUANTUM_SENDS=2 \
 	-DQUANTUM_BYTES=2048 -DEVENTS_MAX=2 -DCONTENT_FIRST=16
 
-tiny: deps ## run the black-box tests where every size is small
+tiny: deps $(BUILD)/test/black_box ## run the black-box tests with small sizes
 	@mkdir -p .build/tiny
 	@echo '$(TINY)' | cmp -s - .build/tiny/flags || \
 		{ rm -rf .build/tiny/* && echo '$(TINY)' >.build/tiny/flags; }
-	$(OTHER) black-box CPPFLAGS='$(CPPFLAGS) $(TINY)'
+	$(OTHER) black-box CPPFLAGS='$(CPPFLAGS) $(TINY)' TESTER=$(BUILD)/test/black_box
 
 # ------------------------------------------------------------------- bench
 
