@@ -1127,66 +1127,67 @@ enum {
     NAMED_LAST = 1030,
 };
 
+/* What no server writes into a record. */
+static const struct {
+    uint64_t last;
+    size_t place, size;
+    uint64_t value;
+    bool from_old; /* the value is the old one and that */
+} unwritten[] = {
+    { MAIN_LAST, RECORD_SPLICE, 4, 1, false },
+    { MAIN_LAST, RECORD_SPLICE, 4, FRAME_HEAD - 1, false },
+    { MAIN_LAST, RECORD_SPLICE, 4, UINT32_MAX, false },
+    { MAIN_LAST, RECORD_SPLICE, 4, UINT32_MAX - 1, false },
+    { MAIN_LAST, RECORD_SPLICE, 4, SIZE, false },
+    { MAIN_LAST, RECORD_END, 1, 1, false },
+    { NAMED_LAST, RECORD_END, 1, 2, false },
+    { NAMED_LAST, RECORD_END, 1, 255, false },
+    { NAMED_LAST, RECORD_ID, 8, 0, false },
+    { NAMED_LAST, RECORD_ID, 8, 1, true },
+    { NAMED_LAST, RECORD_ID, 8, ID_MAX + 1, false },
+    { NAMED_LAST, RECORD_ID, 8, UINT64_MAX, false },
+    { NAMED_LAST, RECORD_BEFORE, 8, NAMED_LAST, false },
+    { NAMED_LAST, RECORD_BEFORE, 8, UINT64_MAX, false },
+    { NAMED_LAST, RECORD_MARK, 8, NAMED_LAST, false },
+    { NAMED_LAST, RECORD_MARK, 8, UINT64_MAX, false },
+    { NAMED_LAST, RECORD_EMPTIED, 8, NAMED_LAST, false },
+    { NAMED_LAST, RECORD_EMPTIED, 8, UINT64_MAX, false },
+    { NAMED_LAST, RECORD_TIME, 8, (UINT64_C(1) << 53) + 1, false },
+    { NAMED_LAST, RECORD_TIME, 8, (uint64_t)INT64_MAX, false },
+    { NAMED_LAST, RECORD_TIME, 8, (uint64_t)INT64_MIN, false },
+    { NAMED_LAST, RECORD_LENGTH, 4, 0, false },
+    { NAMED_LAST, RECORD_LENGTH, 4, FRAME_HEAD + FRAME_TAIL - 1, false },
+    { NAMED_LAST, RECORD_LENGTH, 4, FRAME_HEAD + FRAME_TAIL, false },
+    { NAMED_LAST, RECORD_LENGTH, 4, UINT64_MAX, true },
+    { NAMED_LAST, RECORD_LENGTH, 4, 1, true },
+    { NAMED_LAST, RECORD_LENGTH, 4, SIZE + 1, false },
+    { NAMED_LAST, RECORD_LENGTH, 4, UINT32_MAX, false },
+    { NAMED_LAST, RECORD_OFFSET, 8, 1, true },
+    { NAMED_LAST, RECORD_OFFSET, 8, SIZE, false },
+    { NAMED_LAST, RECORD_OFFSET, 8, UINT64_MAX, false },
+    { NAMED_LAST, RECORD_NAME_LENGTH, 1, 0, false },
+    { NAMED_LAST, RECORD_NAME_LENGTH, 1, 255, false },
+    { NAMED_LAST, RECORD_NAME, 1, '\x1b', false },
+    { NAMED_LAST, RECORD_NAME, 1, '/', false },
+    { NAMED_LAST, RECORD_NAME + 1, 1, 0, false },
+    { NAMED_LAST, RECORD_NAME + 1, 1, 0x9b, false },
+};
+
 Test(history, a_record_that_none_writes_is_dropped)
 {
-    static const struct {
-        uint64_t last;
-        size_t place, size;
-        uint64_t value;
-        bool from_old; /* the value is the old one and that */
-    } cases[] = {
-        { MAIN_LAST, RECORD_SPLICE, 4, 1, false },
-        { MAIN_LAST, RECORD_SPLICE, 4, FRAME_HEAD - 1, false },
-        { MAIN_LAST, RECORD_SPLICE, 4, UINT32_MAX, false },
-        { MAIN_LAST, RECORD_SPLICE, 4, UINT32_MAX - 1, false },
-        { MAIN_LAST, RECORD_SPLICE, 4, SIZE, false },
-        { MAIN_LAST, RECORD_END, 1, 1, false },
-        { NAMED_LAST, RECORD_END, 1, 2, false },
-        { NAMED_LAST, RECORD_END, 1, 255, false },
-        { NAMED_LAST, RECORD_ID, 8, 0, false },
-        { NAMED_LAST, RECORD_ID, 8, 1, true },
-        { NAMED_LAST, RECORD_ID, 8, ID_MAX + 1, false },
-        { NAMED_LAST, RECORD_ID, 8, UINT64_MAX, false },
-        { NAMED_LAST, RECORD_BEFORE, 8, NAMED_LAST, false },
-        { NAMED_LAST, RECORD_BEFORE, 8, UINT64_MAX, false },
-        { NAMED_LAST, RECORD_MARK, 8, NAMED_LAST, false },
-        { NAMED_LAST, RECORD_MARK, 8, UINT64_MAX, false },
-        { NAMED_LAST, RECORD_EMPTIED, 8, NAMED_LAST, false },
-        { NAMED_LAST, RECORD_EMPTIED, 8, UINT64_MAX, false },
-        { NAMED_LAST, RECORD_TIME, 8, (UINT64_C(1) << 53) + 1, false },
-        { NAMED_LAST, RECORD_TIME, 8, (uint64_t)INT64_MAX, false },
-        { NAMED_LAST, RECORD_TIME, 8, (uint64_t)INT64_MIN, false },
-        { NAMED_LAST, RECORD_LENGTH, 4, 0, false },
-        { NAMED_LAST, RECORD_LENGTH, 4, FRAME_HEAD + FRAME_TAIL - 1, false },
-        { NAMED_LAST, RECORD_LENGTH, 4, FRAME_HEAD + FRAME_TAIL, false },
-        { NAMED_LAST, RECORD_LENGTH, 4, UINT64_MAX, true },
-        { NAMED_LAST, RECORD_LENGTH, 4, 1, true },
-        { NAMED_LAST, RECORD_LENGTH, 4, SIZE + 1, false },
-        { NAMED_LAST, RECORD_LENGTH, 4, UINT32_MAX, false },
-        { NAMED_LAST, RECORD_OFFSET, 8, 1, true },
-        { NAMED_LAST, RECORD_OFFSET, 8, SIZE, false },
-        { NAMED_LAST, RECORD_OFFSET, 8, UINT64_MAX, false },
-        { NAMED_LAST, RECORD_NAME_LENGTH, 1, 0, false },
-        { NAMED_LAST, RECORD_NAME_LENGTH, 1, 255, false },
-        { NAMED_LAST, RECORD_NAME, 1, '\x1b', false },
-        { NAMED_LAST, RECORD_NAME, 1, '/', false },
-        { NAMED_LAST, RECORD_NAME + 1, 1, 0, false },
-        { NAMED_LAST, RECORD_NAME + 1, 1, 0x9b, false },
-    };
+    for (size_t i = 0; i < sizeof(unwritten) / sizeof(unwritten[0]); i++) {
+        size_t length = make_image(unwritten[i].last);
+        char *record = record_in(image, (unwritten[i].last - 1000) % 32);
+        uint64_t value = unwritten[i].value;
 
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        size_t length = make_image(cases[i].last);
-        char *record = record_in(image, (cases[i].last - 1000) % 32);
-        uint64_t value = cases[i].value;
-
-        if (cases[i].from_old && cases[i].size == 8)
-            value += get64(record + cases[i].place);
-        else if (cases[i].from_old)
-            value += get32(record + cases[i].place);
-        put_bytes(record + cases[i].place, value, cases[i].size);
+        if (unwritten[i].from_old && unwritten[i].size == 8)
+            value += get64(record + unwritten[i].place);
+        else if (unwritten[i].from_old)
+            value += get32(record + unwritten[i].place);
+        put_bytes(record + unwritten[i].place, value, unwritten[i].size);
         fix_frame(record, image + memory_of(LIMIT), SIZE);
         write_file(image, length);
-        recovered_up_to(cases[i].last - 1);
+        recovered_up_to(unwritten[i].last - 1);
     }
 }
 

@@ -132,41 +132,55 @@ Test(fairness, the_established_are_served_whoever_comes_later)
     server_stop(&server);
 }
 
-/* Heads that never end use up what there is. A subscriber notices nothing; a
- * request waits until some of them have ended. */
-Test(fairness, at_the_bound_of_memory_requests_wait_and_subscribers_do_not)
+/* Clients whose heads never end, with all the memory that there is. */
+static struct client heads[400];
+
+static void use_up_memory(const struct server *server)
 {
     enum {
-        HEADS = 400,
         FILLER = 1500
     };
-    static struct client heads[HEADS];
     static char head[FILLER + 64] = "GET / HTTP/1.1\r\n" HOST "X: ";
+
+    memset(head + strlen(head), 'x', FILLER);
+    for (size_t i = 0; i < sizeof(heads) / sizeof(heads[0]); i++) {
+        client_connect(&heads[i], server);
+        client_send(&heads[i], head);
+    }
+}
+
+/* The heads end, and a request that has waited is answered. */
+static void expect_memory_back(struct client *waiting)
+{
+    struct response response;
+
+    cr_assert(!client_receive(waiting, 0), "it was read over the bound");
+    for (size_t i = 0; i < sizeof(heads) / sizeof(heads[0]); i++)
+        client_close(&heads[i]);
+    client_response(waiting, &response, false);
+    cr_assert(response.status == 200);
+    client_close(waiting);
+}
+
+/* A subscriber notices nothing; a request waits until some of the heads have
+ * ended. */
+Test(fairness, at_the_bound_of_memory_requests_wait_and_subscribers_do_not)
+{
     struct server server;
     struct stream stream;
     struct client one;
-    struct response response;
     static struct block block;
 
-    memset(head + strlen(head), 'x', FILLER);
     server_start(&server, "--request-memory", "1M", "--interval", "20");
     server_await_log(&server, "requests=1\n");
     stream_open(&stream, &server, "/events", "");
     stream_expect(&stream, &block, "connected");
-    for (int i = 0; i < HEADS; i++) {
-        client_connect(&heads[i], &server);
-        client_send(&heads[i], head);
-    }
+    use_up_memory(&server);
     client_connect(&one, &server);
     client_send(&one, HEALTH);
     for (int i = 0; i < 20; i++)
         stream_expect(&stream, &block, "message");
-    cr_assert(!client_receive(&one, 0), "it was read over the bound");
-    for (int i = 0; i < HEADS; i++)
-        client_close(&heads[i]);
-    client_response(&one, &response, false);
-    cr_assert(response.status == 200);
-    client_close(&one);
+    expect_memory_back(&one);
     stream_close(&stream);
     server_stop(&server);
 }
@@ -175,30 +189,14 @@ Test(fairness, at_the_bound_of_memory_requests_wait_and_subscribers_do_not)
  * subscriber. */
 Test(fairness, a_request_that_waits_for_memory_is_read_when_there_is_some)
 {
-    enum {
-        HEADS = 400,
-        FILLER = 1500
-    };
-    static struct client heads[HEADS];
-    static char head[FILLER + 64] = "GET / HTTP/1.1\r\n" HOST "X: ";
     struct server server;
     struct client one;
-    struct response response;
 
-    memset(head + strlen(head), 'x', FILLER);
     server_start(&server, "--request-memory", "1M", "--head-timeout", "600");
-    for (int i = 0; i < HEADS; i++) {
-        client_connect(&heads[i], &server);
-        client_send(&heads[i], head);
-    }
+    use_up_memory(&server);
     client_connect(&one, &server);
     client_send(&one, HEALTH);
-    cr_assert(!client_receive(&one, 0), "it was read over the bound");
-    for (int i = 0; i < HEADS; i++)
-        client_close(&heads[i]);
-    client_response(&one, &response, false);
-    cr_assert(response.status == 200);
-    client_close(&one);
+    expect_memory_back(&one);
     server_stop(&server);
 }
 
