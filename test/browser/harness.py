@@ -51,6 +51,57 @@ return {
     .map((node) => node.dataset.text),
 }"""
 
+# Texts with less contrast than WCAG's level AA asks for, as "2.9 the text".
+# What does nothing now (aria-disabled) is exempt, as it is there.
+PALE = """
+const context = new OffscreenCanvas(1, 1).getContext("2d",
+  { willReadFrequently: true });
+
+// paints colours over each other, the last on top
+function painted(colours) {
+  context.clearRect(0, 0, 1, 1);
+  for (const { colour, alpha } of colours) {
+    context.globalAlpha = alpha;
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+  }
+  return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}
+
+function luminance(rgb) {
+  const [r, g, b] = rgb.map((value) => value / 255).map((value) =>
+    value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+function contrast(node) {
+  const layers = [{ colour: getComputedStyle(node).color, alpha: 1 }];
+  for (let up = node; up; up = up.parentElement) {
+    const { backgroundColor, opacity } = getComputedStyle(up);
+    layers.unshift({ colour: backgroundColor, alpha: 1 });
+    // an opacity is that of all that is inside
+    for (const layer of layers) layer.alpha *= opacity;
+  }
+  layers.unshift({ colour: "white", alpha: 1 });
+  const [dark, light] = [painted(layers), painted(layers.slice(0, -1))]
+    .map(luminance).sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+}
+
+const pale = new Set();
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const text = walker.currentNode.textContent.trim();
+  const node = walker.currentNode.parentElement;
+  if (!text || node.closest("[aria-disabled=true], script, noscript") ||
+      !node.checkVisibility()) continue;
+  const { fontSize, fontWeight } = getComputedStyle(node);
+  const large = parseFloat(fontSize) >= (fontWeight >= 700 ? 18.66 : 24);
+  const found = contrast(node);
+  if (found < (large ? 3 : 4.5)) pale.add(`${found.toFixed(1)} ${text}`);
+}
+return [...pale]"""
+
 
 def wait(condition, what, seconds=SECONDS):
     """Waits until condition() is true and returns its value."""
@@ -293,10 +344,11 @@ class PageTest(unittest.TestCase):
         self.cdp("Emulation.setEmulatedMedia", features=[scheme])
 
     def speak(self, language):
-        """Changes the language as a reader does, with the bar's button."""
+        """Changes the language with the bar's button, without the pointer,
+        which would be seen hovering somewhere on the screenshots."""
         if self.script("return document.documentElement.lang.slice(0, 2)") \
                 != language:
-            self.click("#language-btn")
+            self.script("document.getElementById('language-btn').click()")
 
     def reload(self):
         self.driver.refresh()
@@ -310,6 +362,13 @@ class PageTest(unittest.TestCase):
         """To the tab that was opened as the nth, counted from 0."""
         self.driver.switch_to.window(self.driver.window_handles[n])
         self.cdp("Page.bringToFront")
+
+    def answer(self, yes):
+        """To the question that the page asks with confirm()."""
+        question = self.wait(lambda: self.driver.switch_to.alert, "a question")
+        text = question.text
+        (question.accept if yes else question.dismiss)()
+        return text
 
     # --------------------------------------------------------------- pages
 
@@ -389,6 +448,7 @@ class PageTest(unittest.TestCase):
         fits = self.script(FITS)
         self.assertLessEqual(fits["wide"], 0, "the page is too wide")
         self.assertEqual(fits["wordless"], [], "texts without a word")
+        self.assertEqual(self.script(PALE), [], "texts with too little contrast")
 
     def matrix(self, name):
         """The page as it is now in every width, colour and language, without
