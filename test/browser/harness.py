@@ -29,6 +29,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from proxy import Proxy
+
 SSED = os.path.abspath(os.environ.get("SSED", "ssed"))
 SHOTS = os.path.abspath(".build/screenshots")
 SECONDS = 20
@@ -188,11 +190,11 @@ class Server:
         self.options = options or self.options
         self.run()
 
-    def request(self, method, path, body=None):
+    def request(self, method, path, body=None, headers={}):
         connection = http.client.HTTPConnection("127.0.0.1", self.port,
                                                 timeout=SECONDS)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -305,6 +307,12 @@ class PageTest(unittest.TestCase):
         """Another server; the newest is self.server."""
         self.server = Server(*options)
         return self.server
+
+    def proxy(self):
+        """Another proxy before self.server, see proxy.py."""
+        proxy = Proxy(self.server.port)
+        self.addCleanup(proxy.close)
+        return proxy
 
     def publish(self, topic, body, query=""):
         """POST; an empty topic is the main stream. (status, text)"""
