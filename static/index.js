@@ -425,6 +425,10 @@ element("newest-btn").onclick = () => {
   toNewest();
 };
 element("messages").onscroll = scrolled;
+// a phone that is turned, a result below that takes its room
+new ResizeObserver(() => {
+  if (following) toNewest();
+}).observe(element("messages"));
 // A page that is hidden or goes gets no frames: its position is kept without.
 addEventListener("pagehide", savePosition);
 addEventListener("visibilitychange", savePosition);

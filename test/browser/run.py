@@ -6,6 +6,7 @@
 runs those whose name (test_chat.Chat.test_stop) contains a NAME, or all.
 """
 
+import glob
 import importlib.util
 import os
 import signal
@@ -68,6 +69,8 @@ def main(ssed, *names):
     os.environ["SSED"] = os.path.abspath(ssed)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.dont_write_bytecode = True
+    for old in glob.glob(".build/screenshots/failed-*.png"):
+        os.remove(old)
     found = each_test(unittest.defaultTestLoader.discover(FOLDER))
     tests = [test for test in found
              if not names or any(name in test.id() for name in names)]
