@@ -342,11 +342,11 @@ class PageTest(unittest.TestCase):
         self.driver.get(url)
         self.cdp("Page.removeScriptToEvaluateOnNewDocument", **script)
 
-    def look(self, width=1280, dark=False):
+    def look(self, width=1280, dark=False, height=None):
         scheme = {"name": "prefers-color-scheme",
                   "value": "dark" if dark else "light"}
         self.cdp("Emulation.setDeviceMetricsOverride", width=width,
-                 height=WIDTHS.get(width, 800), deviceScaleFactor=1,
+                 height=height or WIDTHS.get(width, 800), deviceScaleFactor=1,
                  mobile=False)
         self.cdp("Emulation.setScrollbarsHidden", hidden=width < 600)
         self.cdp("Emulation.setEmulatedMedia", features=[scheme])

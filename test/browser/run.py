@@ -4,6 +4,7 @@
     test/browser/run.py ./ssed [NAME…]
 
 runs those whose name (test_chat.Chat.test_stop) contains a NAME, or all.
+--pictures instead of names makes the pictures of README.md, see pictures.py.
 """
 
 import glob
@@ -71,8 +72,13 @@ def main(ssed, *names):
     sys.dont_write_bytecode = True
     for old in glob.glob(".build/screenshots/failed-*.png"):
         os.remove(old)
-    found = each_test(unittest.defaultTestLoader.discover(FOLDER))
-    tests = [test for test in found
+    loader = unittest.defaultTestLoader
+    if names == ("--pictures",):
+        loader.testMethodPrefix = "pictures"
+        found, names = loader.discover(FOLDER, "pictures.py"), ()
+    else:
+        found = loader.discover(FOLDER)
+    tests = [test for test in each_test(found)
              if not names or any(name in test.id() for name in names)]
     result = Result()
     started = time.monotonic()
