@@ -10,6 +10,7 @@ its own and a server of its own.
 """
 
 import atexit
+import contextlib
 import http.client
 import os
 import re
@@ -28,9 +29,12 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from urllib3.exceptions import HTTPError
 
 from proxy import Proxy
 
+# for all that is on the disk only while the tests run
+FOLDER = tempfile.mkdtemp(prefix="ssed-browser-")
 SSED = os.path.abspath(os.environ.get("SSED", "ssed"))
 SHOTS = os.path.abspath(".build/screenshots")
 SECONDS = 20
@@ -209,35 +213,44 @@ class Browser:
     @classmethod
     def get(cls):
         if not cls.driver:
-            cls.profile = tempfile.mkdtemp(prefix="ssed-browser-")
             options = Options()
             options.binary_location = "/usr/bin/chromium"
-            for flag in [*FLAGS, f"--user-data-dir={cls.profile}"]:
+            for flag in [*FLAGS, f"--user-data-dir={FOLDER}/profile"]:
                 options.add_argument(flag)
             options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
             service = Service("/usr/bin/chromedriver")
             atexit.register(cls.quit, service)
+            # an interrupt from the keyboard is for quit() to pass on
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
             cls.driver = webdriver.Chrome(options=options, service=service)
+            signal.signal(signal.SIGINT, handler)
             cls.driver.set_page_load_timeout(SECONDS)
             cls.driver.set_script_timeout(SECONDS)
         return cls.driver
 
     @classmethod
     def quit(cls, service):
-        try:
+        # one that was interrupted together with this program has gone
+        with contextlib.suppress(WebDriverException, HTTPError):
             if cls.driver:
                 cls.driver.quit()
-        finally:
-            service.stop()
-            shutil.rmtree(cls.profile, ignore_errors=True)
+        service.stop()
 
 
 def stop_servers():
     for server in list(Server.running):
         server.process.kill()
         server.process.wait()
+        Server.running.discard(server)
 
 
+def remove_folder():
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    return not os.path.exists(FOLDER)
+
+
+# the last of these comes first, and Browser.get() adds one
+atexit.register(lambda: wait(remove_folder, f"{FOLDER} is removed"))
 atexit.register(stop_servers)
 
 
@@ -256,8 +269,7 @@ class PageTest(unittest.TestCase):
         self.addCleanup(signal.alarm, 0)
         self.allowed = []
         self.shots = 0
-        self.folder = tempfile.mkdtemp(prefix="ssed-test-")
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder = tempfile.mkdtemp(dir=FOLDER)
         self.addCleanup(stop_servers)
         self.driver = Browser.get()
         self.fresh_tab()
@@ -332,10 +344,7 @@ class PageTest(unittest.TestCase):
     def open(self, page, width=1280, dark=False, language="en"):
         """A page of the server, or any address, in the present tab."""
         self.look(width, dark)
-        if page.startswith("http"):
-            url = page
-        else:
-            url = self.server.url + page
+        url = page if page.startswith("http") else self.server.url + page
         # set before the page's own scripts run, and left alone afterwards
         script = self.cdp("Page.addScriptToEvaluateOnNewDocument", source=(
             f"localStorage.setItem('ssed_language', '{language}')"))

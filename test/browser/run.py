@@ -68,7 +68,7 @@ def each_test(suite):
 
 def main(ssed, *names):
     os.environ["SSED"] = os.path.abspath(ssed)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.dont_write_bytecode = True
     for old in glob.glob(".build/screenshots/failed-*.png"):
         os.remove(old)
@@ -93,4 +93,7 @@ def main(ssed, *names):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
