@@ -179,7 +179,7 @@ const TEXTS = {
 
 const KEPT_LINES = 200000;
 const KEPT_TEXT = 64e6; // characters
-const SLICE = 8; // ms of work before the browser may paint
+const SLICE = 6; // ms of work before the browser may paint
 const RETRY = 3000;
 const TEXT_SHOWN = 20000; // characters of a text in the details
 const ITEMS_SHOWN = 500; // members of one object or array there
@@ -387,16 +387,21 @@ async function readBlocks(run, response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
 
+  let since = performance.now();
+
   run.main = undefined;
   run.cutter = newCutter();
-  for (let since = performance.now(); ; since = await breathe(since)) {
+  for (;;) {
     const { value, done } = await reader.read();
     const time = performance.now();
 
     if (done) return;
     byteCount += value.byteLength;
-    const piece = decoder.decode(value, { stream: true });
-    for (const block of cut(run.cutter, piece)) addBlock(run, block, time);
+    for (const block of cut(run.cutter, decoder.decode(value, { stream: true }))) {
+      addBlock(run, block, time);
+      if (blockCount % 64 === 0) since = await breathe(since);
+      if (run !== current) return;
+    }
     changed();
   }
 }
