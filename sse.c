@@ -14,19 +14,23 @@
  *   than evict a frame that a subscriber has not been offered yet.
  * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
  *   a replay, room in a full socket, a heartbeat, the farewell.
- * - http.c calls up only through the table `handlers`, below the routes. A call
- * that answers, sends or closes may end the connection: it is CONN_CLOSED until
- *   the end of the turn, and its publication or subscriber is gone.
+ * - http.c calls up only through the table `handlers`. A call that answers,
+ *   sends or closes may end the connection: it is CONN_CLOSED until the end of
+ *   the turn, and its publication or subscriber is gone.
  *
- * To follow a subscription, read handle_request(), route_events(),
- * subscribe(), subscribe_to(), stream_begin(), stream_send(). To follow a
- * publish: handle_request(), publish(), begin_publication(), handle_body(),
- * the steps, publish_event(), ring_append(), deliver().
+ * The sections follow the path of what they do, from the request on. A
+ * subscription: handle_request() in "routes"; subscribe(), subscribe_to(),
+ * stream_begin() in "subscribing"; stream_send() and deliver() in "delivery". A
+ * publish: handle_request(); publish(), begin_publication() in "requests to
+ * publish"; handle_body() and the steps, in "content" and "steps";
+ * publish_event() in "publishing"; deliver(). Within a section what is called
+ * stands above its caller. The few calls to a section further down are declared
+ * in "routes".
  *
- * Order: types; log; subscribers; delivery; publishing; the history file;
- * subscribing; publications, their content and steps; requests to publish;
- * routes and handlers; the service manager; phases and signals; the loop;
- * options and their checks; the start; --check; main.
+ * Order: types; log; routes; subscribers; subscribing; publications; requests
+ * to publish; content; steps; publishing; delivery; the history file; other
+ * handlers; the service manager; phases and signals; the loop; options and
+ * their checks; the start; --check; main.
  */
 #include "sse.h"
 
@@ -367,6 +371,118 @@ die(int status, const char *format, ...)
     exit(status);
 }
 
+/* ------------------------------------------------------------------ routes
+ *
+ * handle_request(), which http.c calls when a head has been parsed, decides by
+ * path and method what a request is for. From here on the sections follow the
+ * path of a request, so these four are called above their sections.
+ */
+
+static void subscribe(struct server *server, struct conn *conn,
+                      struct slice topic);
+static void publish(struct server *server, struct conn *conn,
+                    struct slice topic);
+
+/* What has become of an event. */
+enum outcome {
+    PUBLISHED,
+    MUST_WAIT, /* it would evict what a subscriber has not been offered */
+    STALE,     /* the id is not greater than the newest */
+    IDS_USED_UP,
+    NOT_ON_DISK /* --sync always, and the disk has failed */
+};
+
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event, uint64_t *id);
+static void stream_send(struct server *server, struct conn *conn,
+                        struct slice own);
+
+/*
+ * With --cors none no page of another origin reads here. A page whose own name
+ * is made to resolve to this machine ("DNS rebinding") would count as of this
+ * origin, so a loopback listener serves no Host that it does not know.
+ */
+static bool is_misdirected(const struct server *server, const struct conn *conn)
+{
+    struct slice host = conn->exchange->request.host;
+
+    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+        http_host_is_local(host))
+        return false;
+    for (unsigned i = 0; i < server->options.host_count; i++)
+        if (http_host_is(host, server->options.hosts[i]))
+            return false;
+    return true;
+}
+
+static void respond_health(struct server *server, struct conn *conn)
+{
+    enum method method = conn->exchange->request.method;
+
+    if (method != METHOD_GET && method != METHOD_HEAD)
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    else if (server->phase == PHASE_SERVE)
+        respond_text(&server->http, conn, (struct response){ .status = 200 },
+                     "ok");
+    else
+        respond_error(&server->http, conn, 503, DRAINING_TEXT);
+}
+
+/* The answer to a connection beyond --max-connections. It ends then, since
+ * there are few places for such connections. */
+static void respond_surplus(struct server *server, struct conn *conn)
+{
+    respond_text(&server->http, conn,
+                 (struct response){ .status = 503, .close = true },
+                 "too many connections: --max-connections");
+}
+
+/* `topic` is the one in the path; empty for the main stream. */
+static void route_events(struct server *server, struct conn *conn,
+                         struct slice topic)
+{
+    enum method method = conn->exchange->request.method;
+    const char *allow = topic.length ? "DELETE, GET, HEAD, OPTIONS, POST"
+                                     : "GET, HEAD, OPTIONS, POST";
+    struct response preflight = { .status = 204,
+                                  .preflight = server->options.cors,
+                                  .allow = allow,
+                                  .cors = server->options.cors };
+
+    if (method == METHOD_GET || method == METHOD_HEAD)
+        subscribe(server, conn, topic);
+    else if (method == METHOD_POST || (method == METHOD_DELETE && topic.length))
+        publish(server, conn, topic);
+    else if (method == METHOD_OPTIONS)
+        respond(&server->http, conn, &preflight, SLICE(""));
+    else
+        respond_method(&server->http, conn, allow);
+}
+
+static void handle_request(struct server *server, struct conn *conn)
+{
+    struct slice path = conn->exchange->request.path;
+    bool has_topic = path.length >= 8 && memcmp(path.data, "/events/", 8) == 0;
+    struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
+    const char *refused = has_topic ? topic_name_refused(topic) : NULL;
+
+    if (is_misdirected(server, conn))
+        respond_error(&server->http, conn, 421,
+                      "this Host is not known here: --host names another");
+    else if (refused)
+        respond_error(&server->http, conn, 400, refused);
+    else if (has_topic || slice_is(path, "/events"))
+        route_events(server, conn, topic);
+    else if (slice_is(path, "/healthz"))
+        respond_health(server, conn);
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
+    else if (slice_is(path, "*"))
+        respond_method(&server->http, conn, "DELETE, GET, HEAD, OPTIONS, POST");
+    else
+        respond_page(&server->http, conn);
+}
+
 /* --------------------------------------------------------- subscribers
  *
  * A connection in CONN_STREAM is a subscriber. It has a place in each of its
@@ -492,459 +608,6 @@ static uint64_t random_up_to(uint64_t limit)
     return value % (limit + 1);
 }
 
-/* ------------------------------------------------------------- delivery
- *
- * Sends to subscribers what there is for them, from their places to the end.
- * stream_send() is the one way to a subscriber. It sends until all is sent, the
- * socket is full, or the subscriber has had SEND_BUDGET bytes; then it waits
- * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
- *
- * A turn delivers in two quanta: one for the passes over topics with new frames
- * (pass_next()), one for QUEUE_READY. So new events go out however much is
- * replayed. A quantum is bounded in sends, each of which is a system call, and
- * in bytes. Gathering small frames takes time as well: each iovec counts as
- * PIECE_COST bytes. With quanta much below 2 MB, the turns between them slowed
- * replays by some per cent.
- *
- * This is the hot path: stream_send() and what it calls run once for every
- * subscriber and event. bench/scale measures it.
- */
-
-/* Has more sent to the subscriber after the others have had their turn. A
- * handler too: a full socket has room again. */
-static void ready_push(struct server *server, struct conn *conn)
-{
-    struct reader reader = subscriber_reader(&conn->subscriber);
-    uint64_t needed = reader_next(&server->ring, &reader);
-
-    if (conn->queue == QUEUE_READY)
-        return;
-    queue_push(&server->http, QUEUE_READY, conn);
-    if (needed && (!server->ready_from || needed < server->ready_from))
-        server->ready_from = needed;
-    if (needed &&
-        (!server->ready_from_next || needed < server->ready_from_next))
-        server->ready_from_next = needed;
-}
-
-/*
- * The subscriber's own bytes that come after all frames so far: the end of a
- * replay, or of the stream. Usually there are none. A subscriber that is ahead
- * does not end with its topics: it has passed their end elsewhere, and they may
- * have gone on there.
- */
-static struct slice next_own(struct server *server,
-                             struct subscriber *subscriber,
-                             const struct reader *reader, struct text *text)
-{
-    bool drains = server->phase == PHASE_DRAIN;
-
-    text->length = 0;
-    if (is_replaying(subscriber)) {
-        if (subscriber->place.last < subscriber->replay_end)
-            return text_slice(text);
-        text_put_block(text, subscriber->form, &(struct block){ 0 },
-                       "{\"type\":\"catch_up_end\","
-                       "\"message\":\"消息同步完成\",\"syncCount\":%u}",
-                       subscriber->replay_count);
-        subscriber->replay_end = 0;
-    } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
-               !subscriber->ends && !reader_next(&server->ring, reader)) {
-        if (drains) {
-            uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
-            uint64_t position = position_of(server, subscriber);
-            struct block block = { .retry = &retry, .id = &position };
-
-            text_put_block(text, subscriber->form, &block, NULL);
-        }
-        if (subscriber->form & FORM_CHUNKED)
-            text_put(text, LAST_CHUNK);
-        subscriber->ends = true;
-    }
-    return text_slice(text);
-}
-
-/* Gathers a stream's next bytes; returns how many iovecs, and their bytes. */
-static int stream_gather(const struct server *server,
-                         const struct subscriber *subscriber,
-                         const struct reader *reader, struct slice own,
-                         struct iovec *iov, size_t *bytes)
-{
-    int count = 0;
-
-    if (own.length)
-        iov[count++] =
-            (struct iovec){ (void *)(uintptr_t)own.data, own.length };
-    if (!subscriber->ends)
-        count += ring_gather(&server->ring, reader, subscriber->progress.sent,
-                             iov + count, IOV_ROOM - count, SEND_BUDGET);
-    *bytes = 0;
-    for (int i = 0; i < count; i++)
-        *bytes += iov[i].iov_len;
-    return count;
-}
-
-static void stream_advance(struct server *server, struct subscriber *subscriber,
-                           const struct reader *reader, struct slice *own,
-                           size_t sent, int pieces)
-{
-    size_t first = sent < own->length ? sent : own->length;
-
-    *own = slice_from(*own, first);
-    ring_advance(&server->ring, reader, &subscriber->progress, sent - first);
-    subscriber->bytes += sent;
-    subscriber->active = (uint32_t)server->http.now;
-    server->quantum_sends++;
-    server->quantum_bytes += sent + (size_t)pieces * PIECE_COST;
-}
-
-/*
- * Sends `own`, then the frames from the places to the end; *own is then what is
- * left of it. Says why it stopped. A send that takes less than it was given
- * shows that the socket is full; one that takes all, when there was room for
- * more iovecs, shows that nothing is left. So neither needs another call.
- */
-static enum io stream_write(struct server *server, struct conn *conn,
-                            struct slice *own, struct text *text)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    struct iovec iov[IOV_ROOM];
-    size_t total = 0, bytes;
-    struct reader reader = subscriber_reader(subscriber);
-    uint64_t newest_id = server->ring.newest_id;
-    bool all = false; /* all frames that there are have been sent */
-
-    if (subscriber->is_ahead) {
-        reader_skip(&server->ring, &reader, subscriber->ahead);
-        if (newest_id && newest_id >= subscriber->ahead) {
-            subscriber->is_ahead = false;
-            subscriber->replay_end = 0;
-        }
-    }
-    if (reader_overrun(&reader))
-        return IO_OVERRUN;
-    for (;;) {
-        ssize_t sent;
-        int count;
-
-        if (all) {
-            *own = next_own(server, subscriber, &reader, text);
-            if (own->length == 0)
-                return IO_DONE;
-            reader = subscriber_reader(subscriber); /* a replay has ended */
-        }
-        count = stream_gather(server, subscriber, &reader, *own, iov, &bytes);
-        all = count == 0;
-        if (all)
-            continue;
-        if (total >= SEND_BUDGET)
-            return IO_BUDGET;
-        sent = stream_send_iovecs(&server->http, conn, iov, count, bytes);
-        if (sent < 0)
-            return errno == EAGAIN ? IO_FULL : IO_ERROR;
-        stream_advance(server, subscriber, &reader, own, (size_t)sent, count);
-        total += (size_t)sent;
-        if ((size_t)sent < bytes)
-            return IO_FULL;
-        all = bytes < SEND_BUDGET && count < IOV_ROOM;
-    }
-}
-
-/* Sends `own`, which goes to this subscriber alone and is mostly empty, then
- * the frames from its places on. */
-static void stream_send(struct server *server, struct conn *conn,
-                        struct slice own)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    struct http *http = &server->http;
-    char bytes[512];
-    struct text text = { bytes, sizeof(bytes), 0 };
-    enum io outcome;
-
-    assert(!subscriber->own || own.length == 0);
-    if (subscriber->own)
-        own = (struct slice){ subscriber->own->bytes + subscriber->own->sent,
-                              subscriber->own->length - subscriber->own->sent };
-    outcome = stream_write(server, conn, &own, &text);
-    if (outcome == IO_OVERRUN) {
-        conn_cut(http, conn, "overrun");
-    } else if (outcome == IO_ERROR) {
-        conn_close(http, conn, error_name(errno));
-    } else if ((subscriber->own || own.length) &&
-               !set_own(server, subscriber, own)) {
-        conn_close(http, conn, error_name(ENOMEM));
-    } else if (outcome == IO_DONE && subscriber->ends) {
-        conn_close(http, conn,
-                   server->phase == PHASE_DRAIN ? "drained" : "finished");
-    } else {
-        conn_await_room(http, conn, outcome == IO_FULL);
-        if (outcome == IO_BUDGET)
-            ready_push(server, conn);
-    }
-}
-
-static bool quantum_is_over(const struct server *server)
-{
-    return server->quantum_sends >= QUANTUM_SENDS ||
-           server->quantum_bytes >= QUANTUM_BYTES;
-}
-
-/*
- * While a pass is under way, frames pile up, and each subscriber gets all of
- * them at once when its turn comes. One with a full socket is left to EPOLLOUT,
- * unless it is overrun: waiting would not help it.
- *
- * Each subscriber in QUEUE_READY then comes once in a round. ready_from holds
- * up publishers, so it must rise when those frames have been sent: at the end
- * of a round it becomes what was needed by those queued during the round.
- */
-static void deliver(struct server *server)
-{
-    const struct queue *ready = &server->http.queues[QUEUE_READY];
-    uint32_t fd;
-
-    server->quantum_bytes = server->quantum_sends = 0;
-    while (!quantum_is_over(server) &&
-           (fd = pass_next(&server->ring)) != NONE) {
-        struct conn *conn = conn_at(&server->http, fd);
-        struct reader reader = subscriber_reader(&conn->subscriber);
-
-        if (!conn_awaits_room(conn) || reader_overrun(&reader))
-            stream_send(server, conn, SLICE(""));
-    }
-    pass_yield(&server->ring);
-    server->quantum_bytes = server->quantum_sends = 0;
-    while (ready->count && !quantum_is_over(server)) {
-        if (server->ready_round == 0) {
-            server->ready_round = ready->count;
-            server->ready_from = server->ready_from_next;
-            server->ready_from_next = 0;
-        }
-        server->ready_round--;
-        stream_send(server, queue_pop(&server->http, QUEUE_READY), SLICE(""));
-    }
-    if (ready->count == 0) {
-        server->ready_round = 0;
-        server->ready_from = server->ready_from_next = 0;
-    }
-}
-
-/* A handler: the heartbeat's timer has expired. A subscriber that has been
- * sent everything gets the newest id, so that it comes back with that. */
-static void handle_expired(struct server *server, struct conn *conn)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    struct reader reader = subscriber_reader(subscriber);
-    uint64_t period = server->options.heartbeat;
-    uint64_t position = position_of(server, subscriber);
-    uint32_t silence = (uint32_t)server->http.now - subscriber->active;
-    char bytes[256], timestamp[TIMESTAMP_SIZE];
-    struct text text = { bytes, sizeof(bytes), 0 };
-
-    timer_start(&server->http, conn,
-                silence < period ? period - silence : period);
-    if (silence < period || subscriber->own || is_replaying(subscriber) ||
-        reader_next(&server->ring, &reader))
-        return;
-    text_put_block(&text, subscriber->form, &(struct block){ .id = &position },
-                   reads_main(server, &reader)
-                       ? "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}"
-                       : NULL,
-                   format_now(timestamp));
-    stream_send(server, conn, text_slice(&text));
-}
-
-/* ------------------------------------------------------------- publishing
- *
- * An event becomes a frame, in server->frame, and is appended to the ring.
- * publish_event() is called by publications and by the clock. MUST_WAIT means
- * that the frame would evict one that a subscriber has not been offered yet.
- * The publisher tries again in later turns: it is held up by ssed's own
- * delivery, never by a slow subscriber, which is overrun instead.
- */
-
-enum outcome {
-    PUBLISHED,
-    MUST_WAIT,
-    STALE, /* the id is not greater than the newest */
-    IDS_USED_UP,
-    NOT_ON_DISK /* --sync always, and the disk has failed */
-};
-
-/*
- * Ids from outside begin with the first event, and after a crash of the machine
- * they go on with the next: anything before it may be missing here. A
- * subscriber with an older position is cut; when it reconnects, it is told of
- * the gap.
- */
-static void begin_kept_ids(struct server *server, uint64_t id)
-{
-    uint64_t newest = server->ring.newest_id;
-
-    if (id <= newest)
-        return;
-    ring_begin_after(&server->ring, id - 1);
-    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
-        struct conn *conn = conn_at(&server->http, fd);
-        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
-
-        /* before the first event ever, nothing can have been missed */
-        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
-            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
-            conn_cut(&server->http, conn, "gap");
-    }
-}
-
-/* A member of a JSON object, after others. */
-static void put_id(struct text *json, const char *name, uint64_t id)
-{
-    if (id)
-        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
-    else
-        text_put(json, ",\"%s\":null", name);
-}
-
-/* A message of the main stream. Returns where the splice text goes. */
-static size_t put_message(struct text *text, uint64_t id, struct slice message)
-{
-    char timestamp[TIMESTAMP_SIZE];
-    size_t begin, splice;
-
-    begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ .id = &id });
-    text_put(text, "data: {\"type\":\"");
-    splice = text->length;
-    text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
-    text_put_json(text, message);
-    text_put(text, "\",\"timestamp\":\"%s\"}\n", format_now(timestamp));
-    text_end_block(text, FORM_CHUNKED, begin);
-    return splice;
-}
-
-static void put_topic_end(struct text *text, uint64_t id, struct slice topic,
-                          uint64_t last)
-{
-    struct block block = { .id = &id, .event = SLICE("ssed.end") };
-    size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
-
-    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic.length, topic.data);
-    put_id(text, "last", last);
-    text_put(text, "}\n");
-    text_end_block(text, FORM_CHUNKED, begin);
-}
-
-/*
- * Appends an event to its topic's history and sets *id to its id; or finishes
- * the topic. A topic that is finished already stays as it is, unless the end
- * has an id from outside, which says that another server has this end too.
- */
-static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event, uint64_t *id)
-{
-    struct ring *ring = &server->ring;
-    struct text frame = { server->frame, server->frame_size, 0 };
-    size_t splice = 0;
-
-    if (event->finishes && !event->id && topic_finished(ring, topic))
-        return PUBLISHED;
-    *id = event->id ? event->id : ring->newest_id + 1;
-    if (*id > ID_MAX)
-        return IDS_USED_UP;
-    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
-        return NOT_ON_DISK;
-    if (*id <= ring->newest_id)
-        return STALE;
-    if (event->finishes)
-        put_topic_end(&frame, *id, topic->name, topic->newest_id);
-    else if (topic == server->main_topic)
-        splice = put_message(&frame, *id, event->data);
-    else
-        text_put_event(&frame, *id, event);
-    if (ring_would_overrun(ring, frame.length, server->ready_from))
-        return MUST_WAIT;
-    if (ring->unbegun)
-        begin_kept_ids(server, *id);
-    ring_append(ring, topic, *id, text_slice(&frame), (uint32_t)splice,
-                event->finishes);
-    return PUBLISHED;
-}
-
-/* The clock of the main stream. A message that must wait is made anew in the
- * next turn; one that is missed is not made up for. */
-static void publish_clock(struct server *server)
-{
-    char message[64];
-    time_t seconds = time(NULL);
-    struct event event = { 0 };
-    struct tm tm;
-    uint64_t id;
-
-    if (server->http.now < server->next_clock)
-        return;
-    localtime_r(&seconds, &tm);
-    event.data.data = message;
-    event.data.length =
-        strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
-    if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
-        return;
-    server->next_clock += server->options.interval;
-    if (server->next_clock <= server->http.now)
-        server->next_clock = server->http.now + server->options.interval;
-}
-
-/* ------------------------------------------------------- the history file
- *
- * When what has been appended is brought to the disk: with --sync SECONDS by
- * the clock, with --sync always before the answers of the turn are sent
- * (handle_promises()), and at the end.
- */
-
-/* A failure is never forgotten: the kernel may have dropped the pages that it
- * could not write, and the next msync(2) would then succeed without them. */
-static void sync_history(struct server *server)
-{
-    if (ring_sync(&server->ring) == 0)
-        return;
-    log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
-              server->options.history_file, error_name(errno));
-    server->sync_failed = true;
-}
-
-static void look_for_file(struct server *server)
-{
-    if (server->file_deleted || !ring_deleted(&server->ring))
-        return;
-    server->file_deleted = true;
-    log_event(LEVEL_ERROR, "history_file_deleted",
-              "file=\"%s\" meaning=\"the next start begins a new one\"",
-              server->options.history_file);
-}
-
-/* With --sync always this is for events that no answer promises, such as the
- * clock's. After a failure it tries once a second, not in every turn. */
-static void sync_when_due(struct server *server)
-{
-    uint64_t pause = server->options.sync;
-
-    if (!server->ring.unsynced || server->http.now < server->next_sync)
-        return;
-    if (server->sync_failed && pause < SYNC_DEFAULT)
-        pause = SYNC_DEFAULT;
-    server->next_sync = server->http.now + pause;
-    look_for_file(server);
-    sync_history(server);
-}
-
-static void end_history(struct server *server)
-{
-    look_for_file(server);
-    if (server->sync_failed || ring_end(&server->ring) < 0)
-        log_event(
-            LEVEL_ERROR, "sync_failed",
-            "file=\"%s\" meaning=\"if the machine goes down now, the next "
-            "start tells of a gap\"",
-            server->options.history_file);
-}
-
 /* --------------------------------------------------------- subscribing
  *
  * A GET of /events becomes a stream. subscribe() takes the topics from the
@@ -983,6 +646,15 @@ static bool find_count(const struct request *request, uint64_t *count)
     *count = 0;
     http_query(request->query, "last", digits, sizeof(digits), &last);
     return last.length == 0 || slice_number(last, ID_MAX, count);
+}
+
+/* A member of a JSON object, after others. */
+static void put_id(struct text *json, const char *name, uint64_t id)
+{
+    if (id)
+        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
+    else
+        text_put(json, ",\"%s\":null", name);
 }
 
 /* The block that tells of a gap. "oldest" is the oldest event after everything
@@ -1326,6 +998,206 @@ static void refuse_too_long(struct server *server, struct conn *conn)
     refuse_event(server, conn, 413, why);
 }
 
+/* ----------------------------------------------------- requests to publish
+ *
+ * publish() decides whether the client may publish, begin_publication() what
+ * the request's query asks for. The functions named ..._refused() return why
+ * something is refused, or NULL.
+ *
+ * By default only this machine publishes. A browser on this machine runs pages
+ * of strangers, so a request with the Origin of another site is refused as well
+ * (CSRF); so are a Host that a DNS server can have made up ("DNS rebinding"),
+ * and what a proxy has forwarded from somewhere else.
+ */
+
+static const char *publisher_refused(const struct server *server,
+                                     const struct conn *conn, int *status)
+{
+    const struct request *request = &conn->exchange->request;
+    const char *origin = server->options.origin;
+    bool is_named = origin && slice_equals(request->origin, origin);
+
+    *status = 403;
+    if (request->origin.data && !is_named &&
+        !http_origin_is_host(request->origin, request->host))
+        return "publishing from this Origin is not allowed: --cors names the "
+               "one that may";
+    switch ((enum publish)server->options.publish) {
+    case PUBLISH_TOKEN:
+        *status = 401;
+        return http_token_matches(&server->http, request)
+                   ? NULL
+                   : "publishing takes Authorization: Bearer and the token";
+    case PUBLISH_UNIX:
+        return conn->flags & FLAG_UNIX
+                   ? NULL
+                   : "publishing is allowed through the Unix socket only";
+    case PUBLISH_NONE:
+        return "publishing is not allowed: --publish none";
+    case PUBLISH_LOCAL:
+        break;
+    }
+    if (!conn_is_local(conn))
+        return "publishing is allowed from this machine only: --token-file "
+               "allows others";
+    if (request->minor == 0)
+        return "publishing takes HTTP/1.1, which shows whether a proxy is "
+               "between";
+    if (request->forwarded)
+        return "publishing through a proxy is not allowed: --token-file "
+               "allows it";
+    if (request->cross_site && !is_named)
+        return "publishing from a page of another origin is not allowed: "
+               "--cors names the one that may";
+    if (!http_host_is_local(request->host))
+        return "publishing takes a Host that is localhost or an IP address";
+    return NULL;
+}
+
+/* Why no event may have this name, or NULL. */
+static const char *name_refused(struct slice name)
+{
+    if (name.length > EVENT_NAME_MAX)
+        return "an event name has at most 255 bytes";
+    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
+        return "event names that begin with ssed. are the server's own";
+    for (size_t i = 0; i < name.length; i++)
+        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
+            return "an event name has no control characters";
+    return NULL;
+}
+
+static const char *query_refused(const struct server *server,
+                                 const struct publication *publication,
+                                 struct slice query)
+{
+    bool is_main = publication->topic == server->main_topic;
+    bool keep = server->options.kept_ids;
+    bool streamed = publication->from == FROM_EVENTS;
+    const struct {
+        bool applies;
+        const char *name;
+        const char *why;
+    } refused[] = {
+        { is_main, "event",
+          "event= is for topics: the main stream has no names" },
+        { is_main, "end", "end= is for topics: the main stream has no end" },
+        { true, "topic",
+          "topic= is for subscribing: publish to /events/TOPIC" },
+        { streamed, "event",
+          "event= is for a plain body: a streamed event has its name in it" },
+        { keep, "end",
+          "end= could give the end no id, which --ids keep "
+          "needs: DELETE with ?id= finishes a topic" },
+        { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
+        { streamed, "id",
+          "id= is for a plain body: a streamed event has its id in it" },
+    };
+    char value[8];
+    struct slice found;
+
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
+        if (refused[i].applies &&
+            http_query(query, refused[i].name, value, sizeof(value), &found) &&
+            found.length)
+            return refused[i].why;
+    return NULL;
+}
+
+/* Takes the query's parameters. Returns why they are refused, or NULL. */
+static const char *take_query(const struct server *server,
+                              struct publication *publication,
+                              struct slice query)
+{
+    struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    struct slice id = SLICE(""), end = SLICE("");
+    char digits[EVENT_NUMBER_MAX + 1], one[2];
+    const char *refused = query_refused(server, publication, query);
+
+    if (refused)
+        return refused;
+    http_query(query, "event", parser->name, sizeof(parser->name),
+               &event->name);
+    http_query(query, "id", digits, sizeof(digits), &id);
+    http_query(query, "end", one, sizeof(one), &end);
+    if (!utf8_valid(event->name))
+        return "the event name is not valid UTF-8";
+    if (end.length && !slice_is(end, "1"))
+        return "end= takes 1: the topic is finished with this";
+    publication->finishes = publication->finishes || end.length;
+    if (server->options.kept_ids && publication->from != FROM_EVENTS &&
+        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
+        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
+    return name_refused(event->name);
+}
+
+/* Begins a publication, which holds its topic; or answers why not. A plain body
+ * may be as long as an event may be, and a line end. */
+static void begin_publication(struct server *server, struct conn *conn,
+                              struct slice topic)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct request *request = &conn->exchange->request;
+    uint64_t max_event = server->options.max_event;
+    bool deletes = request->method == METHOD_DELETE;
+    bool streams = !deletes && http_media_type_is(request->content_type,
+                                                  "text/event-stream");
+    bool plain = !deletes && !streams;
+    const char *refused;
+    int status = 400;
+
+    *publication = (struct publication){
+        .topic = topic_hold(&server->ring, topic),
+        .from = deletes   ? FROM_DELETE
+                : streams ? FROM_EVENTS
+                          : FROM_PLAIN,
+        .finishes = deletes,
+        .content_max = (size_t)(streams ? max_event : max_event + 2),
+    };
+    if (!publication->topic) {
+        respond_error(&server->http, conn, 503, "no memory for the topic");
+        return;
+    }
+    refused = take_query(server, publication, request->query);
+    if (streams)
+        event_parser_init(&publication->parser, NULL, 0);
+    else if (plain && request->content_length >= 0)
+        publication->content_max = (size_t)request->content_length;
+    if (!refused && !http_has_body(request) &&
+        (plain || !publication->finishes))
+        refused = "the request has no body";
+    if (!refused && deletes && !server->options.kept_ids &&
+        !publication->topic->newest && !publication->topic->subscriber_count) {
+        status = 404;
+        refused = "nothing is known of this topic";
+    }
+    if (refused)
+        respond_error(&server->http, conn, status, refused);
+    else if (plain && request->content_length > (int64_t)max_event + 2)
+        refuse_too_long(server, conn);
+    else
+        conn_begin_body(&server->http, conn, streams, publication->content_max);
+}
+
+static void publish(struct server *server, struct conn *conn,
+                    struct slice topic)
+{
+    int status;
+    const char *refused = publisher_refused(server, conn, &status);
+
+    if (!refused && server->phase >= PHASE_DRAIN) {
+        status = 503;
+        refused = DRAINING_TEXT;
+    }
+    if (refused)
+        respond_error(&server->http, conn, status, refused);
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
+    else
+        begin_publication(server, conn, topic);
+}
+
 /* ----------------------------------------------------------------- content
  *
  * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
@@ -1422,17 +1294,28 @@ static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
     return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
 }
 
-/* Why no event may have this name, or NULL. */
-static const char *name_refused(struct slice name)
+/*
+ * Ids from outside begin with the first event, and after a crash of the machine
+ * they go on with the next: anything before it may be missing here. A
+ * subscriber with an older position is cut; when it reconnects, it is told of
+ * the gap.
+ */
+static void begin_kept_ids(struct server *server, uint64_t id)
 {
-    if (name.length > EVENT_NAME_MAX)
-        return "an event name has at most 255 bytes";
-    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
-        return "event names that begin with ssed. are the server's own";
-    for (size_t i = 0; i < name.length; i++)
-        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
-            return "an event name has no control characters";
-    return NULL;
+    uint64_t newest = server->ring.newest_id;
+
+    if (id <= newest)
+        return;
+    ring_begin_after(&server->ring, id - 1);
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
+        struct conn *conn = conn_at(&server->http, fd);
+        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
+
+        /* before the first event ever, nothing can have been missed */
+        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
+            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
+            conn_cut(&server->http, conn, "gap");
+    }
 }
 
 /*
@@ -1635,285 +1518,423 @@ static void handle_silent(struct server *server, struct conn *conn)
     parser->room = publication->content_room;
 }
 
-/* ----------------------------------------------------- requests to publish
+/* ------------------------------------------------------------- publishing
  *
- * publish() decides whether the client may publish, begin_publication() what
- * the request's query asks for. The functions named ..._refused() return why
- * something is refused, or NULL.
- *
- * By default only this machine publishes. A browser on this machine runs pages
- * of strangers, so a request with the Origin of another site is refused as well
- * (CSRF); so are a Host that a DNS server can have made up ("DNS rebinding"),
- * and what a proxy has forwarded from somewhere else.
+ * An event becomes a frame, in server->frame, and is appended to the ring.
+ * publish_event() is called by publications and by the clock. MUST_WAIT means
+ * that the frame would evict one that a subscriber has not been offered yet.
+ * The publisher tries again in later turns: it is held up by ssed's own
+ * delivery, never by a slow subscriber, which is overrun instead.
  */
 
-static const char *publisher_refused(const struct server *server,
-                                     const struct conn *conn, int *status)
+/* A message of the main stream. Returns where the splice text goes. */
+static size_t put_message(struct text *text, uint64_t id, struct slice message)
 {
-    const struct request *request = &conn->exchange->request;
-    const char *origin = server->options.origin;
-    bool is_named = origin && slice_equals(request->origin, origin);
+    char timestamp[TIMESTAMP_SIZE];
+    size_t begin, splice;
 
-    *status = 403;
-    if (request->origin.data && !is_named &&
-        !http_origin_is_host(request->origin, request->host))
-        return "publishing from this Origin is not allowed: --cors names the "
-               "one that may";
-    switch ((enum publish)server->options.publish) {
-    case PUBLISH_TOKEN:
-        *status = 401;
-        return http_token_matches(&server->http, request)
-                   ? NULL
-                   : "publishing takes Authorization: Bearer and the token";
-    case PUBLISH_UNIX:
-        return conn->flags & FLAG_UNIX
-                   ? NULL
-                   : "publishing is allowed through the Unix socket only";
-    case PUBLISH_NONE:
-        return "publishing is not allowed: --publish none";
-    case PUBLISH_LOCAL:
-        break;
-    }
-    if (!conn_is_local(conn))
-        return "publishing is allowed from this machine only: --token-file "
-               "allows others";
-    if (request->minor == 0)
-        return "publishing takes HTTP/1.1, which shows whether a proxy is "
-               "between";
-    if (request->forwarded)
-        return "publishing through a proxy is not allowed: --token-file "
-               "allows it";
-    if (request->cross_site && !is_named)
-        return "publishing from a page of another origin is not allowed: "
-               "--cors names the one that may";
-    if (!http_host_is_local(request->host))
-        return "publishing takes a Host that is localhost or an IP address";
-    return NULL;
+    begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ .id = &id });
+    text_put(text, "data: {\"type\":\"");
+    splice = text->length;
+    text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
+    text_put_json(text, message);
+    text_put(text, "\",\"timestamp\":\"%s\"}\n", format_now(timestamp));
+    text_end_block(text, FORM_CHUNKED, begin);
+    return splice;
 }
 
-static const char *query_refused(const struct server *server,
-                                 const struct publication *publication,
-                                 struct slice query)
+static void put_topic_end(struct text *text, uint64_t id, struct slice topic,
+                          uint64_t last)
 {
-    bool is_main = publication->topic == server->main_topic;
-    bool keep = server->options.kept_ids;
-    bool streamed = publication->from == FROM_EVENTS;
-    const struct {
-        bool applies;
-        const char *name;
-        const char *why;
-    } refused[] = {
-        { is_main, "event",
-          "event= is for topics: the main stream has no names" },
-        { is_main, "end", "end= is for topics: the main stream has no end" },
-        { true, "topic",
-          "topic= is for subscribing: publish to /events/TOPIC" },
-        { streamed, "event",
-          "event= is for a plain body: a streamed event has its name in it" },
-        { keep, "end",
-          "end= could give the end no id, which --ids keep "
-          "needs: DELETE with ?id= finishes a topic" },
-        { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
-        { streamed, "id",
-          "id= is for a plain body: a streamed event has its id in it" },
-    };
-    char value[8];
-    struct slice found;
+    struct block block = { .id = &id, .event = SLICE("ssed.end") };
+    size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
 
-    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
-        if (refused[i].applies &&
-            http_query(query, refused[i].name, value, sizeof(value), &found) &&
-            found.length)
-            return refused[i].why;
-    return NULL;
+    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic.length, topic.data);
+    put_id(text, "last", last);
+    text_put(text, "}\n");
+    text_end_block(text, FORM_CHUNKED, begin);
 }
-
-/* Takes the query's parameters. Returns why they are refused, or NULL. */
-static const char *take_query(const struct server *server,
-                              struct publication *publication,
-                              struct slice query)
-{
-    struct event_parser *parser = &publication->parser;
-    struct event *event = &publication->event;
-    struct slice id = SLICE(""), end = SLICE("");
-    char digits[EVENT_NUMBER_MAX + 1], one[2];
-    const char *refused = query_refused(server, publication, query);
-
-    if (refused)
-        return refused;
-    http_query(query, "event", parser->name, sizeof(parser->name),
-               &event->name);
-    http_query(query, "id", digits, sizeof(digits), &id);
-    http_query(query, "end", one, sizeof(one), &end);
-    if (!utf8_valid(event->name))
-        return "the event name is not valid UTF-8";
-    if (end.length && !slice_is(end, "1"))
-        return "end= takes 1: the topic is finished with this";
-    publication->finishes = publication->finishes || end.length;
-    if (server->options.kept_ids && publication->from != FROM_EVENTS &&
-        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
-        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
-    return name_refused(event->name);
-}
-
-/* Begins a publication, which holds its topic; or answers why not. A plain body
- * may be as long as an event may be, and a line end. */
-static void begin_publication(struct server *server, struct conn *conn,
-                              struct slice topic)
-{
-    struct publication *publication = &conn->exchange->publication;
-    const struct request *request = &conn->exchange->request;
-    uint64_t max_event = server->options.max_event;
-    bool deletes = request->method == METHOD_DELETE;
-    bool streams = !deletes && http_media_type_is(request->content_type,
-                                                  "text/event-stream");
-    bool plain = !deletes && !streams;
-    const char *refused;
-    int status = 400;
-
-    *publication = (struct publication){
-        .topic = topic_hold(&server->ring, topic),
-        .from = deletes   ? FROM_DELETE
-                : streams ? FROM_EVENTS
-                          : FROM_PLAIN,
-        .finishes = deletes,
-        .content_max = (size_t)(streams ? max_event : max_event + 2),
-    };
-    if (!publication->topic) {
-        respond_error(&server->http, conn, 503, "no memory for the topic");
-        return;
-    }
-    refused = take_query(server, publication, request->query);
-    if (streams)
-        event_parser_init(&publication->parser, NULL, 0);
-    else if (plain && request->content_length >= 0)
-        publication->content_max = (size_t)request->content_length;
-    if (!refused && !http_has_body(request) &&
-        (plain || !publication->finishes))
-        refused = "the request has no body";
-    if (!refused && deletes && !server->options.kept_ids &&
-        !publication->topic->newest && !publication->topic->subscriber_count) {
-        status = 404;
-        refused = "nothing is known of this topic";
-    }
-    if (refused)
-        respond_error(&server->http, conn, status, refused);
-    else if (plain && request->content_length > (int64_t)max_event + 2)
-        refuse_too_long(server, conn);
-    else
-        conn_begin_body(&server->http, conn, streams, publication->content_max);
-}
-
-/* The answer to a connection beyond --max-connections. It ends then, since
- * there are few places for such connections. */
-static void respond_surplus(struct server *server, struct conn *conn)
-{
-    respond_text(&server->http, conn,
-                 (struct response){ .status = 503, .close = true },
-                 "too many connections: --max-connections");
-}
-
-static void publish(struct server *server, struct conn *conn,
-                    struct slice topic)
-{
-    int status;
-    const char *refused = publisher_refused(server, conn, &status);
-
-    if (!refused && server->phase >= PHASE_DRAIN) {
-        status = 503;
-        refused = DRAINING_TEXT;
-    }
-    if (refused)
-        respond_error(&server->http, conn, status, refused);
-    else if (conn->flags & FLAG_SURPLUS)
-        respond_surplus(server, conn);
-    else
-        begin_publication(server, conn, topic);
-}
-
-/* ------------------------------------------------------ routes and handlers
- *
- * handle_request() decides by path and method what a request is for, and the
- * sections above answer it. Then come the other handlers that http.c calls, and
- * `handlers`, the table of them.
- */
 
 /*
- * With --cors none no page of another origin reads here. A page whose own name
- * is made to resolve to this machine ("DNS rebinding") would count as of this
- * origin, so a loopback listener serves no Host that it does not know.
+ * Appends an event to its topic's history and sets *id to its id; or finishes
+ * the topic. A topic that is finished already stays as it is, unless the end
+ * has an id from outside, which says that another server has this end too.
  */
-static bool is_misdirected(const struct server *server, const struct conn *conn)
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event, uint64_t *id)
 {
-    struct slice host = conn->exchange->request.host;
+    struct ring *ring = &server->ring;
+    struct text frame = { server->frame, server->frame_size, 0 };
+    size_t splice = 0;
 
-    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
-        http_host_is_local(host))
-        return false;
-    for (unsigned i = 0; i < server->options.host_count; i++)
-        if (http_host_is(host, server->options.hosts[i]))
-            return false;
-    return true;
-}
-
-static void respond_health(struct server *server, struct conn *conn)
-{
-    enum method method = conn->exchange->request.method;
-
-    if (method != METHOD_GET && method != METHOD_HEAD)
-        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
-    else if (server->phase == PHASE_SERVE)
-        respond_text(&server->http, conn, (struct response){ .status = 200 },
-                     "ok");
+    if (event->finishes && !event->id && topic_finished(ring, topic))
+        return PUBLISHED;
+    *id = event->id ? event->id : ring->newest_id + 1;
+    if (*id > ID_MAX)
+        return IDS_USED_UP;
+    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
+        return NOT_ON_DISK;
+    if (*id <= ring->newest_id)
+        return STALE;
+    if (event->finishes)
+        put_topic_end(&frame, *id, topic->name, topic->newest_id);
+    else if (topic == server->main_topic)
+        splice = put_message(&frame, *id, event->data);
     else
-        respond_error(&server->http, conn, 503, DRAINING_TEXT);
+        text_put_event(&frame, *id, event);
+    if (ring_would_overrun(ring, frame.length, server->ready_from))
+        return MUST_WAIT;
+    if (ring->unbegun)
+        begin_kept_ids(server, *id);
+    ring_append(ring, topic, *id, text_slice(&frame), (uint32_t)splice,
+                event->finishes);
+    return PUBLISHED;
 }
 
-/* `topic` is the one in the path; empty for the main stream. */
-static void route_events(struct server *server, struct conn *conn,
-                         struct slice topic)
+/* The clock of the main stream. A message that must wait is made anew in the
+ * next turn; one that is missed is not made up for. */
+static void publish_clock(struct server *server)
 {
-    enum method method = conn->exchange->request.method;
-    const char *allow = topic.length ? "DELETE, GET, HEAD, OPTIONS, POST"
-                                     : "GET, HEAD, OPTIONS, POST";
-    struct response preflight = { .status = 204,
-                                  .preflight = server->options.cors,
-                                  .allow = allow,
-                                  .cors = server->options.cors };
+    char message[64];
+    time_t seconds = time(NULL);
+    struct event event = { 0 };
+    struct tm tm;
+    uint64_t id;
 
-    if (method == METHOD_GET || method == METHOD_HEAD)
-        subscribe(server, conn, topic);
-    else if (method == METHOD_POST || (method == METHOD_DELETE && topic.length))
-        publish(server, conn, topic);
-    else if (method == METHOD_OPTIONS)
-        respond(&server->http, conn, &preflight, SLICE(""));
-    else
-        respond_method(&server->http, conn, allow);
+    if (server->http.now < server->next_clock)
+        return;
+    localtime_r(&seconds, &tm);
+    event.data.data = message;
+    event.data.length =
+        strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
+    if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
+        return;
+    server->next_clock += server->options.interval;
+    if (server->next_clock <= server->http.now)
+        server->next_clock = server->http.now + server->options.interval;
 }
 
-static void handle_request(struct server *server, struct conn *conn)
+/* ------------------------------------------------------------- delivery
+ *
+ * Sends to subscribers what there is for them, from their places to the end.
+ * stream_send() is the one way to a subscriber. It sends until all is sent, the
+ * socket is full, or the subscriber has had SEND_BUDGET bytes; then it waits
+ * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
+ *
+ * A turn delivers in two quanta: one for the passes over topics with new frames
+ * (pass_next()), one for QUEUE_READY. So new events go out however much is
+ * replayed. A quantum is bounded in sends, each of which is a system call, and
+ * in bytes. Gathering small frames takes time as well: each iovec counts as
+ * PIECE_COST bytes. With quanta much below 2 MB, the turns between them slowed
+ * replays by some per cent.
+ *
+ * This is the hot path: stream_send() and what it calls run once for every
+ * subscriber and event. bench/scale measures it.
+ */
+
+/* Has more sent to the subscriber after the others have had their turn. A
+ * handler too: a full socket has room again. */
+static void ready_push(struct server *server, struct conn *conn)
 {
-    struct slice path = conn->exchange->request.path;
-    bool has_topic = path.length >= 8 && memcmp(path.data, "/events/", 8) == 0;
-    struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
-    const char *refused = has_topic ? topic_name_refused(topic) : NULL;
+    struct reader reader = subscriber_reader(&conn->subscriber);
+    uint64_t needed = reader_next(&server->ring, &reader);
 
-    if (is_misdirected(server, conn))
-        respond_error(&server->http, conn, 421,
-                      "this Host is not known here: --host names another");
-    else if (refused)
-        respond_error(&server->http, conn, 400, refused);
-    else if (has_topic || slice_is(path, "/events"))
-        route_events(server, conn, topic);
-    else if (slice_is(path, "/healthz"))
-        respond_health(server, conn);
-    else if (conn->flags & FLAG_SURPLUS)
-        respond_surplus(server, conn);
-    else if (slice_is(path, "*"))
-        respond_method(&server->http, conn, "DELETE, GET, HEAD, OPTIONS, POST");
-    else
-        respond_page(&server->http, conn);
+    if (conn->queue == QUEUE_READY)
+        return;
+    queue_push(&server->http, QUEUE_READY, conn);
+    if (needed && (!server->ready_from || needed < server->ready_from))
+        server->ready_from = needed;
+    if (needed &&
+        (!server->ready_from_next || needed < server->ready_from_next))
+        server->ready_from_next = needed;
 }
+
+/*
+ * The subscriber's own bytes that come after all frames so far: the end of a
+ * replay, or of the stream. Usually there are none. A subscriber that is ahead
+ * does not end with its topics: it has passed their end elsewhere, and they may
+ * have gone on there.
+ */
+static struct slice next_own(struct server *server,
+                             struct subscriber *subscriber,
+                             const struct reader *reader, struct text *text)
+{
+    bool drains = server->phase == PHASE_DRAIN;
+
+    text->length = 0;
+    if (is_replaying(subscriber)) {
+        if (subscriber->place.last < subscriber->replay_end)
+            return text_slice(text);
+        text_put_block(text, subscriber->form, &(struct block){ 0 },
+                       "{\"type\":\"catch_up_end\","
+                       "\"message\":\"消息同步完成\",\"syncCount\":%u}",
+                       subscriber->replay_count);
+        subscriber->replay_end = 0;
+    } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
+               !subscriber->ends && !reader_next(&server->ring, reader)) {
+        if (drains) {
+            uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
+            uint64_t position = position_of(server, subscriber);
+            struct block block = { .retry = &retry, .id = &position };
+
+            text_put_block(text, subscriber->form, &block, NULL);
+        }
+        if (subscriber->form & FORM_CHUNKED)
+            text_put(text, LAST_CHUNK);
+        subscriber->ends = true;
+    }
+    return text_slice(text);
+}
+
+/* Gathers a stream's next bytes; returns how many iovecs, and their bytes. */
+static int stream_gather(const struct server *server,
+                         const struct subscriber *subscriber,
+                         const struct reader *reader, struct slice own,
+                         struct iovec *iov, size_t *bytes)
+{
+    int count = 0;
+
+    if (own.length)
+        iov[count++] =
+            (struct iovec){ (void *)(uintptr_t)own.data, own.length };
+    if (!subscriber->ends)
+        count += ring_gather(&server->ring, reader, subscriber->progress.sent,
+                             iov + count, IOV_ROOM - count, SEND_BUDGET);
+    *bytes = 0;
+    for (int i = 0; i < count; i++)
+        *bytes += iov[i].iov_len;
+    return count;
+}
+
+static void stream_advance(struct server *server, struct subscriber *subscriber,
+                           const struct reader *reader, struct slice *own,
+                           size_t sent, int pieces)
+{
+    size_t first = sent < own->length ? sent : own->length;
+
+    *own = slice_from(*own, first);
+    ring_advance(&server->ring, reader, &subscriber->progress, sent - first);
+    subscriber->bytes += sent;
+    subscriber->active = (uint32_t)server->http.now;
+    server->quantum_sends++;
+    server->quantum_bytes += sent + (size_t)pieces * PIECE_COST;
+}
+
+/*
+ * Sends `own`, then the frames from the places to the end; *own is then what is
+ * left of it. Says why it stopped. A send that takes less than it was given
+ * shows that the socket is full; one that takes all, when there was room for
+ * more iovecs, shows that nothing is left. So neither needs another call.
+ */
+static enum io stream_write(struct server *server, struct conn *conn,
+                            struct slice *own, struct text *text)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct iovec iov[IOV_ROOM];
+    size_t total = 0, bytes;
+    struct reader reader = subscriber_reader(subscriber);
+    uint64_t newest_id = server->ring.newest_id;
+    bool all = false; /* all frames that there are have been sent */
+
+    if (subscriber->is_ahead) {
+        reader_skip(&server->ring, &reader, subscriber->ahead);
+        if (newest_id && newest_id >= subscriber->ahead) {
+            subscriber->is_ahead = false;
+            subscriber->replay_end = 0;
+        }
+    }
+    if (reader_overrun(&reader))
+        return IO_OVERRUN;
+    for (;;) {
+        ssize_t sent;
+        int count;
+
+        if (all) {
+            *own = next_own(server, subscriber, &reader, text);
+            if (own->length == 0)
+                return IO_DONE;
+            reader = subscriber_reader(subscriber); /* a replay has ended */
+        }
+        count = stream_gather(server, subscriber, &reader, *own, iov, &bytes);
+        all = count == 0;
+        if (all)
+            continue;
+        if (total >= SEND_BUDGET)
+            return IO_BUDGET;
+        sent = stream_send_iovecs(&server->http, conn, iov, count, bytes);
+        if (sent < 0)
+            return errno == EAGAIN ? IO_FULL : IO_ERROR;
+        stream_advance(server, subscriber, &reader, own, (size_t)sent, count);
+        total += (size_t)sent;
+        if ((size_t)sent < bytes)
+            return IO_FULL;
+        all = bytes < SEND_BUDGET && count < IOV_ROOM;
+    }
+}
+
+/* Sends `own`, which goes to this subscriber alone and is mostly empty, then
+ * the frames from its places on. */
+static void stream_send(struct server *server, struct conn *conn,
+                        struct slice own)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct http *http = &server->http;
+    char bytes[512];
+    struct text text = { bytes, sizeof(bytes), 0 };
+    enum io outcome;
+
+    assert(!subscriber->own || own.length == 0);
+    if (subscriber->own)
+        own = (struct slice){ subscriber->own->bytes + subscriber->own->sent,
+                              subscriber->own->length - subscriber->own->sent };
+    outcome = stream_write(server, conn, &own, &text);
+    if (outcome == IO_OVERRUN) {
+        conn_cut(http, conn, "overrun");
+    } else if (outcome == IO_ERROR) {
+        conn_close(http, conn, error_name(errno));
+    } else if ((subscriber->own || own.length) &&
+               !set_own(server, subscriber, own)) {
+        conn_close(http, conn, error_name(ENOMEM));
+    } else if (outcome == IO_DONE && subscriber->ends) {
+        conn_close(http, conn,
+                   server->phase == PHASE_DRAIN ? "drained" : "finished");
+    } else {
+        conn_await_room(http, conn, outcome == IO_FULL);
+        if (outcome == IO_BUDGET)
+            ready_push(server, conn);
+    }
+}
+
+static bool quantum_is_over(const struct server *server)
+{
+    return server->quantum_sends >= QUANTUM_SENDS ||
+           server->quantum_bytes >= QUANTUM_BYTES;
+}
+
+/*
+ * While a pass is under way, frames pile up, and each subscriber gets all of
+ * them at once when its turn comes. One with a full socket is left to EPOLLOUT,
+ * unless it is overrun: waiting would not help it.
+ *
+ * Each subscriber in QUEUE_READY then comes once in a round. ready_from holds
+ * up publishers, so it must rise when those frames have been sent: at the end
+ * of a round it becomes what was needed by those queued during the round.
+ */
+static void deliver(struct server *server)
+{
+    const struct queue *ready = &server->http.queues[QUEUE_READY];
+    uint32_t fd;
+
+    server->quantum_bytes = server->quantum_sends = 0;
+    while (!quantum_is_over(server) &&
+           (fd = pass_next(&server->ring)) != NONE) {
+        struct conn *conn = conn_at(&server->http, fd);
+        struct reader reader = subscriber_reader(&conn->subscriber);
+
+        if (!conn_awaits_room(conn) || reader_overrun(&reader))
+            stream_send(server, conn, SLICE(""));
+    }
+    pass_yield(&server->ring);
+    server->quantum_bytes = server->quantum_sends = 0;
+    while (ready->count && !quantum_is_over(server)) {
+        if (server->ready_round == 0) {
+            server->ready_round = ready->count;
+            server->ready_from = server->ready_from_next;
+            server->ready_from_next = 0;
+        }
+        server->ready_round--;
+        stream_send(server, queue_pop(&server->http, QUEUE_READY), SLICE(""));
+    }
+    if (ready->count == 0) {
+        server->ready_round = 0;
+        server->ready_from = server->ready_from_next = 0;
+    }
+}
+
+/* A handler: the heartbeat's timer has expired. A subscriber that has been
+ * sent everything gets the newest id, so that it comes back with that. */
+static void handle_expired(struct server *server, struct conn *conn)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct reader reader = subscriber_reader(subscriber);
+    uint64_t period = server->options.heartbeat;
+    uint64_t position = position_of(server, subscriber);
+    uint32_t silence = (uint32_t)server->http.now - subscriber->active;
+    char bytes[256], timestamp[TIMESTAMP_SIZE];
+    struct text text = { bytes, sizeof(bytes), 0 };
+
+    timer_start(&server->http, conn,
+                silence < period ? period - silence : period);
+    if (silence < period || subscriber->own || is_replaying(subscriber) ||
+        reader_next(&server->ring, &reader))
+        return;
+    text_put_block(&text, subscriber->form, &(struct block){ .id = &position },
+                   reads_main(server, &reader)
+                       ? "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}"
+                       : NULL,
+                   format_now(timestamp));
+    stream_send(server, conn, text_slice(&text));
+}
+
+/* ------------------------------------------------------- the history file
+ *
+ * When what has been appended is brought to the disk: with --sync SECONDS by
+ * the clock, with --sync always before the answers of the turn are sent
+ * (handle_promises()), and at the end.
+ */
+
+/* A failure is never forgotten: the kernel may have dropped the pages that it
+ * could not write, and the next msync(2) would then succeed without them. */
+static void sync_history(struct server *server)
+{
+    if (ring_sync(&server->ring) == 0)
+        return;
+    log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
+              server->options.history_file, error_name(errno));
+    server->sync_failed = true;
+}
+
+static void look_for_file(struct server *server)
+{
+    if (server->file_deleted || !ring_deleted(&server->ring))
+        return;
+    server->file_deleted = true;
+    log_event(LEVEL_ERROR, "history_file_deleted",
+              "file=\"%s\" meaning=\"the next start begins a new one\"",
+              server->options.history_file);
+}
+
+/* With --sync always this is for events that no answer promises, such as the
+ * clock's. After a failure it tries once a second, not in every turn. */
+static void sync_when_due(struct server *server)
+{
+    uint64_t pause = server->options.sync;
+
+    if (!server->ring.unsynced || server->http.now < server->next_sync)
+        return;
+    if (server->sync_failed && pause < SYNC_DEFAULT)
+        pause = SYNC_DEFAULT;
+    server->next_sync = server->http.now + pause;
+    look_for_file(server);
+    sync_history(server);
+}
+
+static void end_history(struct server *server)
+{
+    look_for_file(server);
+    if (server->sync_failed || ring_end(&server->ring) < 0)
+        log_event(
+            LEVEL_ERROR, "sync_failed",
+            "file=\"%s\" meaning=\"if the machine goes down now, the next "
+            "start tells of a gap\"",
+            server->options.history_file);
+}
+
+/* ---------------------------------------------------------- other handlers
+ *
+ * What http.c calls beside the handlers in the sections above, and `handlers`,
+ * the table of them all.
+ */
 
 static void handle_answered(struct server *server, struct conn *conn,
                             int status, uint64_t length)
