@@ -137,7 +137,7 @@ struct options {
     const char *origin; /* the origin in `cors`, whose pages may publish too */
     uint64_t history, history_bytes, max_event;
     uint64_t first_id; /* 0: the clock */
-    uint64_t interval, heartbeat, retry;
+    uint64_t interval, heartbeat, retry, pace;
     uint64_t drain, drain_spread, drain_delay;
     uint64_t sync;         /* or SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
     uint64_t publish;      /* enum publish or UNGIVEN */
@@ -817,6 +817,7 @@ static bool subscribe_to(struct server *server, struct conn *conn,
 
     reader_start(&server->ring, reader, find_requested(request, requested),
                  count, &start);
+    head.position = &start.position;
     if (!start.ahead && reader_finished(&server->ring, reader)) {
         head.status = 204;
         head.stream = false;
@@ -910,6 +911,38 @@ static bool is_input(const struct conn *conn)
     return conn->flags & FLAG_INPUT;
 }
 
+/* In topic->publications a stream is found by whoever finishes the topic. */
+static void join_topic(struct publication *publication, uint32_t fd)
+{
+    struct publication **link = &publication->topic->publications;
+
+    publication->fd = fd;
+    publication->link = link;
+    publication->next = *link;
+    if (publication->next)
+        publication->next->link = &publication->next;
+    *link = publication;
+}
+
+static void leave_topic(struct publication *publication)
+{
+    if (!publication->link)
+        return;
+    *publication->link = publication->next;
+    if (publication->next)
+        publication->next->link = publication->link;
+    publication->link = NULL;
+}
+
+/* The promise of an end, if there is one, is over. */
+static void settle_promise(struct server *server,
+                           struct publication *publication, bool broken)
+{
+    if (publication->promises)
+        topic_settle(&server->ring, publication->topic, broken);
+    publication->promises = false;
+}
+
 /* Whether the content may have many events: a stale one is then skipped. */
 static bool is_streamed(const struct publication *publication)
 {
@@ -921,6 +954,8 @@ static void publication_release(struct server *server,
 {
     memory_free(&server->http, &publication->content,
                 &publication->content_room);
+    leave_topic(publication);
+    settle_promise(server, publication, true);
     if (publication->topic)
         topic_drop(&server->ring, publication->topic);
     publication->topic = NULL;
@@ -961,10 +996,13 @@ static void respond_published(struct server *server, struct conn *conn,
 }
 
 /* Ends a publication before its body ends: the rest is not read. A handler
- * too: the body cannot be read to its end. */
+ * too: the body cannot be read to its end. A promise of an end is broken only
+ * if that is the publisher's own fault. */
 static void publication_fail(struct server *server, struct conn *conn,
                              int status, const char *why)
 {
+    if (status >= 500 || status == 409)
+        settle_promise(server, &conn->exchange->publication, false);
     if (is_input(conn))
         conn_close(&server->http, conn, why);
     else if (conn->exchange->publication.from == FROM_EVENTS)
@@ -1168,9 +1206,17 @@ static void begin_publication(struct server *server, struct conn *conn,
         (plain || !publication->finishes))
         refused = "the request has no body";
     if (!refused && deletes && !server->options.kept_ids &&
-        !publication->topic->newest && !publication->topic->subscriber_count) {
+        !publication->topic->newest && !publication->topic->subscriber_count &&
+        !publication->topic->publications) {
         status = 404;
         refused = "nothing is known of this topic";
+    }
+    publication->promises = !refused && streams && publication->finishes &&
+                            topic_promise(&server->ring, publication->topic);
+    if (!refused && streams && publication->finishes != publication->promises) {
+        status = 503;
+        refused = "too many publishers with end=1: the history file remembers "
+                  "no more";
     }
     if (refused)
         respond_error(&server->http, conn, status, refused);
@@ -1178,6 +1224,8 @@ static void begin_publication(struct server *server, struct conn *conn,
         refuse_too_long(server, conn);
     else
         conn_begin_body(&server->http, conn, streams, publication->content_max);
+    if (!refused && streams)
+        join_topic(publication, conn_fd(&server->http, conn));
 }
 
 static void publish(struct server *server, struct conn *conn,
@@ -1351,6 +1399,7 @@ static const char *take_parsed(struct server *server, struct conn *conn)
     const struct event_parser *parser = &publication->parser;
     struct event *event = &publication->event;
     bool is_main = publication->topic == server->main_topic;
+    static const char incomplete[] = "\"complete\":false";
     const char *refused = NULL;
 
     *event = (struct event){ .name = { parser->name, parser->name_length },
@@ -1362,6 +1411,9 @@ static const char *take_parsed(struct server *server, struct conn *conn)
         return "with --ids keep each event has its id: " ID_KEPT_RANGE;
     event->finishes =
         is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
+    event->incomplete =
+        event->finishes && memmem(event->data.data, event->data.length,
+                                  incomplete, sizeof(incomplete) - 1);
     if (!is_main && !event->finishes)
         refused = name_refused(event->name);
     if (!refused)
@@ -1402,6 +1454,34 @@ static void parse_piece(struct server *server, struct conn *conn)
  * fails is answered at once, and its connection is in CONN_BODY no longer.
  */
 
+/* A topic has been finished: whatever else is streamed into it is stopped. */
+static void stop_publications(struct server *server, const struct topic *topic)
+{
+    while (topic->publications)
+        publication_fail(server,
+                         conn_at(&server->http, topic->publications->fd), 409,
+                         "the topic has been finished");
+}
+
+/* Finishes the topics whose publishers have broken the promise of an end. False
+ * if one of them must wait. */
+static bool finish_broken(struct server *server)
+{
+    struct event end = { .finishes = true, .incomplete = true };
+    struct topic *topic;
+    uint64_t id;
+
+    while ((topic = server->ring.queue_first[TOPICS_BROKEN])) {
+        if (topic->broken) {
+            if (publish_event(server, topic, &end, &id) == MUST_WAIT)
+                return false;
+            stop_publications(server, topic);
+        }
+        topic_mended(&server->ring);
+    }
+    return true;
+}
+
 /*
  * Appends an event, or the end of the topic. False if it has not been: the
  * publisher waits, the publication has failed, or the event is skipped. An id
@@ -1415,6 +1495,7 @@ static bool append_or_wait(struct server *server, struct conn *conn,
     const struct queue *queues = server->http.queues;
     bool stale = event->id && event->id <= server->ring.newest_id;
     bool others_wait =
+        server->ring.queue_first[TOPICS_BROKEN] ||
         queues[QUEUE_WAITING].count ||
         ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
     enum outcome outcome = MUST_WAIT;
@@ -1442,6 +1523,10 @@ static bool append_or_wait(struct server *server, struct conn *conn,
                  server->ring.newest_id);
         if (!is_streamed(publication))
             respond_error(&server->http, conn, 409, why);
+    } else if (event->finishes) {
+        leave_topic(publication);
+        settle_promise(server, publication, false);
+        stop_publications(server, publication->topic);
     }
     return outcome == PUBLISHED;
 }
@@ -1543,15 +1628,16 @@ static size_t put_message(struct text *text, uint64_t id, struct slice message)
     return splice;
 }
 
-static void put_topic_end(struct text *text, uint64_t id, struct slice topic,
-                          uint64_t last)
+static void put_topic_end(struct text *text, uint64_t id,
+                          const struct topic *topic, bool complete)
 {
     struct block block = { .id = &id, .event = SLICE("ssed.end") };
     size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
 
-    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic.length, topic.data);
-    put_id(text, "last", last);
-    text_put(text, "}\n");
+    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic->name.length,
+             topic->name.data);
+    put_id(text, "last", topic->newest_id);
+    text_put(text, ",\"complete\":%s}\n", complete ? "true" : "false");
     text_end_block(text, FORM_CHUNKED, begin);
 }
 
@@ -1577,7 +1663,7 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     if (*id <= ring->newest_id)
         return STALE;
     if (event->finishes)
-        put_topic_end(&frame, *id, topic->name, topic->newest_id);
+        put_topic_end(&frame, *id, topic, !event->incomplete);
     else if (topic == server->main_topic)
         splice = put_message(&frame, *id, event->data);
     else
@@ -1825,6 +1911,7 @@ static void deliver(struct server *server)
     const struct queue *ready = &server->http.queues[QUEUE_READY];
     uint32_t fd;
 
+    pass_wake(&server->ring);
     server->quantum_bytes = server->quantum_sends = 0;
     while (!quantum_is_over(server) &&
            (fd = pass_next(&server->ring)) != NONE) {
@@ -1866,8 +1953,12 @@ static void handle_expired(struct server *server, struct conn *conn)
     timer_start(&server->http, conn,
                 silence < period ? period - silence : period);
     if (silence < period || subscriber->own || is_replaying(subscriber) ||
-        reader_next(&server->ring, &reader))
+        conn_awaits_room(conn))
         return;
+    if (reader_next(&server->ring, &reader)) { /* it waits for --pace */
+        stream_send(server, conn, SLICE(""));
+        return;
+    }
     text_put_block(&text, subscriber->form, &(struct block){ .id = &position },
                    reads_main(server, &reader)
                        ? "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}"
@@ -2152,6 +2243,7 @@ static void read_signals(struct server *server)
 static void update_time(struct server *server)
 {
     http_update_time(&server->http);
+    server->ring.now = server->http.now;
     server->ring.time = (int64_t)clock_ms(CLOCK_REALTIME);
 }
 
@@ -2165,7 +2257,7 @@ static int loop_timeout(const struct server *server)
                               server->ring.unsynced ? server->next_sync : NEVER,
                               logger.suppressed ? logger.reported + LOG_REPORT
                                                 : NEVER,
-                              server->ring.pass_first ? 0 : NEVER };
+                              ring_due(&server->ring) };
     uint64_t until = NEVER;
 
     for (size_t i = 0; i < sizeof(dues) / sizeof(dues[0]); i++)
@@ -2209,9 +2301,10 @@ static void run_turn(struct server *server)
     log_report(server->http.now);
     http_expire(&server->http);
     publish_clock(server);
-    if (retry_publishers(server, QUEUE_WAITING))
+    if (finish_broken(server) && retry_publishers(server, QUEUE_WAITING))
         retry_publishers(server, QUEUE_WAITING_BUSY);
     http_serve(&server->http);
+    finish_broken(server);
     sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
@@ -2265,7 +2358,7 @@ static const struct spec specs[] = {
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
       .help = "serve the files of a folder, not the bundled pages" },
     { "history", "N", KIND_NUMBER, 'n', OPTION(history), 1, HISTORY_EVENTS_MAX,
-      1000, .help = "events kept (1000)" },
+      100000, .help = "events kept (100000)" },
     { "history-bytes", "SIZE", KIND_SIZE, 0, OPTION(history_bytes), 1,
       HISTORY_BYTES_MAX, 64 << 20, .help = "bytes kept (64M)" },
     { "history-file", "FILE", KIND_TEXT, 0, OPTION(history_file),
@@ -2280,6 +2373,8 @@ static const struct spec specs[] = {
       UNGIVEN, .help = "a clock message every so often; 0: none (1000)" },
     { "heartbeat", "SEC", KIND_SECONDS, 0, OPTION(heartbeat), 0, 86400, 15000,
       .help = "after so much silence; 0: never (15)" },
+    { "pace", "MS", KIND_NUMBER, 0, OPTION(pace), 0, 60000,
+      .help = "a topic's events go out so far apart, together (0)" },
     { "retry", "MS", KIND_NUMBER, 0, OPTION(retry), 0, UINT64_C(86400) * 1000,
       3000, .help = "how long a client waits to reconnect (3000)" },
     { "cors", "ORIGIN", KIND_TEXT, 0, OPTION(cors),
@@ -2708,6 +2803,7 @@ static void init_history(struct server *server)
     } else {
         server->ring.unbegun = server->ring.kept_ids = keep;
     }
+    server->ring.pace = options->pace;
     server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
         (uint32_t)(options->max_event * FRAME_FACTOR + FRAME_REST);
