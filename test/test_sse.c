@@ -113,6 +113,40 @@ Test(start, is_where_the_request_says)
     finish(&server);
 }
 
+/* ------------------------------------------------------------------ ends */
+
+/* An end that would evict what a subscriber waits for is made later; one that
+ * has been made otherwise is not made twice, also if the topic goes on. */
+Test(ends, of_broken_promises_wait_for_room)
+{
+    struct event event = { .data = SLICE("x") };
+    struct event end = { .finishes = true };
+    struct server server;
+    struct topic *topic;
+    uint64_t id;
+
+    begin(&server);
+    server.ring.limit = 2;
+    topic = topic_hold(&server.ring, SLICE("t"));
+    for (int i = 0; i < 2; i++)
+        publish_event(&server, topic, &event, &id);
+    server.ready_from = server.ring.oldest;
+    cr_assert(topic_promise(&server.ring, topic));
+    topic_settle(&server.ring, topic, true);
+    cr_assert(!finish_broken(&server) && !topic_finished(&server.ring, topic));
+    server.ready_from = 0;
+    cr_assert(finish_broken(&server) && topic_finished(&server.ring, topic));
+    cr_assert(id == 2 && server.ring.newest_id == 3);
+    cr_assert(topic_promise(&server.ring, topic));
+    topic_settle(&server.ring, topic, true);
+    publish_event(&server, topic, &event, &id);
+    publish_event(&server, topic, &end, &id);
+    publish_event(&server, topic, &event, &id);
+    cr_assert(finish_broken(&server) && !topic_finished(&server.ring, topic));
+    cr_assert(topic->references == 1);
+    finish(&server);
+}
+
 /* -------------------------------------------------- options and the log */
 
 Test(log, no_byte_ends_a_value)
