@@ -8,8 +8,6 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 
-#define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
 /* Appends an event; returns its ordinal. */
 static uint64_t append(struct ring *ring, struct topic *topic, uint64_t id,
                        bool finishes)
