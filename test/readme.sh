@@ -75,6 +75,8 @@ curl -s -o /dev/null -w '%{http_code}\n' "localhost:$main/events/chat/42" |
 run 5 "printf 'data: Hel" | expect "a stream of events" '"count":2'
 curl -s "localhost:$main/events/chat/43?lastEventId=earliest" |
     expect "and its end" "event: ssed.end"
+run 5 "method=\"HEAD\"" | expect "a snapshot with Python" "lastEventId=[0-9]"
+run 5 'method: "HEAD"' | expect "a snapshot with Node" "lastEventId=[0-9]"
 run 3 "while sleep 1" | expect "a shell loop" '"id"'
 run 20 "import http.client" | expect "publish with Python" '"count":5'
 run 20 'method: "POST"' | expect "publish with Node" "subscribers: 0"
