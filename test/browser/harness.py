@@ -356,7 +356,8 @@ class PageTest(unittest.TestCase):
         self.cdp("Emulation.setDeviceMetricsOverride", width=width,
                  height=height or WIDTHS.get(width, 800), deviceScaleFactor=1,
                  mobile=False)
-        self.cdp("Emulation.setScrollbarsHidden", hidden=width < 600)
+        # a shot of the whole page has none, and so no narrower page
+        self.cdp("Emulation.setScrollbarsHidden", hidden=True)
         self.cdp("Emulation.setEmulatedMedia", features=[scheme])
 
     def speak(self, language):
