@@ -436,8 +436,7 @@ class PageTest(unittest.TestCase):
         try:
             return wait(fulfilled, what, seconds)
         except AssertionError as error:
-            raise AssertionError(
-                f"{error}{trouble}, see {self.shot('failed')}") from None
+            raise AssertionError(f"{error}{trouble}") from None
 
     # --------------------------------------------------------- screenshots
 
