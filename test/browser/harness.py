@@ -42,7 +42,7 @@ WIDTHS = {1280: 800, 375: 812}
 VIEWS = [(width, dark, language) for width in WIDTHS
          for dark in (False, True) for language in ("en", "zh")]
 
-# no word about what a service worker, an update or a sync would add
+# headless, and speaking to nobody but the servers of the tests
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic
     --disable-dev-shm-usage --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --disable-default-apps
@@ -194,11 +194,11 @@ class Server:
         self.options = options or self.options
         self.run()
 
-    def request(self, method, path, body=None, headers={}):
+    def request(self, method, path, body=None, headers=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port,
                                                 timeout=SECONDS)
         try:
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -268,7 +268,6 @@ class PageTest(unittest.TestCase):
         signal.alarm(self.seconds)
         self.addCleanup(signal.alarm, 0)
         self.allowed = []
-        self.shots = 0
         self.folder = tempfile.mkdtemp(dir=FOLDER)
         self.addCleanup(stop_servers)
         self.driver = Browser.get()
@@ -357,7 +356,8 @@ class PageTest(unittest.TestCase):
         self.cdp("Emulation.setDeviceMetricsOverride", width=width,
                  height=height or WIDTHS.get(width, 800), deviceScaleFactor=1,
                  mobile=False)
-        self.cdp("Emulation.setScrollbarsHidden", hidden=width < 600)
+        # a shot of the whole page has none, and so no narrower page
+        self.cdp("Emulation.setScrollbarsHidden", hidden=True)
         self.cdp("Emulation.setEmulatedMedia", features=[scheme])
 
     def speak(self, language):
@@ -436,8 +436,7 @@ class PageTest(unittest.TestCase):
         try:
             return wait(fulfilled, what, seconds)
         except AssertionError as error:
-            raise AssertionError(
-                f"{error}{trouble}, see {self.shot('failed')}") from None
+            raise AssertionError(f"{error}{trouble}") from None
 
     # --------------------------------------------------------- screenshots
 

@@ -35,6 +35,22 @@ class Pictures(PageTest):
         self.say("Build 4713: compiling")
         self.take("catch-up")
 
+    def pictures_chat(self):
+        self.start("--interval", "0")
+        self.open("chat.html")
+        self.look(width=960, height=900)
+        self.click("[data-prompt=retry]")
+        self.wait(lambda: self.tokens(1) > 60, "some of the answer")
+        self.click("#second-btn")
+        self.wait(lambda: self.tokens(2) > 180, "the second has caught up")
+        self.click(".cut")
+        self.wait(lambda: self.tokens(2) > self.tokens(1) + 20,
+                  "one is cut, the other goes on")
+        self.take("chat")
+
+    def tokens(self, reader):
+        return int(self.text(f".reader:nth-child({reader}) .tokens"))
+
     def say(self, *texts):
         for text in texts:
             self.publish("", text)

@@ -76,15 +76,14 @@ class AllPages(PageTest):
                     "return document.body.firstElementChild"
                     ".matches('nav.bar')"))
 
-    def test_links_lead_to_the_pages(self):
-        for file in FILES:
-            with self.page(file):
-                for link in self.links():
-                    self.open(file)
-                    self.click(f".bar a[href='{link}']")
-                    url = self.server.url + link.removeprefix("./")
-                    self.wait(lambda: self.driver.current_url == url, url)
-                    self.assertTrue(self.text("h1").strip())
+    def test_links_lead_from_page_to_page(self):
+        self.open("clock.html")
+        for link in self.links():
+            self.click(f".bar a[href='{link}']")
+            # a page may add what it shows: ?topic=…
+            url = self.server.url + link.removeprefix("./")
+            self.wait(lambda: self.driver.current_url.split("?")[0] == url, url)
+            self.wait(lambda: self.text("h1").strip(), "a heading")
 
     def test_each_has_a_title(self):
         titles = set()
@@ -140,6 +139,7 @@ class AllPages(PageTest):
                     self.assertEqual(self.script(NAMELESS), [])
 
     def test_first_views(self):
-        for file in FILES:
+        # index.html and clock.html begin at once: see their own tests
+        for file in FILES[1:-1]:
             with self.page(file):
-                self.matrix(f"first-{file.removesuffix('.html') or 'index'}")
+                self.matrix(f"first-{file.removesuffix('.html')}")
