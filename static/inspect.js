@@ -198,7 +198,7 @@ const page = ssedPage(TEXTS, renderTexts);
 // through, up to the line number `next`. Per line that comes nothing is done
 // but to append it; what is shown follows once a frame, a slice at a time.
 let lines = [];
-let text = 0; // characters in them
+let keptText = 0; // characters in them
 let count = 0;
 let dropped = 0;
 let shown = [];
@@ -223,9 +223,9 @@ function textOf(line) {
 
 // Many at once: to move all that stays for each would take long.
 function dropOldest() {
-  const gone = lines.splice(0, KEPT_LINES / 10);
+  const gone = lines.splice(0, Math.ceil(lines.length / 10));
 
-  for (const line of gone) text -= textOf(line);
+  for (const line of gone) keptText -= textOf(line);
   dropped += gone.length;
 }
 
@@ -235,8 +235,8 @@ function add(line, time = performance.now()) {
   line.since = lastTime ? time - lastTime : 0;
   lastTime = time;
   lines.push(line);
-  text += textOf(line);
-  if (lines.length > KEPT_LINES || text > KEPT_TEXT) dropOldest();
+  keptText += textOf(line);
+  if (lines.length > KEPT_LINES || keptText > KEPT_TEXT) dropOldest();
   changed();
 }
 
@@ -351,6 +351,7 @@ function request(run) {
   return fetch(url, { headers, cache: "no-store", signal: run.over.signal });
 }
 
+// ssed says in one line of plain text what is wrong; a proxy sends a page.
 async function reasonOf(response) {
   const plain = /^text\/plain/.test(response.headers.get("Content-Type"));
 
@@ -365,7 +366,8 @@ async function accepted(response) {
 
   if (response.status === 204) note("noteFinished", {}, "end");
   else if (response.status !== 200)
-    note("noteRefused", { status, reason: await reasonOf(response) }, "warning");
+    note("noteRefused", { status, reason: await reasonOf(response) },
+      "warning");
   else if (!/^text\/event-stream\s*(;|$)/i.test(type))
     note("noteNoStream", { type: type || "?" }, "warning");
   else {
@@ -397,7 +399,8 @@ async function readBlocks(run, response) {
 
     if (done) return;
     byteCount += value.byteLength;
-    for (const block of cut(run.cutter, decoder.decode(value, { stream: true }))) {
+    const piece = decoder.decode(value, { stream: true });
+    for (const block of cut(run.cutter, piece)) {
       addBlock(run, block, time);
       if (blockCount % 64 === 0) since = await breathe(since);
       if (run !== current) return;
@@ -424,7 +427,8 @@ async function receive(run) {
     if (run !== current) return false;
     note(response ? "noteCut" : "noteFailed", { reason: error.message });
   }
-  if (run.cutter?.text) note("noteUnfinished", { count: run.cutter.text.length });
+  const rest = run.cutter?.text;
+  if (rest) note("noteUnfinished", { count: rest.length });
   run.cutter = null;
   return run === current;
 }
@@ -449,7 +453,7 @@ function connect() {
 
   showResult("connect-result", url ? "" : page.words.badAddress, true);
   if (!url) return;
-  if (current) end(current, "closed");
+  if (current) current.over.abort();
   current = { url, retry: RETRY, lastId: "", over: new AbortController() };
   setState("connecting");
   keepAddress(url);
@@ -487,7 +491,8 @@ function topicPath(topic) {
 function streamPath(topics) {
   if (!topics.length) return "/events";
   if (topics.length === 1) return `/events/${topicPath(topics[0])}`;
-  return `/events?${topics.map((topic) => `topic=${topicPath(topic)}`).join("&")}`;
+  const query = topics.map((topic) => `topic=${topicPath(topic)}`);
+  return `/events?${query.join("&")}`;
 }
 
 function setPosition(query, start, value) {
@@ -522,7 +527,9 @@ function readAddress() {
   const last = query.get("last") || "";
   const start = id === "earliest" ? id : id ? "id" : last ? "last" : "";
 
-  element("topics").value = topic ? decode(topic) : query.getAll("topic").join(" ");
+  element("topics").value = topic
+    ? decode(topic)
+    : query.getAll("topic").join(" ");
   element("start").value = start;
   element("start-value").value = start === "id" ? id : last;
   element("start-value").hidden = start !== "last" && start !== "id";
@@ -678,7 +685,8 @@ function spoken(line) {
   if (!data) return null;
   if (line.look === "warning")
     return page.fill(data.oldest ? "gap" : "gapEmpty", data);
-  return page.fill(data.complete === false ? "endBroken" : "end", data);
+  return page.fill(data.complete === false ? "endBroken" : "end",
+    { topic: data.topic, last: data.last ?? page.words.none });
 }
 
 function withoutData(line) {
@@ -996,7 +1004,9 @@ function pressed(event) {
     Home: -Infinity, End: Infinity };
   const move = moves[event.key];
 
-  if (!move || event.ctrlKey || event.altKey || event.metaKey || last < 0) return;
+  const held = event.ctrlKey || event.altKey || event.metaKey;
+
+  if (!move || held || last < 0) return;
   event.preventDefault();
   const at = selected ? placeOf(selected.n) : last + 1;
 
@@ -1054,7 +1064,7 @@ function enable(id, enabled) {
 function clear() {
   lines = [];
   shown = [];
-  text = blockCount = byteCount = 0;
+  keptText = blockCount = byteCount = 0;
   count = next = dropped = lastTime = 0;
   following = true;
   select(null);
@@ -1096,7 +1106,9 @@ function firstAddress() {
   const query = new URLSearchParams(location.search);
   const url = new URL(streamPath(query.getAll("topic")), location.origin);
 
-  if (query.get("url")) return toUrl(query.get("url"))?.href ?? query.get("url");
+  const given = query.get("url");
+
+  if (given) return toUrl(given)?.href ?? given;
   for (const name of POSITION_QUERY)
     if (query.get(name)) url.searchParams.set(name, query.get(name));
   return url.href;

@@ -80,7 +80,7 @@ class SsedSource extends EventTarget {
     this.#take(told);
   }
 
-  // What is told leads from `after` (-1: from where the URL says) to `id`: a tab
+  // What is told leads from `after` (-1: where the URL begins) to `id`: a tab
   // that is not there yet has missed something, one that is beyond it has it.
   #take({ state, failed, after, id, type, data }) {
     const here = (this.#position ??= after);

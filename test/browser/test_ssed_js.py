@@ -17,7 +17,8 @@ PAGE = """<!doctype html>
 <script>
 const query = new URLSearchParams(location.search);
 const [got, said] = JSON.parse(sessionStorage.getItem("kept") ?? "[[], []]");
-const source = new SsedSource(query.get("url"), JSON.parse(query.get("options")));
+const options = JSON.parse(query.get("options"));
+const source = new SsedSource(query.get("url"), options);
 const say = (text) => said.push(text);
 source.onopen = () => say("open");
 source.onerror = () => say("error " + source.readyState);
@@ -45,10 +46,10 @@ class SsedJs(PageTest):
                    *options)
         self.sent = 0
 
-    def visit(self, url="/events/x", base=None, script="", **options):
+    def visit(self, url="/events/x", base=None, **options):
         """Opens the page in the present tab."""
-        page = f"tabs.html?url={quote(url)}&options={quote(json.dumps(options))}"
-        self.open((base or self.server.url) + page)
+        query = f"url={quote(url)}&options={quote(json.dumps(options))}"
+        self.open(f"{base or self.server.url}tabs.html?{query}")
 
     def send(self, count=1):
         """Publishes 0, 1, 2 and so on; returns how many readers there are."""
@@ -60,7 +61,8 @@ class SsedJs(PageTest):
 
     def readers(self):
         """How many there are, told by the answer to a publish."""
-        return json.loads(self.publish("x", "?", "?event=count")[1])["subscribers"]
+        _, answer = self.publish("x", "?", "?event=count")
+        return json.loads(answer)["subscribers"]
 
     def got(self):
         return self.script("return got")
@@ -145,7 +147,8 @@ class SsedJs(PageTest):
         gaps = [said for said in self.said() if said.startswith("gap ")]
         self.assertEqual(len(gaps), 1)
         self.assertEqual(json.loads(gaps[0][4:])["topics"], ["x"])
-        self.assertEqual(self.got(), [str(n) for n in [*range(3), *range(23, 33)]])
+        self.assertEqual(self.got(),
+                         [str(n) for n in [*range(3), *range(23, 33)]])
 
     def test_gap_of_the_main_stream(self):
         self.begin()
@@ -214,7 +217,7 @@ class SsedJs(PageTest):
             self.wait_for_all()
         self.wait(lambda: self.readers() == 1, "one connection")
 
-    def test_the_tab_that_reads_is_frozen(self):
+    def test_the_tab_that_reads_hangs(self):
         self.begin()
         self.visit(heartbeat=0.5)
         self.wait_for_state(1)
@@ -231,6 +234,7 @@ class SsedJs(PageTest):
         self.wait_for_all()
         self.switch(0)
         self.wait_for_all()
+        self.assertEqual(self.readers(), 2)
 
     # -------------------------------------------------------- bad networks
 
