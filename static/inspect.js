@@ -11,7 +11,7 @@ const TEXTS = {
     startNow: "what is new",
     startEarliest: "everything that is held",
     startLast: "the newest N events",
-    startId: "what follows an id",
+    startId: "after an ID",
     startValue: "Number or id",
     connect: "Connect",
     disconnect: "Disconnect",
@@ -388,7 +388,6 @@ async function breathe(since) {
 async function readBlocks(run, response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
-
   let since = performance.now();
 
   run.main = undefined;
@@ -1151,4 +1150,6 @@ addEventListener("resize", measure);
 element("address").value = firstAddress();
 measure();
 readAddress();
+element("publish-topic").value = element("topics").value.split(" ")[0];
+showPublishCommand();
 connect();

@@ -373,7 +373,8 @@ class Inspect(PageTest):
     def test_publish_and_curl(self):
         self.begin("inspect.html?topic=chat/1")
         self.wait_for_state("connected")
-        self.type("#publish-topic", "chat/1")
+        self.assertEqual(
+            self.find("#publish-topic").get_attribute("value"), "chat/1")
         self.type("#publish-event", "it's")
         self.type("#publish-data", "it's @home")
         self.click("#publish-form button[type=submit]")
