@@ -1155,7 +1155,7 @@ static double bytes_per_subscriber(const struct report *report)
 
 /* ------------------------------------------------- report, for a program */
 
-static void print_figure(const char *name, double value)
+static void json_figure(const char *name, double value)
 {
     static bool printed;
 
@@ -1173,35 +1173,35 @@ static void json_counts(const struct report *report)
     double published = (double)shared->published;
     double seconds = report->deliver_seconds;
 
-    print_figure("published", published);
-    print_figure("delivered", (double)all->events);
-    print_figure("lost", (double)all->lost);
-    print_figure("doubled_or_out_of_order", (double)all->doubled);
-    print_figure("ids_with_gaps", (double)all->id_gaps);
-    print_figure("refused", (double)all->refused);
-    print_figure("cut", (double)all->cut);
-    print_figure("reconnects", (double)all->reconnects);
-    print_figure("connects_per_second",
-                 (double)all->connected /
-                     (all->connect_seconds > 0 ? all->connect_seconds : 1));
-    print_figure("published_per_second", published / report->publish_seconds);
-    print_figure("delivered_per_second", (double)all->events / seconds);
-    print_figure("delivered_megabytes_per_second",
-                 (double)all->bytes / seconds / 1e6);
+    json_figure("published", published);
+    json_figure("delivered", (double)all->events);
+    json_figure("lost", (double)all->lost);
+    json_figure("doubled_or_out_of_order", (double)all->doubled);
+    json_figure("ids_with_gaps", (double)all->id_gaps);
+    json_figure("refused", (double)all->refused);
+    json_figure("cut", (double)all->cut);
+    json_figure("reconnects", (double)all->reconnects);
+    json_figure("connects_per_second",
+                (double)all->connected /
+                    (all->connect_seconds > 0 ? all->connect_seconds : 1));
+    json_figure("published_per_second", published / report->publish_seconds);
+    json_figure("delivered_per_second", (double)all->events / seconds);
+    json_figure("delivered_megabytes_per_second",
+                (double)all->bytes / seconds / 1e6);
 }
 
 static void json_latencies(const struct report *report)
 {
     const struct tally *all = &report->all;
 
-    print_figure("latency_p50_ms", latency(all, 0.5) / 1e6);
-    print_figure("latency_p90_ms", latency(all, 0.9) / 1e6);
-    print_figure("latency_p99_ms", latency(all, 0.99) / 1e6);
-    print_figure("latency_p99.9_ms", latency(all, 0.999) / 1e6);
-    print_figure("latency_max_ms", latency(all, 1) / 1e6);
-    print_figure("last_subscriber_p50_ms", report->last[0] / 1e6);
-    print_figure("last_subscriber_p99_ms", report->last[2] / 1e6);
-    print_figure("last_subscriber_max_ms", report->last[4] / 1e6);
+    json_figure("latency_p50_ms", latency(all, 0.5) / 1e6);
+    json_figure("latency_p90_ms", latency(all, 0.9) / 1e6);
+    json_figure("latency_p99_ms", latency(all, 0.99) / 1e6);
+    json_figure("latency_p99.9_ms", latency(all, 0.999) / 1e6);
+    json_figure("latency_max_ms", latency(all, 1) / 1e6);
+    json_figure("last_subscriber_p50_ms", report->last[0] / 1e6);
+    json_figure("last_subscriber_p99_ms", report->last[2] / 1e6);
+    json_figure("last_subscriber_max_ms", report->last[4] / 1e6);
 }
 
 static void json_costs(const struct report *report)
@@ -1212,18 +1212,18 @@ static void json_costs(const struct report *report)
     double published = at_least_1((double)shared->published);
     double spent = server_seconds(report) * 1e9;
 
-    print_figure("server_ns_per_delivered", spent / delivered);
-    print_figure("server_user_ns_per_delivered",
-                 (after->user - before->user) * 1e9 / delivered);
-    print_figure("server_ns_per_published", spent / published);
-    print_figure("server_ns_per_byte", spent / at_least_1((double)all->bytes));
-    print_figure("server_bytes_per_subscriber", bytes_per_subscriber(report));
+    json_figure("server_ns_per_delivered", spent / delivered);
+    json_figure("server_user_ns_per_delivered",
+                (after->user - before->user) * 1e9 / delivered);
+    json_figure("server_ns_per_published", spent / published);
+    json_figure("server_ns_per_byte", spent / at_least_1((double)all->bytes));
+    json_figure("server_bytes_per_subscriber", bytes_per_subscriber(report));
     /* a connection to oneself has both its ends on this machine */
-    print_figure("kernel_bytes_per_two_ends",
-                 (before->kernel - report->idle.kernel) /
-                     at_least_1((double)all->connected));
-    print_figure("own_ns_per_delivered", all->own_seconds * 1e9 / delivered);
-    print_figure("own_core", all->own_core);
+    json_figure("kernel_bytes_per_two_ends",
+                (before->kernel - report->idle.kernel) /
+                    at_least_1((double)all->connected));
+    json_figure("own_ns_per_delivered", all->own_seconds * 1e9 / delivered);
+    json_figure("own_core", all->own_core);
 }
 
 static void print_json(const struct report *report)
@@ -1320,7 +1320,7 @@ static void print_task(void)
     else if (options.replay > 0)
         printf(" that come to %s events", number(options.replay).s);
     else if (options.stream)
-        printf(", one streamed publish as fast as it is taken, events");
+        printf(", one body as fast as it is taken, events");
     else if (options.depth > 0)
         printf(", %s publishes at a time", number(options.depth).s);
     else
