@@ -882,6 +882,8 @@ static void put_cors(struct head *head, const struct response *response)
     put_field(head, "Access-Control-Allow-Origin", response->cors);
     if (strcmp(response->cors, "*") != 0)
         put_field(head, "Vary", "Origin");
+    if (response->position)
+        put_field(head, "Access-Control-Expose-Headers", "Last-Event-ID");
     if (!response->preflight)
         return;
     put_field(head, "Access-Control-Allow-Methods", response->allow);
@@ -942,6 +944,8 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
         put_line(&head, "Retry-After: %u\r\n", response->retry_after);
     if (response->location.length)
         put_location(&head, response->location);
+    if (response->position)
+        put_line(&head, "Last-Event-ID: %" PRIu64 "\r\n", *response->position);
     if (response->cors)
         put_cors(&head, response);
     /* text that was published must not be run as a script or a page */

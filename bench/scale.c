@@ -172,7 +172,8 @@ static void publish_to_all(const struct event *event)
 
 static bool is_delivered(void)
 {
-    return !server.ring.pass_first && !server.http.queues[QUEUE_READY].count;
+    return !server.ring.queue_first[TOPICS_IN_PASS] &&
+           !server.http.queues[QUEUE_READY].count;
 }
 
 /* Publishes and delivers to the end; returns the nanoseconds per delivery. */

@@ -14,6 +14,10 @@ enum {
     PAGE_SIZE = 4096,
     STATE_SIZE = 512, /* of each of two, behind as many bytes of the header */
     RECORD_SIZE = 336,
+    PROMISE_SIZE = 260,
+    PROMISES_MAX = 16384,
+
+    HEADER_VERSION = 8,
 
     HEADER_CHECK = 12, /* of what is behind it */
     HEADER_LIMIT = 16,
@@ -46,6 +50,10 @@ enum {
     RECORD_END = 72,
     RECORD_NAME_LENGTH = 73,
     RECORD_NAME = 74,
+
+    PROMISE_CHECK = 0,
+    PROMISE_NAME_LENGTH = 4,
+    PROMISE_NAME = 5,
 };
 
 static inline uint64_t get64(const char *bytes)
@@ -101,6 +109,18 @@ static inline size_t memory_of(uint64_t limit)
     return PAGE_SIZE + pages_of((size_t)slots_of(limit) * RECORD_SIZE);
 }
 
+static inline size_t promises_of(uint64_t limit, size_t size)
+{
+    return memory_of(limit) + pages_of(size);
+}
+
+static inline size_t file_of(uint64_t limit, size_t size)
+{
+    size_t count = limit < PROMISES_MAX ? (size_t)limit : PROMISES_MAX;
+
+    return promises_of(limit, size) + pages_of(count * PROMISE_SIZE);
+}
+
 static inline char *state_in(char *file, int which)
 {
     return file + (size_t)STATE_SIZE * (size_t)(1 + which);
@@ -131,6 +151,14 @@ static inline void fix_record(char *record)
     put_bytes(record + RECORD_CHECK,
               crc_of(0, record + RECORD_BYTES_CHECK, end - RECORD_BYTES_CHECK),
               4);
+}
+
+static inline void fix_promise(char *promise)
+{
+    size_t length = (unsigned char)promise[PROMISE_NAME_LENGTH];
+
+    put_bytes(promise + PROMISE_CHECK,
+              crc_of(0, promise + PROMISE_NAME_LENGTH, length + 1), 4);
 }
 
 /* The check of the frame's bytes, where they can be in a memory of that size;

@@ -864,8 +864,8 @@ Test(history, an_address_in_it_is_known)
     open_ring(&ring, "boot");
     map = ring.memory - memory_of(LIMIT);
     cr_assert(ring_is_mapped(map) && ring_is_mapped(ring.memory));
-    cr_assert(ring_is_mapped(map + memory_of(LIMIT) + pages_of(SIZE) - 1));
-    cr_assert(!ring_is_mapped(map + memory_of(LIMIT) + pages_of(SIZE)));
+    cr_assert(ring_is_mapped(map + file_of(LIMIT, SIZE) - 1));
+    cr_assert(!ring_is_mapped(map + file_of(LIMIT, SIZE)));
     cr_assert(!ring_is_mapped(map - 1) && !ring_is_mapped(NULL));
     cr_assert(!ring_is_mapped(ring.frames));
     ring_release(&ring);
@@ -1249,7 +1249,7 @@ Test(history, recovery_is_bounded_by_the_records)
     put_bytes(image + HEADER_BYTES, HISTORY_BYTES_MAX, 8);
     fix_header(image);
     write_file(image, length);
-    if (truncate(path, (off_t)(memory_of(LIMIT) + HISTORY_BYTES_MAX)) < 0)
+    if (truncate(path, (off_t)file_of(LIMIT, HISTORY_BYTES_MAX)) < 0)
         cr_skip("no file may be so large here");
     cr_assert(ring_inspect(&ring, &wanted, &recovery, &pid, error) == 0, "%s",
               error);
