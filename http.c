@@ -52,8 +52,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
 /* Sizes that a build for tests may have otherwise, with -D. */
 #ifndef IN_FIRST
 #define IN_FIRST 2048 /* bytes of a request that are read at first */
@@ -940,8 +938,7 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
     put_field(&head, "WWW-Authenticate",
               response->status == 401 ? "Bearer" : NULL);
-    if (response->retry_after)
-        put_line(&head, "Retry-After: %u\r\n", response->retry_after);
+    put_field(&head, "Retry-After", response->status == 503 ? "2" : NULL);
     if (response->location.length)
         put_location(&head, response->location);
     if (response->position)
@@ -1833,8 +1830,6 @@ void respond_text(struct http *http, struct conn *conn,
 
     response.type = "text/plain; charset=utf-8";
     response.length = (uint64_t)length;
-    if (response.status == 503 && !response.retry_after)
-        response.retry_after = 2;
     respond(http, conn, &response, (struct slice){ line, (size_t)length });
 }
 
@@ -2474,11 +2469,11 @@ uint64_t http_next(const struct http *http)
 
 bool http_is_idle(const struct http *http)
 {
-    return http->in_state[CONN_RESPOND] + http->in_state[CONN_LINGER] +
-               http->queues[QUEUE_WORK].count +
-               http->queues[QUEUE_ANSWERS].count +
-               http->queues[QUEUE_ANSWERS_BUSY].count ==
-           0;
+    uint32_t count = http->in_state[CONN_RESPOND] + http->in_state[CONN_LINGER];
+
+    for (int i = QUEUE_WORK; i <= QUEUE_ANSWERS_BUSY; i++)
+        count += http->queues[i].count;
+    return count == 0;
 }
 
 /* --------------------------------------------------------------- listeners

@@ -11,7 +11,8 @@
  *   these stops when its time or its quantum is used up and goes on in the next
  *   turn, so no client can keep the others waiting.
  * - Only publish_event() appends to the ring. It refuses (MUST_WAIT) rather
- *   than evict a frame that a subscriber has not been offered yet.
+ *   than evict a frame that a subscriber with room in its socket has not been
+ *   offered yet.
  * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
  *   a replay, room in a full socket, a heartbeat, the farewell.
  * - http.c calls up only through the table `handlers`. A call that answers,
@@ -22,15 +23,16 @@
  * subscription: handle_request() in "routes"; subscribe(), subscribe_to(),
  * stream_begin() in "subscribing"; stream_send() and deliver() in "delivery". A
  * publish: handle_request(); publish(), begin_publication() in "requests to
- * publish"; handle_body() and the steps, in "content" and "steps";
- * publish_event() in "publishing"; deliver(). Within a section what is called
- * stands above its caller. The few calls to a section further down are declared
- * in "routes".
+ * publish"; handle_body(), publication_step() in "steps"; take_content(),
+ * parse_piece() in "content"; publish_event() in "publishing"; deliver().
+ * Answers are in "publications", the end of either in "other handlers". Within
+ * a section what is called stands above its caller; what is called in a section
+ * further down is declared before.
  *
- * Order: types; log; routes; subscribers; subscribing; publications; requests
- * to publish; content; steps; publishing; delivery; the history file; other
- * handlers; the service manager; phases and signals; the loop; options and
- * their checks; the start; --check; main.
+ * Order: types; log; routes; subscribing; publications; requests to publish;
+ * steps; content; publishing; delivery; the history file; other handlers; the
+ * service manager; phases and signals; the loop; options and their checks; the
+ * start; --check; main.
  */
 #include "sse.h"
 
@@ -181,10 +183,10 @@ struct server {
 
 /* ----------------------------------------------------------------- log
  *
- * Lines of key=value on standard error. log_event() is for what the server does
- * by itself. What clients cause is limited to LOG_RATE lines a second, so that
- * they cannot fill a disk: may_log(). log_report() says how many lines were
- * left out. No byte from outside ends a line or a value: log_quote().
+ * Lines of key=value on standard error. log_event() writes one. What clients
+ * cause is limited to LOG_RATE lines a second, so that they cannot fill a disk:
+ * may_log() is asked first. log_report() says how many lines were
+ * left out. No byte from a client ends a line or a value: log_quote().
  */
 
 static struct {
@@ -226,8 +228,7 @@ static const char *error_name(int error)
     };
     size_t i = (size_t)error;
 
-    return i < sizeof(names) / sizeof(names[0]) && names[i] ? names[i]
-                                                            : "other";
+    return i < COUNT(names) && names[i] ? names[i] : "other";
 }
 
 /*
@@ -386,14 +387,14 @@ static void publish(struct server *server, struct conn *conn,
 /* What has become of an event. */
 enum outcome {
     PUBLISHED,
-    MUST_WAIT, /* it would evict what a subscriber has not been offered */
+    MUST_WAIT, /* it would evict what has not been offered to all */
     STALE,     /* the id is not greater than the newest */
     IDS_USED_UP,
     NOT_ON_DISK /* --sync always, and the disk has failed */
 };
 
 static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event, uint64_t *id);
+                                  const struct event *event);
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own);
 
@@ -483,23 +484,24 @@ static void handle_request(struct server *server, struct conn *conn)
         respond_page(&server->http, conn);
 }
 
-/* --------------------------------------------------------- subscribers
+/* --------------------------------------------------------- subscribing
  *
- * A connection in CONN_STREAM is a subscriber. It has a place in each of its
- * topics and a count of the bytes sent of the frame after them; frames
- * themselves are never copied for it. A replay is the same sending with a limit
- * (replay_end) and with spliced frames. What only this subscriber gets (first
- * blocks, heartbeat, farewell) is sent at once; what a full socket does not
- * take of it waits in subscriber->own, ahead of all frames.
+ * A GET of /events becomes a stream. subscribe() takes the topics from the
+ * request and holds them; subscribe_to() finds where the stream begins, and
+ * either answers or makes the connection a subscriber. Until stream_begin()
+ * has succeeded the request can still be answered otherwise; the subscriber
+ * then keeps the topics that the reader held.
  *
- * With --ids keep a subscriber can be ahead: it comes from another server with
- * an id that this one has not reached yet. It passes over events up to that id.
+ * A subscriber has a place in each of its topics and a count of the bytes sent
+ * of the frame after them; no copy of a frame is kept for it. With --ids keep
+ * it can be ahead: it comes from another server with an id that this one has
+ * not reached yet, and passes over events up to that id.
+ *
+ * EventSource reconnects after the end of a 200, but at any other status it
+ * gives up for good (WHATWG HTML, section 9.2.3). So what is temporary, no
+ * memory or no room, is answered with an empty stream and a retry time, and a
+ * finished topic with 204.
  */
-
-struct own {
-    uint32_t sent, length;
-    char bytes[];
-};
 
 static struct place *subscriber_places(struct subscriber *subscriber)
 {
@@ -507,95 +509,10 @@ static struct place *subscriber_places(struct subscriber *subscriber)
                                         : subscriber->places;
 }
 
-static bool is_replaying(const struct subscriber *subscriber)
-{
-    return !subscriber->is_ahead && subscriber->replay_end;
-}
-
-static struct reader subscriber_reader(struct subscriber *subscriber)
-{
-    bool replays = is_replaying(subscriber);
-
-    return (struct reader){
-        .places = subscriber_places(subscriber),
-        .count = subscriber->topic_count,
-        .form = subscriber->form | (replays ? FORM_SPLICED : 0U),
-        .until = replays ? subscriber->replay_end : UINT64_MAX
-    };
-}
-
 /* The main stream is never read together with topics. */
 static bool reads_main(const struct server *server, const struct reader *reader)
 {
     return reader->places[0].topic == server->main_topic;
-}
-
-/* Has `rest`, which may be the end of subscriber->own, wait for room in the
- * socket. False without memory. */
-static bool set_own(struct server *server, struct subscriber *subscriber,
-                    struct slice rest)
-{
-    struct own *own = subscriber->own;
-    size_t room = 0;
-    char *memory = NULL;
-
-    if (own && rest.length &&
-        rest.data + rest.length == own->bytes + own->length) {
-        own->sent = own->length - (uint32_t)rest.length;
-        return true;
-    }
-    if (own)
-        memory_return(&server->http, sizeof(*own) + own->length);
-    free(own);
-    subscriber->own = NULL;
-    if (rest.length == 0)
-        return true;
-    if (!memory_grow(&server->http, &memory, &room, sizeof(*own) + rest.length))
-        return false;
-    subscriber->own = own = (struct own *)(void *)memory;
-    *own = (struct own){ .length = (uint32_t)rest.length };
-    memcpy(own->bytes, rest.data, rest.length);
-    return true;
-}
-
-/* The end of a subscriber: drops everything that it holds. The last one in a
- * topic takes over its index there, see topic_leave(). */
-static void unsubscribe(struct server *server, struct conn *conn,
-                        const char *reason)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    struct place *places = subscriber_places(subscriber);
-    char peer[PEER_SIZE];
-
-    for (unsigned i = 0; i < subscriber->topic_count; i++) {
-        struct topic *topic = places[i].topic;
-        struct conn *moved = conn_at(&server->http, topic_leave(&places[i]));
-        struct place *place = subscriber_places(&moved->subscriber);
-
-        while (place->topic != topic)
-            place++;
-        place->index = places[i].index;
-        topic_drop(&server->ring, topic);
-    }
-    set_own(server, subscriber, SLICE(""));
-    if (subscriber->topic_count > 1)
-        free(subscriber->places);
-    if (!may_log(server, LEVEL_INFO))
-        return;
-    log_event(LEVEL_INFO, "unsubscribed",
-              "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
-              conn_peer(peer, conn), reason, subscriber->progress.events,
-              subscriber->bytes,
-              (uint32_t)(server->http.now / 1000) - subscriber->since);
-}
-
-/* The id at which a subscriber stands that has been sent everything. */
-static uint64_t position_of(const struct server *server,
-                            const struct subscriber *subscriber)
-{
-    if (subscriber->is_ahead && subscriber->ahead > server->ring.newest_id)
-        return subscriber->ahead;
-    return server->ring.newest_id;
 }
 
 /* Spreads reconnects, so that clients do not all come back at once. */
@@ -607,20 +524,6 @@ static uint64_t random_up_to(uint64_t limit)
         value = (uint64_t)random();
     return value % (limit + 1);
 }
-
-/* --------------------------------------------------------- subscribing
- *
- * A GET of /events becomes a stream. subscribe() takes the topics from the
- * request and holds them; subscribe_to() finds where the stream begins, and
- * either answers or makes the connection a subscriber. Until stream_begin()
- * has succeeded the request can still be answered otherwise; the subscriber
- * then keeps the topics that the reader held.
- *
- * EventSource reconnects after the end of a 200, but at any other status it
- * gives up for good (WHATWG HTML, section 9.2.3). So what is temporary, no
- * memory or no room, is answered with an empty stream and a retry time, and a
- * finished topic with 204.
- */
 
 static const char out_of_memory[] = "no memory";
 
@@ -949,18 +852,6 @@ static bool is_streamed(const struct publication *publication)
     return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
 }
 
-static void publication_release(struct server *server,
-                                struct publication *publication)
-{
-    memory_free(&server->http, &publication->content,
-                &publication->content_room);
-    leave_topic(publication);
-    settle_promise(server, publication, true);
-    if (publication->topic)
-        topic_drop(&server->ring, publication->topic);
-    publication->topic = NULL;
-}
-
 /* What is in the history now; and in `error`, if it is not NULL, why no more of
  * a stream of events is. */
 static void respond_published(struct server *server, struct conn *conn,
@@ -972,7 +863,6 @@ static void respond_published(struct server *server, struct conn *conn,
     struct text json = { bytes, sizeof(bytes), 0 };
     struct response response = { .status = status,
                                  .type = "application/json",
-                                 .retry_after = status == 503 ? 2 : 0,
                                  .cors = server->options.origin };
 
     if (is_streamed(publication)) {
@@ -1134,7 +1024,7 @@ static const char *query_refused(const struct server *server,
     char value[8];
     struct slice found;
 
-    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
+    for (size_t i = 0; i < COUNT(refused); i++)
         if (refused[i].applies &&
             http_query(query, refused[i].name, value, sizeof(value), &found) &&
             found.length)
@@ -1246,213 +1136,18 @@ static void publish(struct server *server, struct conn *conn,
         begin_publication(server, conn, topic);
 }
 
-/* ----------------------------------------------------------------- content
- *
- * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
- * in publication->event, and the step is STEP_APPEND. A plain body or a line is
- * collected in publication->content. An event stream is parsed as it arrives,
- * with publication->content as the parser's room for data. Room is counted in
- * --request-memory.
- */
-
-/* Makes room for content, twice what there was unless that is too much. False
- * without memory: the publisher has been answered. */
-static bool make_room(struct server *server, struct conn *conn, size_t wanted)
-{
-    struct publication *publication = &conn->exchange->publication;
-    size_t old = publication->content_room;
-    size_t room = old ? old * 2 : CONTENT_FIRST;
-
-    if (wanted <= old)
-        return true;
-    if (room < wanted)
-        room = wanted;
-    if (room > publication->content_max)
-        room = publication->content_max;
-    if (memory_grow(&server->http, &publication->content,
-                    &publication->content_room, room))
-        return true;
-    conn->exchange->request.close = true;
-    publication_fail(server, conn, 503, NO_MEMORY_TEXT);
-    return false;
-}
-
-/* A plain body or a line is complete; the last line may lack its end. One line
- * end at the end of a body is no part of the data, nor is the CR that a line
- * ends in; an empty line is no event. The data stays where it is until the next
- * content comes. */
-static void finish_content(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice data = { publication->content, publication->content_length };
-    bool is_line = publication->from == FROM_LINES;
-    bool is_empty = data.length == 0, too_long = publication->skips;
-
-    if (data.length && data.data[data.length - 1] == '\n')
-        data.length--;
-    if (data.length && data.data[data.length - 1] == '\r')
-        data.length--;
-    publication->event.data = data;
-    if (is_line) {
-        publication->skips = false;
-        publication->content_length = 0;
-    }
-    if (is_empty && !is_line)
-        respond_error(&server->http, conn, 400, "the request has no body");
-    else if (too_long || data.length > server->options.max_event)
-        refuse_too_long(server, conn);
-    else if (!is_line && !utf8_valid(data))
-        respond_error(&server->http, conn, 400, "the body is not valid UTF-8");
-    else if (!is_line || data.length)
-        publication->step = STEP_APPEND;
-}
-
-/* Takes in what has arrived. A line that is too long is skipped to its end. */
-static void take_content(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice *piece = &conn->exchange->piece;
-    bool is_line = publication->from == FROM_LINES;
-    const char *lf = is_line ? memchr(piece->data, '\n', piece->length) : NULL;
-    size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
-
-    if (length > publication->content_max - publication->content_length)
-        publication->skips = true;
-    if (publication->skips && !is_line) {
-        refuse_too_long(server, conn);
-        return;
-    }
-    if (!publication->skips) {
-        if (!make_room(server, conn, publication->content_length + length))
-            return;
-        memcpy(publication->content + publication->content_length, piece->data,
-               length);
-        publication->content_length += length;
-    }
-    *piece = slice_from(*piece, length + (lf != NULL));
-    if (lf)
-        finish_content(server, conn);
-}
-
-/* The id of the event that the parser has. False if it has none that counts. */
-static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
-{
-    struct slice text = { parser->id, parser->id_length };
-
-    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
-}
-
-/*
- * Ids from outside begin with the first event, and after a crash of the machine
- * they go on with the next: anything before it may be missing here. A
- * subscriber with an older position is cut; when it reconnects, it is told of
- * the gap.
- */
-static void begin_kept_ids(struct server *server, uint64_t id)
-{
-    uint64_t newest = server->ring.newest_id;
-
-    if (id <= newest)
-        return;
-    ring_begin_after(&server->ring, id - 1);
-    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
-        struct conn *conn = conn_at(&server->http, fd);
-        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
-
-        /* before the first event ever, nothing can have been missed */
-        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
-            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
-            conn_cut(&server->http, conn, "gap");
-    }
-}
-
-/*
- * The source, another ssed, tells of a gap: something before its position is
- * lost. Readers with an older position are told too; connected ones are cut, so
- * that they reconnect. Without the source's ids no reader's position can be
- * compared with the gap, so all are told. Returns why it is refused, or NULL.
- */
-static const char *take_gap(struct server *server,
-                            struct publication *publication)
-{
-    struct topic *topic = publication->topic;
-    uint64_t position = server->ring.newest_id + 1;
-
-    if (server->options.kept_ids &&
-        !take_parsed_id(&publication->parser, &position))
-        return "a gap without the id of its position: " ID_KEPT_RANGE;
-    if (server->ring.unbegun)
-        begin_kept_ids(server, position + 1);
-    topic_raise_mark(&server->ring, topic, position);
-    for (uint32_t i = topic->subscriber_count; i-- > 0;)
-        conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
-                 "gap");
-    return NULL;
-}
-
-/* Takes the event that the parser has. Standard input may be another ssed's
- * stream, whose own events tell of a gap and of the end of the topic. Returns
- * why the event is refused, or NULL. */
-static const char *take_parsed(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    const struct event_parser *parser = &publication->parser;
-    struct event *event = &publication->event;
-    bool is_main = publication->topic == server->main_topic;
-    static const char incomplete[] = "\"complete\":false";
-    const char *refused = NULL;
-
-    *event = (struct event){ .name = { parser->name, parser->name_length },
-                             .retry = { parser->retry, parser->retry_length },
-                             .data = { parser->data, parser->length } };
-    if (is_input(conn) && slice_is(event->name, "ssed.gap"))
-        return take_gap(server, publication);
-    if (server->options.kept_ids && !take_parsed_id(parser, &event->id))
-        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
-    event->finishes =
-        is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
-    event->incomplete =
-        event->finishes && memmem(event->data.data, event->data.length,
-                                  incomplete, sizeof(incomplete) - 1);
-    if (!is_main && !event->finishes)
-        refused = name_refused(event->name);
-    if (!refused)
-        publication->step = STEP_APPEND;
-    return refused;
-}
-
-/* Takes in what has arrived of an event stream, up to the end of an event. The
- * room made is for all that this can add to the data. */
-static void parse_piece(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event_parser *parser = &publication->parser;
-    struct slice *piece = &conn->exchange->piece;
-    size_t wanted = piece->length + 1 + (parser->complete ? 0 : parser->length);
-    const char *refused = NULL;
-
-    if (wanted > publication->content_max)
-        wanted = publication->content_max;
-    if (!make_room(server, conn, wanted))
-        return;
-    parser->data = publication->content;
-    parser->room = publication->content_room;
-    *piece = slice_from(*piece, event_parser_read(parser, *piece));
-    if (parser->too_long && (parser->complete || !is_input(conn)))
-        refuse_too_long(server, conn);
-    else if (parser->complete)
-        refused = take_parsed(server, conn);
-    if (refused)
-        refuse_event(server, conn, 400, refused);
-}
-
 /* ------------------------------------------------------------------- steps
  *
  * publication_step() is the state machine of a publication. handle_body() runs
  * it for http.c as content arrives, at most one event for each call, and
  * retry_publishers() runs it when a publisher has waited. A publication that
- * fails is answered at once, and its connection is in CONN_BODY no longer.
+ * fails is answered at once, and its connection is in CONN_BODY no longer. How
+ * content is taken in is the next section.
  */
+
+static void parse_piece(struct server *server, struct conn *conn);
+static void take_content(struct server *server, struct conn *conn);
+static void finish_content(struct server *server, struct conn *conn);
 
 /* A topic has been finished: whatever else is streamed into it is stopped. */
 static void stop_publications(struct server *server, const struct topic *topic)
@@ -1469,11 +1164,10 @@ static bool finish_broken(struct server *server)
 {
     struct event end = { .finishes = true, .incomplete = true };
     struct topic *topic;
-    uint64_t id;
 
     while ((topic = server->ring.queue_first[TOPICS_BROKEN])) {
         if (topic->broken) {
-            if (publish_event(server, topic, &end, &id) == MUST_WAIT)
+            if (publish_event(server, topic, &end) == MUST_WAIT)
                 return false;
             stop_publications(server, topic);
         }
@@ -1499,13 +1193,12 @@ static bool append_or_wait(struct server *server, struct conn *conn,
         queues[QUEUE_WAITING].count ||
         ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
     enum outcome outcome = MUST_WAIT;
-    uint64_t id;
     char why[96];
 
     /* one in CONN_WAITING is tried when it is the first; a stale event takes
      * no room, and so no turn */
     if (stale || conn->state == CONN_WAITING || !others_wait)
-        outcome = publish_event(server, publication->topic, event, &id);
+        outcome = publish_event(server, publication->topic, event);
     if (outcome == MUST_WAIT) {
         conn_wait(&server->http, conn);
         return false;
@@ -1603,6 +1296,184 @@ static void handle_silent(struct server *server, struct conn *conn)
     parser->room = publication->content_room;
 }
 
+/* ----------------------------------------------------------------- content
+ *
+ * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
+ * in publication->event, and the step is STEP_APPEND. A plain body or a line is
+ * collected in publication->content. An event stream is parsed as it arrives,
+ * with publication->content as the parser's room for data. Room is counted in
+ * --request-memory.
+ */
+
+/* Makes room for content, twice what there was unless that is too much. False
+ * without memory: the publisher has been answered. */
+static bool make_room(struct server *server, struct conn *conn, size_t wanted)
+{
+    struct publication *publication = &conn->exchange->publication;
+    size_t old = publication->content_room;
+    size_t room = old ? old * 2 : CONTENT_FIRST;
+
+    if (wanted <= old)
+        return true;
+    if (room < wanted)
+        room = wanted;
+    if (room > publication->content_max)
+        room = publication->content_max;
+    if (memory_grow(&server->http, &publication->content,
+                    &publication->content_room, room))
+        return true;
+    conn->exchange->request.close = true;
+    publication_fail(server, conn, 503, NO_MEMORY_TEXT);
+    return false;
+}
+
+/* A plain body or a line is complete; the last line may lack its end. One line
+ * end at the end of a body is no part of the data, nor is the CR that a line
+ * ends in; an empty line is no event. The data stays where it is until the next
+ * content comes. */
+static void finish_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice data = { publication->content, publication->content_length };
+    bool is_line = publication->from == FROM_LINES;
+    bool is_empty = data.length == 0, too_long = publication->skips;
+
+    if (data.length && data.data[data.length - 1] == '\n')
+        data.length--;
+    if (data.length && data.data[data.length - 1] == '\r')
+        data.length--;
+    publication->event.data = data;
+    if (is_line) {
+        publication->skips = false;
+        publication->content_length = 0;
+    }
+    if (is_empty && !is_line)
+        respond_error(&server->http, conn, 400, "the request has no body");
+    else if (too_long || data.length > server->options.max_event)
+        refuse_too_long(server, conn);
+    else if (!is_line && !utf8_valid(data))
+        respond_error(&server->http, conn, 400, "the body is not valid UTF-8");
+    else if (!is_line || data.length)
+        publication->step = STEP_APPEND;
+}
+
+/* Takes in what has arrived. A line that is too long is skipped to its end. */
+static void take_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+    bool is_line = publication->from == FROM_LINES;
+    const char *lf = is_line ? memchr(piece->data, '\n', piece->length) : NULL;
+    size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
+
+    if (length > publication->content_max - publication->content_length)
+        publication->skips = true;
+    if (publication->skips && !is_line) {
+        refuse_too_long(server, conn);
+        return;
+    }
+    if (!publication->skips) {
+        if (!make_room(server, conn, publication->content_length + length))
+            return;
+        memcpy(publication->content + publication->content_length, piece->data,
+               length);
+        publication->content_length += length;
+    }
+    *piece = slice_from(*piece, length + (lf != NULL));
+    if (lf)
+        finish_content(server, conn);
+}
+
+/* The id of the event that the parser has. False if it has none that counts. */
+static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
+{
+    struct slice text = { parser->id, parser->id_length };
+
+    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
+}
+
+static void begin_kept_ids(struct server *server, uint64_t id);
+
+/*
+ * The source, another ssed, tells of a gap: something before its position is
+ * lost. Readers with an older position are told too; connected ones are cut, so
+ * that they reconnect. Without the source's ids no reader's position can be
+ * compared with the gap, so all are told. Returns why it is refused, or NULL.
+ */
+static const char *take_gap(struct server *server,
+                            struct publication *publication)
+{
+    struct topic *topic = publication->topic;
+    uint64_t position = server->ring.newest_id + 1;
+
+    if (server->options.kept_ids &&
+        !take_parsed_id(&publication->parser, &position))
+        return "a gap without the id of its position: " ID_KEPT_RANGE;
+    if (server->ring.unbegun)
+        begin_kept_ids(server, position + 1);
+    topic_raise_mark(&server->ring, topic, position);
+    for (uint32_t i = topic->subscriber_count; i-- > 0;)
+        conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
+                 "gap");
+    return NULL;
+}
+
+/* Takes the event that the parser has. Standard input may be another ssed's
+ * stream, whose own events tell of a gap and of the end of the topic. Returns
+ * why the event is refused, or NULL. */
+static const char *take_parsed(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    bool is_main = publication->topic == server->main_topic;
+    static const char incomplete[] = "\"complete\":false";
+    const char *refused = NULL;
+
+    *event = (struct event){ .name = { parser->name, parser->name_length },
+                             .retry = { parser->retry, parser->retry_length },
+                             .data = { parser->data, parser->length } };
+    if (is_input(conn) && slice_is(event->name, "ssed.gap"))
+        return take_gap(server, publication);
+    if (server->options.kept_ids && !take_parsed_id(parser, &event->id))
+        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
+    event->finishes =
+        is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
+    event->incomplete =
+        event->finishes && memmem(event->data.data, event->data.length,
+                                  incomplete, sizeof(incomplete) - 1);
+    if (!is_main && !event->finishes)
+        refused = name_refused(event->name);
+    if (!refused)
+        publication->step = STEP_APPEND;
+    return refused;
+}
+
+/* Takes in what has arrived of an event stream, up to the end of an event. The
+ * room made is for all that this can add to the data. */
+static void parse_piece(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    struct slice *piece = &conn->exchange->piece;
+    size_t wanted = piece->length + 1 + (parser->complete ? 0 : parser->length);
+    const char *refused = NULL;
+
+    if (wanted > publication->content_max)
+        wanted = publication->content_max;
+    if (!make_room(server, conn, wanted))
+        return;
+    parser->data = publication->content;
+    parser->room = publication->content_room;
+    *piece = slice_from(*piece, event_parser_read(parser, *piece));
+    if (parser->too_long && (parser->complete || !is_input(conn)))
+        refuse_too_long(server, conn);
+    else if (parser->complete)
+        refused = take_parsed(server, conn);
+    if (refused)
+        refuse_event(server, conn, 400, refused);
+}
+
 /* ------------------------------------------------------------- publishing
  *
  * An event becomes a frame, in server->frame, and is appended to the ring.
@@ -1611,6 +1482,31 @@ static void handle_silent(struct server *server, struct conn *conn)
  * The publisher tries again in later turns: it is held up by ssed's own
  * delivery, never by a slow subscriber, which is overrun instead.
  */
+
+/*
+ * Ids from outside begin with the first event, and after a crash of the machine
+ * they go on with the next: anything before it may be missing here. A
+ * subscriber with an older position is cut; when it reconnects, it is told of
+ * the gap.
+ */
+static void begin_kept_ids(struct server *server, uint64_t id)
+{
+    uint64_t newest = server->ring.newest_id;
+
+    if (id <= newest)
+        return;
+    ring_begin_after(&server->ring, id - 1);
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
+        struct conn *conn = conn_at(&server->http, fd);
+        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
+
+        /* one that came without an id before the first event ever has missed
+         * nothing */
+        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
+            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
+            conn_cut(&server->http, conn, "gap");
+    }
+}
 
 /* A message of the main stream. Returns where the splice text goes. */
 static size_t put_message(struct text *text, uint64_t id, struct slice message)
@@ -1642,37 +1538,37 @@ static void put_topic_end(struct text *text, uint64_t id,
 }
 
 /*
- * Appends an event to its topic's history and sets *id to its id; or finishes
- * the topic. A topic that is finished already stays as it is, unless the end
- * has an id from outside, which says that another server has this end too.
+ * Appends an event to its topic's history, or finishes the topic. A topic that
+ * is finished already stays as it is, unless the end has an id from outside,
+ * which says that another server has this end too.
  */
 static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event, uint64_t *id)
+                                  const struct event *event)
 {
     struct ring *ring = &server->ring;
     struct text frame = { server->frame, server->frame_size, 0 };
+    uint64_t id = event->id ? event->id : ring->newest_id + 1;
     size_t splice = 0;
 
     if (event->finishes && !event->id && topic_finished(ring, topic))
         return PUBLISHED;
-    *id = event->id ? event->id : ring->newest_id + 1;
-    if (*id > ID_MAX)
+    if (id > ID_MAX)
         return IDS_USED_UP;
     if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
         return NOT_ON_DISK;
-    if (*id <= ring->newest_id)
+    if (id <= ring->newest_id)
         return STALE;
     if (event->finishes)
-        put_topic_end(&frame, *id, topic, !event->incomplete);
+        put_topic_end(&frame, id, topic, !event->incomplete);
     else if (topic == server->main_topic)
-        splice = put_message(&frame, *id, event->data);
+        splice = put_message(&frame, id, event->data);
     else
-        text_put_event(&frame, *id, event);
+        text_put_event(&frame, id, event);
     if (ring_would_overrun(ring, frame.length, server->ready_from))
         return MUST_WAIT;
     if (ring->unbegun)
-        begin_kept_ids(server, *id);
-    ring_append(ring, topic, *id, text_slice(&frame), (uint32_t)splice,
+        begin_kept_ids(server, id);
+    ring_append(ring, topic, id, text_slice(&frame), (uint32_t)splice,
                 event->finishes);
     return PUBLISHED;
 }
@@ -1685,7 +1581,6 @@ static void publish_clock(struct server *server)
     time_t seconds = time(NULL);
     struct event event = { 0 };
     struct tm tm;
-    uint64_t id;
 
     if (server->http.now < server->next_clock)
         return;
@@ -1693,7 +1588,7 @@ static void publish_clock(struct server *server)
     event.data.data = message;
     event.data.length =
         strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
-    if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
+    if (publish_event(server, server->main_topic, &event) == MUST_WAIT)
         return;
     server->next_clock += server->options.interval;
     if (server->next_clock <= server->http.now)
@@ -1707,6 +1602,12 @@ static void publish_clock(struct server *server)
  * socket is full, or the subscriber has had SEND_BUDGET bytes; then it waits
  * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
  *
+ * What only this subscriber gets goes out at once (first blocks, a heartbeat)
+ * or after all frames (the end of a catch-up, the farewell). What a full socket
+ * does not take of it waits in subscriber->own, ahead of the frames to come. On
+ * the main stream a replay is the same sending with a limit (replay_end) and
+ * with spliced frames.
+ *
  * A turn delivers in two quanta: one for the passes over topics with new frames
  * (pass_next()), one for QUEUE_READY. So new events go out however much is
  * replayed. A quantum is bounded in sends, each of which is a system call, and
@@ -1717,6 +1618,65 @@ static void publish_clock(struct server *server)
  * This is the hot path: stream_send() and what it calls run once for every
  * subscriber and event. bench/scale measures it.
  */
+
+struct own {
+    uint32_t sent, length;
+    char bytes[];
+};
+
+static bool is_replaying(const struct subscriber *subscriber)
+{
+    return !subscriber->is_ahead && subscriber->replay_end;
+}
+
+static struct reader subscriber_reader(struct subscriber *subscriber)
+{
+    bool replays = is_replaying(subscriber);
+
+    return (struct reader){
+        .places = subscriber_places(subscriber),
+        .count = subscriber->topic_count,
+        .form = subscriber->form | (replays ? FORM_SPLICED : 0U),
+        .until = replays ? subscriber->replay_end : UINT64_MAX
+    };
+}
+
+/* Has `rest`, which may be the end of subscriber->own, wait for room in the
+ * socket. False without memory. */
+static bool set_own(struct server *server, struct subscriber *subscriber,
+                    struct slice rest)
+{
+    struct own *own = subscriber->own;
+    size_t room = 0;
+    char *memory = NULL;
+
+    if (own && rest.length &&
+        rest.data + rest.length == own->bytes + own->length) {
+        own->sent = own->length - (uint32_t)rest.length;
+        return true;
+    }
+    if (own)
+        memory_return(&server->http, sizeof(*own) + own->length);
+    free(own);
+    subscriber->own = NULL;
+    if (rest.length == 0)
+        return true;
+    if (!memory_grow(&server->http, &memory, &room, sizeof(*own) + rest.length))
+        return false;
+    subscriber->own = own = (struct own *)(void *)memory;
+    *own = (struct own){ .length = (uint32_t)rest.length };
+    memcpy(own->bytes, rest.data, rest.length);
+    return true;
+}
+
+/* The id at which a subscriber stands that has been sent everything. */
+static uint64_t position_of(const struct server *server,
+                            const struct subscriber *subscriber)
+{
+    if (subscriber->is_ahead && subscriber->ahead > server->ring.newest_id)
+        return subscriber->ahead;
+    return server->ring.newest_id;
+}
 
 /* Has more sent to the subscriber after the others have had their turn. A
  * handler too: a full socket has room again. */
@@ -2027,6 +1987,18 @@ static void end_history(struct server *server)
  * the table of them all.
  */
 
+static void publication_release(struct server *server,
+                                struct publication *publication)
+{
+    memory_free(&server->http, &publication->content,
+                &publication->content_room);
+    leave_topic(publication);
+    settle_promise(server, publication, true);
+    if (publication->topic)
+        topic_drop(&server->ring, publication->topic);
+    publication->topic = NULL;
+}
+
 static void handle_answered(struct server *server, struct conn *conn,
                             int status, uint64_t length)
 {
@@ -2040,6 +2012,37 @@ static const char *handle_promises(struct server *server)
 {
     sync_history(server);
     return server->sync_failed ? NOT_ON_DISK_TEXT : NULL;
+}
+
+/* The end of a subscriber: drops everything that it holds. The last one in a
+ * topic takes over its index there, see topic_leave(). */
+static void unsubscribe(struct server *server, struct conn *conn,
+                        const char *reason)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct place *places = subscriber_places(subscriber);
+    char peer[PEER_SIZE];
+
+    for (unsigned i = 0; i < subscriber->topic_count; i++) {
+        struct topic *topic = places[i].topic;
+        struct conn *moved = conn_at(&server->http, topic_leave(&places[i]));
+        struct place *place = subscriber_places(&moved->subscriber);
+
+        while (place->topic != topic)
+            place++;
+        place->index = places[i].index;
+        topic_drop(&server->ring, topic);
+    }
+    set_own(server, subscriber, SLICE(""));
+    if (subscriber->topic_count > 1)
+        free(subscriber->places);
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "unsubscribed",
+              "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
+              conn_peer(peer, conn), reason, subscriber->progress.events,
+              subscriber->bytes,
+              (uint32_t)(server->http.now / 1000) - subscriber->since);
 }
 
 static void handle_closing(struct server *server, struct conn *conn,
@@ -2260,7 +2263,7 @@ static int loop_timeout(const struct server *server)
                               ring_due(&server->ring) };
     uint64_t until = NEVER;
 
-    for (size_t i = 0; i < sizeof(dues) / sizeof(dues[0]); i++)
+    for (size_t i = 0; i < COUNT(dues); i++)
         if (dues[i] < until)
             until = dues[i];
     if (until == NEVER)
@@ -2422,7 +2425,7 @@ static const struct spec specs[] = {
     { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
 
-#define SPECS ((int)(sizeof(specs) / sizeof(specs[0])))
+#define SPECS ((int)COUNT(specs))
 
 static void print_help(void)
 {
@@ -2699,11 +2702,44 @@ static void check_options(struct server *server)
 
 /* --------------------------------------------------------------- the start
  *
- * The init_ functions, in the order in which main() calls them: each ends the
- * process if it fails. Listeners come after the history, so that nobody
- * connects to a server that cannot serve; standard input comes last, when all
- * that its events need is there.
+ * What main() calls before the loop, in its order; what fails ends the process.
+ * Listeners come after the history, so that nobody connects to a server that
+ * cannot serve; standard input comes last, when all that its events need is
+ * there.
  */
+
+/* What epoll watches but listeners, and the times when something is due. */
+static void init_loop(struct server *server)
+{
+    const struct options *options = &server->options;
+    struct http *http = &server->http;
+    struct epoll_event event = { .events = EPOLLIN };
+    char error[ERROR_SIZE];
+    sigset_t set;
+
+    http->handlers = &handlers;
+    http->server = server;
+    if (http_init(http, error) < 0)
+        die(EXIT_RUN_TIME, "%s", error);
+    sigemptyset(&set);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    server->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    event.data.u32 = (uint32_t)server->signals;
+    if (server->signals < 0 ||
+        epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
+        die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
+            strerror(errno));
+    update_time(server);
+    logger.refilled = http->now;
+    server->phase_end = server->next_watchdog = NEVER;
+    server->next_clock =
+        options->interval ? http->now + options->interval : NEVER;
+    server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
+}
 
 /* The id before that of the first event, if the clock gives the first id. */
 static uint64_t clock_position(void)
@@ -2812,33 +2848,6 @@ static void init_history(struct server *server)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
 }
 
-/* Standard input is published as the body of a request that never ends. Its
- * room is taken now, so that it cannot fail later. */
-static void init_input(struct server *server)
-{
-    const struct options *options = &server->options;
-    const char *topic = options->topic;
-    bool lines = !options->stdin_events;
-    char error[ERROR_SIZE];
-    struct conn *conn = http_read_input(&server->http, error);
-    struct publication *publication;
-
-    if (!conn)
-        die(EXIT_RUN_TIME, "%s", error);
-    publication = &conn->exchange->publication;
-    publication->topic = topic_hold(&server->ring, slice_of(topic));
-    publication->from = lines ? FROM_LINES : FROM_EVENTS;
-    publication->finishes = options->end;
-    publication->content_max = (size_t)options->max_event + lines; /* a CR */
-    if (!publication->topic ||
-        !memory_grow(&server->http, &publication->content,
-                     &publication->content_room, publication->content_max))
-        die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
-    event_parser_init(&publication->parser, NULL, 0);
-    log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
-              stdin_names[options->stdin_events]);
-}
-
 /* The bundled pages are as old as the program. */
 static void init_pages(struct server *server)
 {
@@ -2855,39 +2864,6 @@ static void init_pages(struct server *server)
     if (outcome > 0)
         log_event(LEVEL_WARN, "no_index",
                   "reason=\"--root has no index.html that can be read\"");
-}
-
-/* What epoll watches but listeners, and the times when something is due. */
-static void init_loop(struct server *server)
-{
-    const struct options *options = &server->options;
-    struct http *http = &server->http;
-    struct epoll_event event = { .events = EPOLLIN };
-    char error[ERROR_SIZE];
-    sigset_t set;
-
-    http->handlers = &handlers;
-    http->server = server;
-    if (http_init(http, error) < 0)
-        die(EXIT_RUN_TIME, "%s", error);
-    sigemptyset(&set);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    server->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-    event.data.u32 = (uint32_t)server->signals;
-    if (server->signals < 0 ||
-        epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
-        die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
-            strerror(errno));
-    update_time(server);
-    logger.refilled = http->now;
-    server->phase_end = server->next_watchdog = NEVER;
-    server->next_clock =
-        options->interval ? http->now + options->interval : NEVER;
-    server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
 }
 
 /* The service manager may hand over sockets that it holds, so that connections
@@ -2968,6 +2944,33 @@ static void announce(const struct server *server)
                strncmp(http->listeners[i].address, "unix:", 5) ? "http://" : "",
                http->listeners[i].address);
     fflush(stdout);
+}
+
+/* Standard input is published as the body of a request that never ends. Its
+ * room is taken now, so that it cannot fail later. */
+static void init_input(struct server *server)
+{
+    const struct options *options = &server->options;
+    const char *topic = options->topic;
+    bool lines = !options->stdin_events;
+    char error[ERROR_SIZE];
+    struct conn *conn = http_read_input(&server->http, error);
+    struct publication *publication;
+
+    if (!conn)
+        die(EXIT_RUN_TIME, "%s", error);
+    publication = &conn->exchange->publication;
+    publication->topic = topic_hold(&server->ring, slice_of(topic));
+    publication->from = lines ? FROM_LINES : FROM_EVENTS;
+    publication->finishes = options->end;
+    publication->content_max = (size_t)options->max_event + lines; /* a CR */
+    if (!publication->topic ||
+        !memory_grow(&server->http, &publication->content,
+                     &publication->content_room, publication->content_max))
+        die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
+    event_parser_init(&publication->parser, NULL, 0);
+    log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
+              stdin_names[options->stdin_events]);
 }
 
 /* ----------------------------------------------------------------- --check

@@ -26,9 +26,9 @@
  * Reading order: this file, ring.c (events and their history), http.c
  * (connections and what is said on them), sse.c (what the server does). sse.c
  * calls the other two; neither of them calls the other, nor sse.c, but through
- * struct handlers. In each file what is called stands above its caller. Each
- * part of this file is one of theirs: a structure stands above the functions
- * that take it.
+ * struct handlers. What is called stands above its caller, but the sections of
+ * sse.c follow the path of a request. Each part of this file is one of theirs:
+ * a structure stands above the functions that take it.
  */
 #ifndef SSE_H
 #define SSE_H
@@ -50,6 +50,8 @@ struct slice {
     const char *data;
     size_t length;
 };
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
 /* A slice of a string literal. */
 #define SLICE(literal) ((struct slice){ (literal), sizeof(literal) - 1 })
@@ -849,7 +851,6 @@ struct response {
     const uint64_t *position; /* of a stream: Last-Event-ID */
     const char *etag;      /* of a file, with its quotes; ranges are served */
     time_t modified;       /* Last-Modified */
-    unsigned retry_after;  /* seconds */
     struct slice location; /* Location: this path, with a slash at its end */
     uint64_t range_first;  /* Content-Range, at 206 and 416 */
     uint64_t range_last;

@@ -161,9 +161,7 @@ static void add_subscriber(uint32_t fd)
 static void publish_to_all(const struct event *event)
 {
     for (uint64_t i = 0; i < wanted.topics; i++) {
-        uint64_t id;
-
-        if (publish_event(&server, topics[i], event, &id) == PUBLISHED)
+        if (publish_event(&server, topics[i], event) == PUBLISHED)
             continue;
         deliver(&server); /* the ring is full of what is under way */
         i--;

@@ -131,6 +131,12 @@ static inline char *record_in(char *file, uint64_t slot)
     return file + PAGE_SIZE + slot * RECORD_SIZE;
 }
 
+static inline char *promise_in(char *file, uint64_t limit, size_t size,
+                               uint64_t slot)
+{
+    return file + promises_of(limit, size) + slot * PROMISE_SIZE;
+}
+
 static inline void fix_header(char *file)
 {
     put_bytes(file + HEADER_CHECK,
@@ -187,6 +193,9 @@ static inline void fix_file(char *file, uint64_t limit, size_t size)
         fix_state(state_in(file, which));
     for (uint64_t slot = 0; slot < slots_of(limit); slot++)
         fix_frame(record_in(file, slot), file + memory_of(limit), size);
+    for (uint64_t slot = 0; slot < limit && slot < PROMISES_MAX; slot++)
+        if (get32(promise_in(file, limit, size, slot)))
+            fix_promise(promise_in(file, limit, size, slot));
 }
 
 /* The fields, for changing them at random. */
@@ -258,6 +267,7 @@ static inline void change_file(char *file, uint64_t limit, size_t size,
                                uint64_t (*below)(uint64_t limit))
 {
     char *record = record_in(file, below(slots_of(limit)));
+    char *promise = promise_in(file, limit, size, below(limit));
 
     switch (below(16)) {
     case 0:
@@ -278,6 +288,12 @@ static inline void change_file(char *file, uint64_t limit, size_t size,
     case 4:
     case 5:
         file[memory_of(limit) + below(size)] = (char)below(256);
+        break;
+    case 6: /* any check: fix_file() puts it right */
+        promise[PROMISE_CHECK] = 1;
+        promise[PROMISE_NAME_LENGTH] = (char)below(256);
+        memcpy(promise + PROMISE_NAME, record + RECORD_NAME, TOPIC_NAME_MAX);
+        promise[PROMISE_NAME + below(TOPIC_NAME_MAX)] = (char)below(256);
         break;
     default:
         change_field(record, &record_fields[below(12)], below);
