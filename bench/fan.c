@@ -70,7 +70,7 @@ static struct options {
     const char *target, *ask;
     double port, pid;
     double subscribers, processes, topics;
-    double rate, depth, count, seconds, size; /* what is published */
+    double rate, depth, count, seconds, size;
     double replay;          /* events stored before the subscribers come */
     double mute, reconnect; /* per cent */
     bool stream, idle, json, quiet;
@@ -155,11 +155,18 @@ struct usage {
     double kernel;      /* bytes of slab and socket buffers on this machine */
 };
 
+/* The percentiles that are shown. */
+static const double parts[] = { 0.5, 0.9, 0.99, 0.999, 1 };
+
+enum {
+    PARTS = sizeof(parts) / sizeof(parts[0])
+};
+
 struct report {
     struct tally all;
     double publish_seconds;
     double deliver_seconds; /* from the first publish to the last byte */
-    double last[5];         /* how late the last receipts are: PARTS, in ns */
+    double last[PARTS];     /* how late an event's last receipt is, in ns */
     struct usage idle, before, after;
 };
 
@@ -612,9 +619,10 @@ static struct core_time read_core_time(const char *path)
     FILE *file = fopen(path, "re");
     double run = 0, waited = 0;
 
-    if (!file || fscanf(file, "%lf %lf", &run, &waited) != 2)
+    if (file && fscanf(file, "%lf %lf", &run, &waited) != 2)
         fail(path);
-    fclose(file);
+    if (file) /* else it was a thread that is no more */
+        fclose(file);
     return (struct core_time){ run / 1e9, waited / 1e9 };
 }
 
@@ -900,6 +908,7 @@ static void publish(struct report *report)
     uint64_t end = begin + (uint64_t)(options.seconds * 1e9);
     int fd = connect_from(0);
 
+    shared->began = begin;
     shared->act = PUBLISHING;
     if (options.ask)
         ask(begin, end);
@@ -1050,12 +1059,6 @@ static struct usage usage_now(void)
 }
 
 /* ---------------------------------------------------------------- report */
-
-static const double parts[] = { 0.5, 0.9, 0.99, 0.999, 1 };
-
-enum {
-    PARTS = sizeof(parts) / sizeof(parts[0])
-};
 
 /* Of all deliveries, in nanoseconds. */
 static double latency(const struct tally *tally, double part)
@@ -1560,9 +1563,8 @@ static void end_progress(pid_t pid)
 static const char usage[] =
     "usage: fan [OPTION...]\n"
     "Measures how a server of event streams on 127.0.0.1 delivers. Latency is\n"
-    "from when an event was due to when a subscriber has read it. Exits with "
-    "0\n"
-    "if each subscriber got each event, once and in order, else with 1.\n"
+    "from when an event was due to when a subscriber has read it. Exits with\n"
+    "0 if each subscriber got each event, once and in order, else with 1.\n"
     "  --port N               where it listens (3000)\n"
     "  --pid PID              its process (the one that listens)\n"
     "  --target PATH          of the stream (/events/fan)\n"
@@ -1703,7 +1705,6 @@ static void run_live(struct report *report, pid_t *children)
     start_all(children);
     sleep_until(now_ns() + SETTLE * UINT64_C(1000000));
     report->before = usage_now();
-    shared->began = now_ns();
     publish(report);
     __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
 }
