@@ -1749,7 +1749,7 @@ static uint32_t write_promise(struct ring *ring, struct slice name)
     uint32_t room = promises_room(&file->header);
     struct promise *promise;
 
-    if (file->promise_count == room)
+    if (file->promise_count >= room)
         return 0;
     do {
         file->promise_last = (file->promise_last + 1) % room;
