@@ -965,31 +965,41 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
  * Callers: respond_page(); http_serve_root() and sse.c at the start.
  */
 
-/* The assembler puts the pages into the binary as they are: the server is one
- * file that can be copied anywhere. */
-#define BUNDLE(symbol, file)            \
-    __asm__(".pushsection .rodata\n"    \
-            "bundle_" #symbol ":\n"     \
-            ".incbin \"" file "\"\n"    \
-            "bundle_" #symbol "_end:\n" \
-            ".byte 0\n"                 \
-            ".popsection\n");           \
-    extern const char bundle_##symbol[], bundle_##symbol##_end[]
+/* The bundled pages: a symbol and the file in static/. */
+#define PAGES(PAGE)                      \
+    PAGE(index_html, "index.html")       \
+    PAGE(index_js, "index.js")           \
+    PAGE(chat_html, "chat.html")         \
+    PAGE(chat_js, "chat.js")             \
+    PAGE(progress_html, "progress.html") \
+    PAGE(progress_js, "progress.js")     \
+    PAGE(monitor_html, "monitor.html")   \
+    PAGE(monitor_js, "monitor.js")       \
+    PAGE(inspect_html, "inspect.html")   \
+    PAGE(inspect_js, "inspect.js")       \
+    PAGE(clock_html, "clock.html")       \
+    PAGE(bar_js, "bar.js")               \
+    PAGE(ssed_js, "ssed.js")             \
+    PAGE(style_css, "style.css")
 
-BUNDLE(index_html, "static/index.html");
-BUNDLE(index_js, "static/index.js");
-BUNDLE(style_css, "static/style.css");
-BUNDLE(clock_html, "static/clock.html");
+/* The assembler puts them into the binary as they are: the server is one file
+ * that can be copied anywhere. */
+#define INCLUDE(symbol, name)               \
+    __asm__(".pushsection .rodata\n"        \
+            "bundle_" #symbol ":\n"         \
+            ".incbin \"static/" name "\"\n" \
+            "bundle_" #symbol "_end:\n"     \
+            ".byte 0\n"                     \
+            ".popsection\n");               \
+    extern const char bundle_##symbol[], bundle_##symbol##_end[];
+PAGES(INCLUDE)
 
+#define BUNDLED(symbol, name) \
+    { "/" name, bundle_##symbol, bundle_##symbol##_end, { 0 } },
 static struct bundled {
     const char *path, *data, *end;
     struct file file;
-} bundle[] = {
-    { "/index.html", bundle_index_html, bundle_index_html_end, { 0 } },
-    { "/index.js", bundle_index_js, bundle_index_js_end, { 0 } },
-    { "/style.css", bundle_style_css, bundle_style_css_end, { 0 } },
-    { "/clock.html", bundle_clock_html, bundle_clock_html_end, { 0 } },
-};
+} bundle[] = { PAGES(BUNDLED) };
 
 #define UTF8 "; charset=utf-8"
 

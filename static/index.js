@@ -5,8 +5,6 @@ const TEXTS = {
   en: {
     title: "Nothing lost: reconnect and catch up",
     lead: "Disconnect, wait, connect again: what you missed is sent first, then it is live. Kill the server and start it again: the page comes back by itself.",
-    clockLink: "Smallest example",
-    language: "中文",
     cards: "State",
     connection: "Connection",
     messages: "Messages",
@@ -49,8 +47,6 @@ const TEXTS = {
   zh: {
     title: "一条不丢：断线重连与数据续传",
     lead: "断开连接，等一会儿再连接：错过的消息先补发，然后继续实时接收。重启服务器，页面会自动恢复。",
-    clockLink: "最小示例",
-    language: "English",
     cards: "状态",
     connection: "连接状态",
     messages: "消息数",
@@ -96,37 +92,10 @@ const LOG_LIMIT = 300;
 const RETRY_MIN = 1000;
 const RETRY_MAX = 10000;
 const LAST_ID = "sse_last_event_id";
-const LANGUAGE = "ssed_language";
 
 const element = (id) => document.getElementById(id);
 
-// A page from a file or with storage turned off works too, without memory.
-function stored(key) {
-  try {
-    return localStorage.getItem(key) || "";
-  } catch {
-    return "";
-  }
-}
-
-function store(key, value) {
-  try {
-    if (value) localStorage.setItem(key, value);
-    else localStorage.removeItem(key);
-  } catch {
-    // nothing is kept then
-  }
-}
-
-function firstLanguage() {
-  const kept = stored(LANGUAGE);
-
-  if (Object.hasOwn(TEXTS, kept)) return kept;
-  return /^zh/i.test(navigator.language) ? "zh" : "en";
-}
-
-let language = firstLanguage();
-let texts = TEXTS[language];
+const page = ssedPage(TEXTS, renderTexts);
 let source = null;
 let state = "idle";
 let lastId = stored(LAST_ID);
@@ -147,10 +116,6 @@ let entries = [];
 let unshown = 0;
 let following = true;
 let frame = 0;
-
-function fill(text, values = {}) {
-  return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "?");
-}
 
 // Only what this page itself has moved is written: a tab that was left
 // disconnected must not put its old position over that of a newer tab.
@@ -182,8 +147,8 @@ function showMessage(look, data, id) {
 }
 
 function wording({ look, key, values, text }) {
-  if (key) return `${texts.systemMark} ${fill(texts[key], values)}`;
-  return look === "caught-up" ? `${texts.caughtUpMark} ${text}` : text;
+  if (key) return `${page.words.systemMark} ${page.fill(key, values)}`;
+  return look === "caught-up" ? `${page.words.caughtUpMark} ${text}` : text;
 }
 
 function item(record) {
@@ -251,7 +216,7 @@ function render() {
   frame = 0;
   element("message-count").textContent = messageCount;
   element("catchup-count").textContent = caughtUpCount;
-  element("last-event-id").textContent = lastId || texts.noId;
+  element("last-event-id").textContent = lastId || page.words.noId;
   enable("connect-btn", !trying());
   enable("disconnect-btn", trying());
   renderTime();
@@ -263,20 +228,14 @@ function render() {
 function renderState() {
   const status = element("connection-status");
 
-  if (status.textContent !== texts[state]) status.textContent = texts[state];
+  const word = page.words[state];
+
+  if (status.textContent !== word) status.textContent = word;
   status.dataset.state = state;
 }
 
 function renderTexts() {
-  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
-  for (const node of document.querySelectorAll("[data-text]"))
-    node.textContent = texts[node.dataset.text];
-  for (const node of document.querySelectorAll("[data-label]"))
-    node.setAttribute("aria-label", texts[node.dataset.label]);
-  element("language-btn").textContent = texts.language;
-  element("language-btn").lang = language === "zh" ? "en" : "zh-CN";
   element("publish-result").textContent = "";
-  document.title = `ssed · ${texts.title}`;
   element("messages").replaceChildren();
   unshown = entries.length;
   renderState();
@@ -402,7 +361,7 @@ function clearLog() {
 }
 
 function clearHistory() {
-  if (!confirm(texts.clearHistoryAsk)) return;
+  if (!confirm(page.words.clearHistoryAsk)) return;
   lastId = savedId = "";
   // at once, and also what another tab has kept meanwhile
   store(LAST_ID, "");
@@ -414,7 +373,7 @@ function showResult(text, bad) {
   const result = element("publish-result");
 
   result.className = bad ? "bad" : "";
-  result.textContent = `${texts.systemMark} ${text}`;
+  result.textContent = `${page.words.systemMark} ${text}`;
 }
 
 // ssed says in one line of plain text what is wrong; a proxy sends a page.
@@ -422,7 +381,7 @@ async function refusal(response) {
   const plain = /^text\/plain/.test(response.headers.get("Content-Type"));
   const reason = plain ? (await response.text()).trim() : "";
 
-  return reason || fill(texts.publishStatus, { status: response.status });
+  return reason || page.fill("publishStatus", { status: response.status });
 }
 
 async function post(text) {
@@ -436,7 +395,7 @@ async function post(text) {
     showResult(await refusal(response), true);
     return;
   }
-  showResult(fill(texts.published, await response.json()));
+  showResult(page.fill("published", await response.json()));
   // what was typed while it was on its way stays
   const field = element("publish-text");
   if (field.value === text) field.value = "";
@@ -449,16 +408,9 @@ async function publish(event) {
   try {
     await post(element("publish-text").value);
   } catch {
-    showResult(texts.publishFailed, true);
+    showResult(page.words.publishFailed, true);
   }
   publishing = false;
-}
-
-function switchLanguage() {
-  language = language === "zh" ? "en" : "zh";
-  texts = TEXTS[language];
-  store(LANGUAGE, language);
-  renderTexts();
 }
 
 element("connect-btn").onclick = connect;
@@ -466,7 +418,6 @@ element("disconnect-btn").onclick = disconnect;
 element("reconnect-btn").onclick = reconnect;
 element("clear-messages-btn").onclick = clearLog;
 element("clear-history-btn").onclick = clearHistory;
-element("language-btn").onclick = switchLanguage;
 element("publish-form").onsubmit = publish;
 element("newest-btn").onclick = () => {
   // the button goes, and the focus with it otherwise
@@ -489,5 +440,4 @@ addEventListener("online", () => {
   if (retryTimer) reconnect();
 });
 
-renderTexts();
 openStream();

@@ -1254,8 +1254,12 @@ Test(answer, dates)
 
 Test(file, the_bundled_ones)
 {
-    static const char *const paths[] = { "/", "/index.html", "/index.js",
-                                         "/style.css", "/clock.html" };
+    static const char *const paths[] = {
+        "/",           "/index.html",    "/index.js",    "/chat.html",
+        "/chat.js",    "/progress.html", "/progress.js", "/monitor.html",
+        "/monitor.js", "/inspect.html",  "/inspect.js",  "/clock.html",
+        "/bar.js",     "/ssed.js",       "/style.css",
+    };
     struct file file, again;
 
     http_bundle_init(1000);

@@ -1,0 +1,113 @@
+"use strict";
+
+// What all pages share: the bar at their top, their words in two languages, and
+// what the browser remembers for them.
+//
+//   const page = ssedPage({ en: { title: … }, zh: { title: … } }, render);
+//
+// puts the bar first into <body>; fills each element that has data-text="key"
+// with that word, and the aria-label, placeholder or title of those that have
+// data-label, data-placeholder or data-hint; sets the page's title; and then
+// calls render(). All but the bar is done again when the language changes.
+//
+//   page.language    "en" or "zh"
+//   page.words       the page's words in it
+//   page.fill(key, { count: 3 })    a word with values in its {places}
+
+// A page from a file or with storage turned off works too, without memory.
+function stored(key) {
+  try {
+    return localStorage.getItem(key) || "";
+  } catch {
+    return "";
+  }
+}
+
+function store(key, value) {
+  try {
+    if (value) localStorage.setItem(key, value);
+    else localStorage.removeItem(key);
+  } catch {
+    // nothing is kept then
+  }
+}
+
+const PAGES = [
+  { file: "./", en: "Catch up", zh: "续传" },
+  { file: "chat.html", en: "Chat", zh: "对话" },
+  { file: "progress.html", en: "Picture", zh: "图像" },
+  { file: "monitor.html", en: "Monitor", zh: "监控" },
+  { file: "inspect.html", en: "Inspect", zh: "检查" },
+  { file: "clock.html", en: "Clock", zh: "时钟" },
+];
+const LANGUAGE = "ssed_language";
+
+function firstLanguage() {
+  const kept = stored(LANGUAGE);
+
+  if (kept === "en" || kept === "zh") return kept;
+  return /^zh/i.test(navigator.language) ? "zh" : "en";
+}
+
+function ssedPage(texts = { en: {}, zh: {} }, render = () => {}) {
+  const here = location.pathname.split("/").pop() || "./";
+  const bar = document.createElement("nav");
+  const button = document.createElement("button");
+  const links = PAGES.map(({ file }) => {
+    const link = document.createElement("a");
+
+    link.href = file;
+    if (here === file || (here === "index.html" && file === "./"))
+      link.setAttribute("aria-current", "page");
+    return link;
+  });
+  const page = {
+    language: firstLanguage(),
+    get words() {
+      return texts[page.language];
+    },
+    fill(key, values = {}) {
+      const place = (_, name) => values[name] ?? "?";
+
+      return page.words[key].replace(/\{(\w+)\}/g, place);
+    },
+  };
+
+  function each(attribute, act) {
+    for (const node of document.querySelectorAll(`[data-${attribute}]`))
+      act(node, page.words[node.dataset[attribute]]);
+  }
+
+  function renderWords() {
+    const zh = page.language === "zh";
+
+    document.documentElement.lang = zh ? "zh-CN" : "en";
+    links.forEach((link, i) => {
+      link.textContent = PAGES[i][page.language];
+    });
+    bar.setAttribute("aria-label", zh ? "页面" : "Pages");
+    button.textContent = zh ? "English" : "中文";
+    button.lang = zh ? "en" : "zh-CN";
+    each("text", (node, word) => (node.textContent = word));
+    each("label", (node, word) => node.setAttribute("aria-label", word));
+    each("placeholder", (node, word) => (node.placeholder = word));
+    each("hint", (node, word) => (node.title = word));
+    if (page.words.title) document.title = `ssed · ${page.words.title}`;
+    render();
+  }
+
+  bar.className = "bar";
+  button.type = "button";
+  button.id = "language-btn";
+  button.className = "quiet";
+  button.onclick = () => {
+    page.language = page.language === "zh" ? "en" : "zh";
+    store(LANGUAGE, page.language);
+    renderWords();
+  };
+  bar.append(...links, button);
+  document.body.prepend(bar);
+  // not at once: what render() uses may be declared below the call
+  queueMicrotask(renderWords);
+  return page;
+}

@@ -1,0 +1,6 @@
+"use strict";
+
+const page = ssedPage({
+  en: { title: "inspect", lead: "" },
+  zh: { title: "inspect", lead: "" },
+});
