@@ -110,8 +110,9 @@ Test(input, may_be_a_file)
         snprintf(text, sizeof(text), "line %d", i);
         stream_expect_event(&stream, id, NULL, text);
     }
-    stream_expect_event(&stream, "5001", "ssed.end",
-                        "{\"topic\":\"t\",\"last\":\"5000\"}");
+    stream_expect_event(
+        &stream, "5001", "ssed.end",
+        "{\"topic\":\"t\",\"last\":\"5000\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     close(input);
@@ -200,7 +201,7 @@ Test(input, the_writers_of_a_fifo_may_be_gone_at_the_start)
     stream_expect_event(&stream, "0", NULL, NULL);
     stream_expect_event(&stream, "1", NULL, "x");
     stream_expect_event(&stream, "2", "ssed.end",
-                        "{\"topic\":\"t\",\"last\":\"1\"}");
+                        "{\"topic\":\"t\",\"last\":\"1\",\"complete\":true}");
     stream_close(&stream);
     server_stop(&server);
 }
@@ -355,7 +356,7 @@ Test(input, passes_on_what_another_server_says)
     put(out, "id: 21\ndata: b\n\nid: 22\nevent: ssed.end\ndata: {}\n\n");
     stream_expect_event(&stream, "21", NULL, "b");
     stream_expect_event(&stream, "22", "ssed.end",
-                        "{\"topic\":\"t\",\"last\":\"21\"}");
+                        "{\"topic\":\"t\",\"last\":\"21\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     /* nothing of it is the other topic's */
