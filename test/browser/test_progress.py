@@ -248,12 +248,15 @@ class Progress(PageTest):
         self.fail(f"{button} cannot be reached by key")
 
     def test_matrix(self):
-        self.begin()
+        self.begin(start=False)
         self.matrix("progress-begun")
-        self.wait_for_step(8)
+        self.look()
+        self.speak("en")
+        self.click("#start-btn")
+        self.wait_for_step(5)
         self.click("#cut-btn")
         self.wait_for_state("cutOff")
         self.wait_for_state("live")
         self.click("#join-btn")
-        self.wait_for_step(9, "late")
+        self.wait_for_step(6, "late")
         self.matrix("progress")
