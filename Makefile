@@ -187,6 +187,14 @@ readme: $(SSED) ## run the commands of README.md
 	@$(call need,curl node ping python3,curl iputils-ping nodejs python3)
 	$(Q)test/readme.sh ./$(SSED)
 
+# browser TESTS='clock chat': those with one of these in their names
+browser: $(SSED) ## drive the pages in Chromium (TESTS=), with screenshots
+	@$(call need,chromium chromedriver $\
+		/usr/lib/python3/dist-packages/selenium $\
+		/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc,$\
+		chromium chromium-driver fonts-noto-cjk python3-selenium)
+	$(Q)test/browser/run.py ./$(SSED) $(TESTS)
+
 SOAK_SECONDS ?= 60
 
 soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
@@ -370,7 +378,7 @@ help: ## list the targets
 	$(BENCH:%=$(BUILD)/bench/%.d)
 
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
-	black-box check check-compiler check-deps check-unit clang clean coverage \
-	crash debug deps format fuzz help install musl readme run soak static test \
-	tiny uninstall unit valgrind FORCE
+	black-box browser check check-compiler check-deps check-unit clang clean \
+	coverage crash debug deps format fuzz help install musl readme run soak \
+	static test tiny uninstall unit valgrind FORCE
 .SECONDARY:
