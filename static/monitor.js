@@ -101,7 +101,7 @@ const TEXTS = {
     queue: "队列",
     loadUnit: "次/秒",
     latencyUnit: "毫秒",
-    queueUnit: "个任务",
+    queueUnit: "个",
     spike: "{name}突增至 {value} {unit}，此前 2 秒平均为 {mean}",
     rise: "{name}在 10 秒内从 {from} 升至 {value} {unit}",
     fall: "{name}在 10 秒内从 {from} 降至 {value} {unit}",
