@@ -2611,6 +2611,8 @@ static int listen_on(struct http *http, const char *name,
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (address->sa_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+    if (address->sa_family != AF_UNIX && http->reuse_port)
+        setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
     if (address->sa_family != AF_UNIX)
         tune_listener(fd);
     if (bind(fd, address, length) == 0 && listen(fd, SOMAXCONN) == 0)

@@ -299,8 +299,8 @@ void event_parser_init(struct event_parser *parser, char *data, size_t room)
 static void event_reset(struct event_parser *parser)
 {
     parser->length = parser->name_length = 0;
-    parser->id_length = parser->retry_length = 0;
-    parser->has_data = parser->has_id = false;
+    parser->id_length = parser->retry_length = parser->topic_length = 0;
+    parser->has_data = parser->has_id = parser->has_topic = false;
     parser->too_long = parser->complete = false;
 }
 
@@ -328,6 +328,9 @@ static void event_append_value(struct event_parser *parser, struct slice bytes)
     } else if (parser->field == FIELD_EVENT) {
         append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
                        bytes);
+    } else if (parser->field == FIELD_TOPIC) {
+        append_bounded(parser->topic, &parser->topic_length, TOPIC_NAME_MAX,
+                       bytes);
     } else if (parser->field != FIELD_OTHER) {
         append_bounded(parser->candidate, &parser->candidate_length,
                        EVENT_NUMBER_MAX, bytes);
@@ -346,11 +349,16 @@ static void event_begin_value(struct event_parser *parser)
                     : slice_is(name, "event") ? FIELD_EVENT
                     : slice_is(name, "id")    ? FIELD_ID
                     : slice_is(name, "retry") ? FIELD_RETRY
+                    : slice_is(name, "topic") ? FIELD_TOPIC
                                               : FIELD_OTHER;
     parser->candidate_length = 0;
     parser->candidate_has_nul = false;
     if (parser->field == FIELD_EVENT)
         parser->name_length = 0;
+    if (parser->field == FIELD_TOPIC) {
+        parser->topic_length = 0;
+        parser->has_topic = true;
+    }
     if (parser->field != FIELD_DATA)
         return;
     if (parser->has_data)

@@ -814,6 +814,25 @@ static bool is_input(const struct conn *conn)
     return conn->flags & FLAG_INPUT;
 }
 
+/* Has what follows on standard input published to that topic. Returns why that
+ * cannot be, or NULL. */
+static const char *change_topic(struct server *server,
+                                struct publication *publication,
+                                struct slice name)
+{
+    const char *refused = name.length ? topic_name_refused(name) : NULL;
+    struct topic *topic;
+
+    if (refused)
+        return refused;
+    topic = topic_hold(&server->ring, name);
+    if (!topic)
+        return "no memory for the topic";
+    topic_drop(&server->ring, publication->topic);
+    publication->topic = topic;
+    return NULL;
+}
+
 /* In topic->publications a stream is found by whoever finishes the topic. */
 static void join_topic(struct publication *publication, uint32_t fd)
 {
@@ -1258,6 +1277,8 @@ static void publication_step(struct server *server, struct conn *conn)
         publication->last = server->ring.newest_id;
         break;
     case STEP_FINISH:
+        if (is_input(conn)) /* which holds it: this cannot fail */
+            change_topic(server, publication, slice_of(server->options.topic));
         if (!publication->finishes || append_or_wait(server, conn, &end))
             publication->step = STEP_ANSWER;
         break;
@@ -1426,13 +1447,22 @@ static const char *take_parsed(struct server *server, struct conn *conn)
     struct publication *publication = &conn->exchange->publication;
     const struct event_parser *parser = &publication->parser;
     struct event *event = &publication->event;
-    bool is_main = publication->topic == server->main_topic;
     static const char incomplete[] = "\"complete\":false";
     const char *refused = NULL;
+    bool is_main;
 
     *event = (struct event){ .name = { parser->name, parser->name_length },
                              .retry = { parser->retry, parser->retry_length },
                              .data = { parser->data, parser->length } };
+    if (is_input(conn))
+        refused = change_topic(
+            server, publication,
+            parser->has_topic
+                ? (struct slice){ parser->topic, parser->topic_length }
+                : slice_of(server->options.topic));
+    if (refused)
+        return refused;
+    is_main = publication->topic == server->main_topic;
     if (is_input(conn) && slice_is(event->name, "ssed.gap"))
         return take_gap(server, publication);
     if (server->options.kept_ids && !take_parsed_id(parser, &event->id))
@@ -2358,6 +2388,8 @@ static const struct spec specs[] = {
               "unix:PATH[,mode=660]; repeatable" },
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
+    { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
+      .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
       .help = "serve the files of a folder, not the bundled pages" },
     { "history", "N", KIND_NUMBER, 'n', OPTION(history), 1, HISTORY_EVENTS_MAX,
@@ -2965,6 +2997,7 @@ static void init_input(struct server *server)
     publication->finishes = options->end;
     publication->content_max = (size_t)options->max_event + lines; /* a CR */
     if (!publication->topic ||
+        !topic_hold(&server->ring, slice_of(topic)) || /* for good */
         !memory_grow(&server->http, &publication->content,
                      &publication->content_room, publication->content_max))
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");

@@ -204,6 +204,7 @@ void text_put_event(struct text *text, uint64_t id, const struct event *event);
  * An id is its own block's and does not last beyond it.
  */
 enum {
+    TOPIC_NAME_MAX = 255,
     EVENT_NAME_MAX = 255,
     EVENT_NUMBER_MAX = 16, /* digits of an id or a retry */
     EVENT_FIELD_NAME_MAX = 5,
@@ -222,11 +223,13 @@ struct event_parser {
         FIELD_EVENT,
         FIELD_ID,
         FIELD_RETRY,
+        FIELD_TOPIC, /* not of the standard: for standard input */
     } field;
     bool at_start; /* of the stream: a byte order mark may come */
     bool complete; /* the values are those of an event */
     bool has_data;
     bool has_id;
+    bool has_topic;
     bool too_long; /* the data has more than `room` bytes */
     bool candidate_has_nul;
     char *data;         /* not owned */
@@ -235,11 +238,13 @@ struct event_parser {
     size_t name_length; /* over EVENT_NAME_MAX: it is longer than that */
     size_t id_length;   /* over EVENT_NUMBER_MAX: likewise */
     size_t retry_length;
+    size_t topic_length; /* over TOPIC_NAME_MAX: likewise */
     size_t candidate_length;
     size_t field_length;
     char name[EVENT_NAME_MAX + 1];
     char id[EVENT_NUMBER_MAX + 1];
     char retry[EVENT_NUMBER_MAX + 1]; /* digits alone */
+    char topic[TOPIC_NAME_MAX + 1];
     char candidate[EVENT_NUMBER_MAX + 1];
     char field_name[EVENT_FIELD_NAME_MAX + 1];
 };
@@ -371,7 +376,6 @@ struct ring {
 };
 
 enum {
-    TOPIC_NAME_MAX = 255,
     READER_TOPICS_MAX = 16
 };
 
@@ -1157,6 +1161,8 @@ struct http {
     uint64_t memory_limit;    /* bytes that requests may hold */
     uint64_t head_timeout;
     uint64_t idle_timeout;
+
+    bool reuse_port; /* other processes may listen on the same address */
 
     int epoll;
     int root; /* the folder whose files are served, -1: bundled pages */
