@@ -240,7 +240,7 @@ function add(line, time = performance.now()) {
   changed();
 }
 
-function note(key, values = {}, look = "note") {
+function note(key, values = {}, look = "remark") {
   add({ key, values, look });
 }
 
