@@ -436,16 +436,21 @@ element("newest-btn").onclick = () => {
 element("messages").onscroll = scrolled;
 new ResizeObserver(resized).observe(element("messages"));
 // A page that is hidden or goes gets no frames: its position is kept without.
-addEventListener("pagehide", savePosition);
 addEventListener("visibilitychange", savePosition);
+addEventListener("pagehide", () => {
+  savePosition();
+  // The browser keeps a page for the way back, and its streams with it: after
+  // six of them it would not get another page from this server.
+  source?.close();
+});
+// A page that comes back from there has a dead connection.
+addEventListener("pageshow", (event) => {
+  if (event.persisted && trying()) reconnect();
+});
 setInterval(() => {
   renderTime();
   savePosition();
 }, 500);
-// A page that comes back from the browser's cache has a dead connection.
-addEventListener("pageshow", (event) => {
-  if (event.persisted && trying()) reconnect();
-});
 addEventListener("online", () => {
   if (retryTimer) reconnect();
 });

@@ -1146,6 +1146,16 @@ on("newest-btn", "click", () => {
   toNewest();
 });
 addEventListener("resize", measure);
+// The browser keeps a page for the way back, and its stream with it: this one
+// goes on from its position then.
+addEventListener("pagehide", () => {
+  if (!current) return;
+  current.over.abort();
+  current = { ...current, over: new AbortController() };
+});
+addEventListener("pageshow", (event) => {
+  if (event.persisted && current) follow(current);
+});
 
 element("address").value = firstAddress();
 measure();

@@ -956,8 +956,10 @@ new ResizeObserver(wake).observe(chart);
 addEventListener("visibilitychange", () => (unpainted = []));
 addEventListener("pagehide", () => {
   if (source) stopSource();
+  // the browser keeps a page for the way back, and its stream with it
+  stream?.close();
 });
-// A page that comes back from the browser's cache has a dead connection.
+// A page that comes back from there has a dead connection.
 addEventListener("pageshow", (event) => {
   if (event.persisted && trying()) openStream();
 });

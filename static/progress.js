@@ -653,11 +653,13 @@ element("join-btn").onclick = () => {
   if (topic) late.join("last=2");
 };
 addEventListener("pagehide", () => {
+  // the browser keeps a page for the way back, and its streams with it
+  for (const { source } of [reader, late]) source?.close();
   if (!run) return;
   stop();
   finishTopic();
 });
-// A page that comes back from the browser's cache has dead connections.
+// A page that comes back from there has dead connections.
 addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   for (const one of [reader, late]) if (one.source) one.open();

@@ -85,6 +85,23 @@ class AllPages(PageTest):
             self.wait(lambda: self.driver.current_url.split("?")[0] == url, url)
             self.wait(lambda: self.text("h1").strip(), "a heading")
 
+    def test_a_page_that_is_left_reads_no_more(self):
+        # the browser keeps it for the way back; with its stream it would soon
+        # have as many connections as it makes to one server, and stand still
+        for file in FILES:
+            self.start("--interval", "0", "--access-log")
+            with self.page(file + "?topic=x"):
+                self.wait(lambda: self.streams() > 0, "a stream")
+                self.driver.get("about:blank")
+                self.wait(lambda: self.streams() == 0, "no stream", seconds=5)
+                self.driver.back()
+                self.wait(lambda: self.streams() > 0, "a stream again")
+
+    def streams(self):
+        """That the server has now."""
+        log = "".join(self.server.log)
+        return log.count("event=subscribed") - log.count("event=unsubscribed")
+
     def test_each_has_a_title(self):
         titles = set()
         for language in ("en", "zh"):
