@@ -295,16 +295,18 @@ bench-tools: $(BENCH:%=$(BUILD)/bench/%) ## build the load generators and the fl
 
 COMPARE = SSED=./$(SSED) TOOLS=$(BUILD)/bench bench/compare
 
-bench: $(SSED) bench-tools ## measure against the floor, with bounds (3 minutes)
+bench: $(SSED) bench-tools ## measure against the floor, with bounds (5 minutes)
 	$(Q)$(COMPARE)
 
-bench-full: $(SSED) bench-tools ## all of it, and the peers (10 minutes)
-	@$(call need,wrk npm /usr/lib/nginx/modules/ngx_nchan_module.so,$\
-		nginx libnginx-mod-nchan wrk nodejs npm)
+bench-full: $(SSED) bench-tools ## all of it, the peers and their picture
+	@$(call need,wrk gnuplot /usr/lib/nginx/modules/ngx_nchan_module.so,$\
+		nginx libnginx-mod-nchan wrk gnuplot-nox)
+	@$(call need,npm,nodejs npm)
 	$(Q)test -d .build/peers/node_modules/express || \
 		npm install --silent --prefix .build/peers express
-	$(Q)RESULTS=.build/bench-results $(COMPARE) broadcast saturation \
-		replay memory awake growth pages scale parse peers
+	$(Q)RESULTS=.build/bench-results PICTURE=bench/results.svg $(COMPARE) \
+		broadcast rate50 pace saturation replay memory awake growth pages \
+		scale parse peers
 
 ABUSE_SECONDS ?= 5
 

@@ -52,8 +52,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
 /* Sizes that a build for tests may have otherwise, with -D. */
 #ifndef IN_FIRST
 #define IN_FIRST 2048 /* bytes of a request that are read at first */
@@ -882,6 +880,8 @@ static void put_cors(struct head *head, const struct response *response)
     put_field(head, "Access-Control-Allow-Origin", response->cors);
     if (strcmp(response->cors, "*") != 0)
         put_field(head, "Vary", "Origin");
+    if (response->position)
+        put_field(head, "Access-Control-Expose-Headers", "Last-Event-ID");
     if (!response->preflight)
         return;
     put_field(head, "Access-Control-Allow-Methods", response->allow);
@@ -938,10 +938,11 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
     put_field(&head, "WWW-Authenticate",
               response->status == 401 ? "Bearer" : NULL);
-    if (response->retry_after)
-        put_line(&head, "Retry-After: %u\r\n", response->retry_after);
+    put_field(&head, "Retry-After", response->status == 503 ? "2" : NULL);
     if (response->location.length)
         put_location(&head, response->location);
+    if (response->position)
+        put_line(&head, "Last-Event-ID: %" PRIu64 "\r\n", *response->position);
     if (response->cors)
         put_cors(&head, response);
     /* text that was published must not be run as a script or a page */
@@ -1829,8 +1830,6 @@ void respond_text(struct http *http, struct conn *conn,
 
     response.type = "text/plain; charset=utf-8";
     response.length = (uint64_t)length;
-    if (response.status == 503 && !response.retry_after)
-        response.retry_after = 2;
     respond(http, conn, &response, (struct slice){ line, (size_t)length });
 }
 
@@ -2470,11 +2469,11 @@ uint64_t http_next(const struct http *http)
 
 bool http_is_idle(const struct http *http)
 {
-    return http->in_state[CONN_RESPOND] + http->in_state[CONN_LINGER] +
-               http->queues[QUEUE_WORK].count +
-               http->queues[QUEUE_ANSWERS].count +
-               http->queues[QUEUE_ANSWERS_BUSY].count ==
-           0;
+    uint32_t count = http->in_state[CONN_RESPOND] + http->in_state[CONN_LINGER];
+
+    for (int i = QUEUE_WORK; i <= QUEUE_ANSWERS_BUSY; i++)
+        count += http->queues[i].count;
+    return count == 0;
 }
 
 /* --------------------------------------------------------------- listeners
@@ -2612,6 +2611,8 @@ static int listen_on(struct http *http, const char *name,
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (address->sa_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+    if (address->sa_family != AF_UNIX && http->reuse_port)
+        setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
     if (address->sa_family != AF_UNIX)
         tune_listener(fd);
     if (bind(fd, address, length) == 0 && listen(fd, SOMAXCONN) == 0)

@@ -299,8 +299,8 @@ void event_parser_init(struct event_parser *parser, char *data, size_t room)
 static void event_reset(struct event_parser *parser)
 {
     parser->length = parser->name_length = 0;
-    parser->id_length = parser->retry_length = 0;
-    parser->has_data = parser->has_id = false;
+    parser->id_length = parser->retry_length = parser->topic_length = 0;
+    parser->has_data = parser->has_id = parser->has_topic = false;
     parser->too_long = parser->complete = false;
 }
 
@@ -328,6 +328,9 @@ static void event_append_value(struct event_parser *parser, struct slice bytes)
     } else if (parser->field == FIELD_EVENT) {
         append_bounded(parser->name, &parser->name_length, EVENT_NAME_MAX,
                        bytes);
+    } else if (parser->field == FIELD_TOPIC) {
+        append_bounded(parser->topic, &parser->topic_length, TOPIC_NAME_MAX,
+                       bytes);
     } else if (parser->field != FIELD_OTHER) {
         append_bounded(parser->candidate, &parser->candidate_length,
                        EVENT_NUMBER_MAX, bytes);
@@ -346,11 +349,16 @@ static void event_begin_value(struct event_parser *parser)
                     : slice_is(name, "event") ? FIELD_EVENT
                     : slice_is(name, "id")    ? FIELD_ID
                     : slice_is(name, "retry") ? FIELD_RETRY
+                    : slice_is(name, "topic") ? FIELD_TOPIC
                                               : FIELD_OTHER;
     parser->candidate_length = 0;
     parser->candidate_has_nul = false;
     if (parser->field == FIELD_EVENT)
         parser->name_length = 0;
+    if (parser->field == FIELD_TOPIC) {
+        parser->topic_length = 0;
+        parser->has_topic = true;
+    }
     if (parser->field != FIELD_DATA)
         return;
     if (parser->has_data)
@@ -449,10 +457,12 @@ size_t event_parser_read(struct event_parser *parser, struct slice data)
  * is longer than that, so a range of bytes wraps once at most.
  */
 
-/* Of the section on the history file, below. Without a file the first and the
- * third are not called, and the second does nothing. */
+/* Of the section on the history file, below. Without a file only write_mark()
+ * is called, and does nothing. */
 static void write_record(struct ring *ring);
 static void write_mark(struct ring *ring, uint64_t id);
+static uint32_t write_promise(struct ring *ring, struct slice name);
+static void clear_promise(struct ring *ring, uint32_t slot);
 static void close_file(struct history_file *file);
 
 static struct frame *frame_at(const struct ring *ring, uint64_t ordinal)
@@ -669,6 +679,73 @@ void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id)
     raise_to(&topic->mark, id);
     raise_to(&ring->newest_id, id);
     write_mark(ring, id);
+}
+
+static void queue_topic(struct ring *ring, enum topic_queue queue,
+                        struct topic *topic)
+{
+    if (topic->queued[queue])
+        return;
+    topic->references++;
+    topic->queued[queue] = true;
+    topic->queue_next[queue] = NULL;
+    if (ring->queue_first[queue])
+        ring->queue_last[queue]->queue_next[queue] = topic;
+    else
+        ring->queue_first[queue] = topic;
+    ring->queue_last[queue] = topic;
+}
+
+/* The first topic of a queue, which is for the caller to drop; or NULL. */
+static struct topic *unqueue_topic(struct ring *ring, enum topic_queue queue)
+{
+    struct topic *topic = ring->queue_first[queue];
+
+    if (topic) {
+        topic->queued[queue] = false;
+        ring->queue_first[queue] = topic->queue_next[queue];
+    }
+    return topic;
+}
+
+/* The file forgets a topic's promises when none is left to be kept. */
+static void forget_promise(struct ring *ring, struct topic *topic)
+{
+    if (topic->promise && !topic->promises && !topic->broken) {
+        clear_promise(ring, topic->promise);
+        topic->promise = 0;
+    }
+}
+
+bool topic_promise(struct ring *ring, struct topic *topic)
+{
+    if (ring->file && !topic->promise) {
+        topic->promise = write_promise(ring, topic->name);
+        if (!topic->promise)
+            return false;
+    }
+    topic->promises++;
+    return true;
+}
+
+void topic_settle(struct ring *ring, struct topic *topic, bool broken)
+{
+    assert(topic->promises > 0);
+    topic->promises--;
+    if (broken) {
+        topic->broken = true;
+        queue_topic(ring, TOPICS_BROKEN, topic);
+    }
+    forget_promise(ring, topic);
+}
+
+void topic_mended(struct ring *ring)
+{
+    struct topic *topic = unqueue_topic(ring, TOPICS_BROKEN);
+
+    topic->broken = false;
+    forget_promise(ring, topic);
+    topic_drop(ring, topic);
 }
 
 /* What set_mark() sets: twalk(3) hands nothing on, and twalk_r(3) is glibc's
@@ -904,56 +981,76 @@ bool topic_finished(const struct ring *ring, const struct topic *topic)
  * to, until its time is up.
  *
  * While a topic has frames that have not been offered to all of its
- * subscribers, it is in the ring's queue of passes, which holds a reference to
- * it. A pass visits the subscribers [0, unvisited) from the last to the first,
- * so that one that leaves is replaced by one that has been visited. Frames that
- * are appended meanwhile go out with those of the pass to each subscriber that
- * has not been visited yet; another pass follows for the rest.
+ * subscribers, it is in TOPICS_IN_PASS, or rests before its next pass. A pass
+ * visits the subscribers [0, unvisited) from the last to the first, so that one
+ * that leaves is replaced by one that has been visited. Frames that are
+ * appended meanwhile go out with those of the pass to each subscriber that has
+ * not been visited yet; another pass follows for the rest.
  *
- * topic->undelivered is the oldest frame of the pass, and 0 outside of the
- * queue. Publishers wait if they would evict it or one after it: see
+ * With ring->pace a topic rests from the begin of a pass on: the next one does
+ * not begin before that time is over. All rest equally long, so the one that
+ * went first into TOPICS_RESTING is the first to come out.
+ *
+ * topic->undelivered is the oldest frame of the pass, or of the next one.
+ * Publishers wait if they would evict it or one after it: see
  * ring_would_overrun().
  */
 
-static void queue_pass(struct ring *ring, struct topic *topic)
+static void begin_pass(struct ring *ring, struct topic *topic)
 {
-    topic->next_in_pass = NULL;
-    if (ring->pass_last)
-        ring->pass_last->next_in_pass = topic;
-    else
-        ring->pass_first = topic;
-    ring->pass_last = topic;
-}
-
-static void begin_pass(struct topic *topic, uint64_t ordinal)
-{
-    topic->undelivered = ordinal;
     topic->unvisited = topic->subscriber_count;
     topic->pass_newest = topic->newest;
+    queue_topic(ring, TOPICS_IN_PASS, topic);
+    if (ring->pace) {
+        topic->rests_until = ring->now + ring->pace;
+        queue_topic(ring, TOPICS_RESTING, topic);
+    }
 }
 
 void pass_yield(struct ring *ring)
 {
-    struct topic *topic = ring->pass_first;
+    struct topic *topic = unqueue_topic(ring, TOPICS_IN_PASS);
 
     if (!topic)
         return;
-    ring->pass_first = topic->next_in_pass;
-    if (!ring->pass_first)
-        ring->pass_last = NULL;
-    if (!topic->unvisited)
-        begin_pass(topic, topic_after(ring, topic, topic->pass_newest));
-    if (topic->undelivered)
-        queue_pass(ring, topic);
-    else
+    if (topic->unvisited) {
+        queue_topic(ring, TOPICS_IN_PASS, topic);
+    } else {
+        topic->undelivered = topic_after(ring, topic, topic->pass_newest);
+        if (topic->undelivered && !topic->queued[TOPICS_RESTING])
+            begin_pass(ring, topic);
+    }
+    topic_drop(ring, topic);
+}
+
+void pass_wake(struct ring *ring)
+{
+    const struct topic *first;
+
+    while ((first = ring->queue_first[TOPICS_RESTING]) &&
+           first->rests_until <= ring->now) {
+        struct topic *topic = unqueue_topic(ring, TOPICS_RESTING);
+
+        if (topic->undelivered && !topic->queued[TOPICS_IN_PASS])
+            begin_pass(ring, topic);
         topic_drop(ring, topic);
+    }
+}
+
+uint64_t ring_due(const struct ring *ring)
+{
+    const struct topic *rests = ring->queue_first[TOPICS_RESTING];
+
+    if (ring->queue_first[TOPICS_IN_PASS])
+        return 0;
+    return rests ? rests->rests_until : NEVER;
 }
 
 uint32_t pass_next(struct ring *ring)
 {
-    while (ring->pass_first) {
-        struct topic *topic = ring->pass_first;
+    struct topic *topic;
 
+    while ((topic = ring->queue_first[TOPICS_IN_PASS])) {
         if (topic->unvisited)
             return topic->subscribers[--topic->unvisited];
         pass_yield(ring);
@@ -1044,10 +1141,12 @@ uint64_t ring_append(struct ring *ring, struct topic *topic, uint64_t id,
     if (ring->file)
         write_record(ring);
     append_entry(ring);
+    if (end)
+        topic->broken = false;
     if (!topic->undelivered && topic->subscriber_count) {
-        topic->references++;
-        begin_pass(topic, ordinal);
-        queue_pass(ring, topic);
+        topic->undelivered = ordinal;
+        if (!topic->queued[TOPICS_RESTING])
+            begin_pass(ring, topic);
     }
     return ordinal;
 }
@@ -1446,7 +1545,8 @@ uint64_t start_oldest(const struct ring *ring, const struct reader *reader,
  */
 
 enum {
-    FILE_VERSION = 2,
+    FILE_VERSION = 3,     /* version 2 had no promises */
+    PROMISES_MAX = 16384, /* topics whose end is promised at the same time */
     PAGE = 4096,
     STATE_OFFSET = 512, /* of the first copy; the second is as far behind it */
     BOOT_ID_MAX = 64,
@@ -1495,6 +1595,13 @@ struct record {
     char name[TOPIC_NAME_MAX + 1];
 };
 
+/* A topic to which a publisher has promised an end. */
+struct promise {
+    uint32_t check; /* of what follows, to the end of the name; 0: it is free */
+    uint8_t name_length;
+    char name[TOPIC_NAME_MAX];
+};
+
 struct history_file {
     int fd;
     size_t length;
@@ -1503,6 +1610,9 @@ struct history_file {
     struct file_header header;
     struct file_state state;
     struct record *records;
+    struct promise *promises;
+    uint32_t promise_count;
+    uint32_t promise_last; /* the slot that was taken last */
 };
 
 static uint64_t whole_pages(uint64_t length)
@@ -1515,9 +1625,24 @@ static uint64_t memory_offset(uint64_t limit)
     return PAGE + whole_pages(slots_for(limit) * sizeof(struct record));
 }
 
-static uint64_t file_length(const struct file_header *header)
+static uint64_t promises_offset(const struct file_header *header)
 {
     return memory_offset(header->limit) + whole_pages(header->size);
+}
+
+/* As many topics as there may be events, but not without end. */
+static uint32_t promises_room(const struct file_header *header)
+{
+    if (header->version != FILE_VERSION)
+        return 0;
+    return header->limit < PROMISES_MAX ? (uint32_t)header->limit
+                                        : PROMISES_MAX;
+}
+
+static uint64_t file_length(const struct file_header *header)
+{
+    return promises_offset(header) +
+           whole_pages(promises_room(header) * sizeof(struct promise));
 }
 
 /* CRC-32C (RFC 3720, appendix B.4): what a byte does to the sum. */
@@ -1619,6 +1744,41 @@ static void write_record(struct ring *ring)
     ring->unsynced = true;
 }
 
+static uint32_t promise_check(const struct promise *promise)
+{
+    return check_between(&promise->name_length,
+                         promise->name + promise->name_length);
+}
+
+/* Remembers a promise. Returns its slot, counted from 1; 0 if none is free. */
+static uint32_t write_promise(struct ring *ring, struct slice name)
+{
+    struct history_file *file = ring->file;
+    uint32_t room = promises_room(&file->header);
+    struct promise *promise;
+
+    if (file->promise_count >= room)
+        return 0;
+    do {
+        file->promise_last = (file->promise_last + 1) % room;
+        promise = &file->promises[file->promise_last];
+    } while (promise->check);
+    file->promise_count++;
+    promise->name_length = (uint8_t)name.length;
+    memcpy(promise->name, name.data, name.length);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    promise->check = promise_check(promise);
+    ring->unsynced = true;
+    return file->promise_last + 1;
+}
+
+static void clear_promise(struct ring *ring, uint32_t slot)
+{
+    ring->file->promises[slot - 1].check = 0;
+    ring->file->promise_count--;
+    ring->unsynced = true;
+}
+
 /* Raises the file's mark to `id`, and writes the state as it is now. */
 static void write_mark(struct ring *ring, uint64_t id)
 {
@@ -1688,6 +1848,7 @@ static int map_file(struct history_file *file, int protection)
     file->length = (size_t)length;
     file->map = map;
     file->records = (struct record *)(void *)(file->map + PAGE);
+    file->promises = (void *)(file->map + promises_offset(&file->header));
     file->next_mapped = mapped;
     mapped = file;
     return 0;
@@ -2089,7 +2250,7 @@ static int check_header(const struct opening *opening,
 {
     if (header->magic != FILE_MAGIC)
         return refuse_foreign(opening);
-    if (header->version != FILE_VERSION)
+    if (header->version != FILE_VERSION && header->version != 2)
         return fail_with(opening->error,
                          "'%s' is a history file of version %u, and this ssed "
                          "knows version %d: use the one that wrote it, or name "
@@ -2494,6 +2655,17 @@ static int copy_frame(struct ring *ring, const struct ring *old,
     return 0;
 }
 
+/* As many as there is room for. */
+static void copy_promises(struct history_file *file,
+                          const struct history_file *old)
+{
+    uint32_t room = promises_room(&file->header), taken = 0;
+
+    for (uint32_t i = 0; i < promises_room(&old->header) && taken < room; i++)
+        if (old->promises[i].check)
+            file->promises[taken++] = old->promises[i];
+}
+
 /* Copies the frames from `first` on, and what the old ring knows beside them.
  * The frames before `first` count as evicted. */
 static int copy_history(struct ring *ring, const struct ring *old,
@@ -2511,6 +2683,7 @@ static int copy_history(struct ring *ring, const struct ring *old,
         if (copy_frame(ring, old, ordinal) < 0)
             return -1;
     ring->newest_id = old->newest_id;
+    copy_promises(ring->file, old->file);
     /* without a frame there is no record that has the mark */
     write_mark(ring, first < old->next ? 0 : ring->mark);
     return 0;
@@ -2536,6 +2709,41 @@ static int resize(struct opening *opening, struct ring *ring)
     return outcome;
 }
 
+/* Has the topics finished to which an end was promised when the server was
+ * killed. After a good end the promises were taken back. False without memory.
+ */
+static bool recover_promises(struct ring *ring, bool killed)
+{
+    struct history_file *file = ring->file;
+
+    for (uint32_t i = 0; i < promises_room(&file->header); i++) {
+        struct promise *promise = &file->promises[i];
+        struct slice name = { promise->name, promise->name_length };
+        struct topic *topic;
+
+        if (promise->check == 0)
+            continue;
+        if (!killed || ring->kept_ids || topic_name_refused(name) ||
+            promise->check != promise_check(promise)) {
+            promise->check = 0;
+            continue;
+        }
+        topic = topic_hold(ring, name);
+        if (!topic)
+            return false;
+        if (topic->promise || topic_finished(ring, topic)) {
+            promise->check = 0;
+        } else {
+            file->promise_count++;
+            topic->promise = i + 1;
+            topic->broken = true;
+            queue_topic(ring, TOPICS_BROKEN, topic);
+        }
+        topic_drop(ring, topic);
+    }
+    return true;
+}
+
 /* Begins the server's run. What did not end well before another boot of the
  * machine may lack events that were given ids. That the server runs has to be
  * on the disk before anything is published. */
@@ -2544,6 +2752,10 @@ static int begin_run(struct ring *ring, const struct history_wanted *wanted,
 {
     struct file_state *state = &ring->file->state;
 
+    if (!recover_promises(ring, !state->clean)) {
+        errno = ENOMEM;
+        return -1;
+    }
     if (!state->clean &&
         (!*wanted->boot_id || strcmp(state->boot_id, wanted->boot_id) != 0))
         recovery->crashed = true;
@@ -2587,7 +2799,8 @@ int ring_open(struct ring *ring, const struct history_wanted *wanted,
     else if (file)
         outcome = load_ring(&opening, ring, file);
     if (outcome == 0 &&
-        (ring->limit != wanted->limit || ring->size != wanted->size)) {
+        (ring->limit != wanted->limit || ring->size != wanted->size ||
+         ring->file->header.version != FILE_VERSION)) {
         recovery->resized = true;
         outcome = resize(&opening, ring);
     }

@@ -11,22 +11,28 @@
  *   these stops when its time or its quantum is used up and goes on in the next
  *   turn, so no client can keep the others waiting.
  * - Only publish_event() appends to the ring. It refuses (MUST_WAIT) rather
- *   than evict a frame that a subscriber has not been offered yet.
+ *   than evict a frame that a subscriber with room in its socket has not been
+ *   offered yet.
  * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
  *   a replay, room in a full socket, a heartbeat, the farewell.
- * - http.c calls up only through the table `handlers`, below the routes. A call
- * that answers, sends or closes may end the connection: it is CONN_CLOSED until
- *   the end of the turn, and its publication or subscriber is gone.
+ * - http.c calls up only through the table `handlers`. A call that answers,
+ *   sends or closes may end the connection: it is CONN_CLOSED until the end of
+ *   the turn, and its publication or subscriber is gone.
  *
- * To follow a subscription, read handle_request(), route_events(),
- * subscribe(), subscribe_to(), stream_begin(), stream_send(). To follow a
- * publish: handle_request(), publish(), begin_publication(), handle_body(),
- * the steps, publish_event(), ring_append(), deliver().
+ * The sections follow the path of what they do, from the request on. A
+ * subscription: handle_request() in "routes"; subscribe(), subscribe_to(),
+ * stream_begin() in "subscribing"; stream_send() and deliver() in "delivery". A
+ * publish: handle_request(); publish(), begin_publication() in "requests to
+ * publish"; handle_body(), publication_step() in "steps"; take_content(),
+ * parse_piece() in "content"; publish_event() in "publishing"; deliver().
+ * Answers are in "publications", the end of either in "other handlers". Within
+ * a section what is called stands above its caller; what is called in a section
+ * further down is declared before.
  *
- * Order: types; log; subscribers; delivery; publishing; the history file;
- * subscribing; publications, their content and steps; requests to publish;
- * routes and handlers; the service manager; phases and signals; the loop;
- * options and their checks; the start; --check; main.
+ * Order: types; log; routes; subscribing; publications; requests to publish;
+ * steps; content; publishing; delivery; the history file; other handlers; the
+ * service manager; phases and signals; the loop; options and their checks; the
+ * start; --check; main.
  */
 #include "sse.h"
 
@@ -133,7 +139,7 @@ struct options {
     const char *origin; /* the origin in `cors`, whose pages may publish too */
     uint64_t history, history_bytes, max_event;
     uint64_t first_id; /* 0: the clock */
-    uint64_t interval, heartbeat, retry;
+    uint64_t interval, heartbeat, retry, pace;
     uint64_t drain, drain_spread, drain_delay;
     uint64_t sync;         /* or SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
     uint64_t publish;      /* enum publish or UNGIVEN */
@@ -177,10 +183,10 @@ struct server {
 
 /* ----------------------------------------------------------------- log
  *
- * Lines of key=value on standard error. log_event() is for what the server does
- * by itself. What clients cause is limited to LOG_RATE lines a second, so that
- * they cannot fill a disk: may_log(). log_report() says how many lines were
- * left out. No byte from outside ends a line or a value: log_quote().
+ * Lines of key=value on standard error. log_event() writes one. What clients
+ * cause is limited to LOG_RATE lines a second, so that they cannot fill a disk:
+ * may_log() is asked first. log_report() says how many lines were
+ * left out. No byte from a client ends a line or a value: log_quote().
  */
 
 static struct {
@@ -222,8 +228,7 @@ static const char *error_name(int error)
     };
     size_t i = (size_t)error;
 
-    return i < sizeof(names) / sizeof(names[0]) && names[i] ? names[i]
-                                                            : "other";
+    return i < COUNT(names) && names[i] ? names[i] : "other";
 }
 
 /*
@@ -367,29 +372,1287 @@ die(int status, const char *format, ...)
     exit(status);
 }
 
-/* --------------------------------------------------------- subscribers
+/* ------------------------------------------------------------------ routes
  *
- * A connection in CONN_STREAM is a subscriber. It has a place in each of its
- * topics and a count of the bytes sent of the frame after them; frames
- * themselves are never copied for it. A replay is the same sending with a limit
- * (replay_end) and with spliced frames. What only this subscriber gets (first
- * blocks, heartbeat, farewell) is sent at once; what a full socket does not
- * take of it waits in subscriber->own, ahead of all frames.
- *
- * With --ids keep a subscriber can be ahead: it comes from another server with
- * an id that this one has not reached yet. It passes over events up to that id.
+ * handle_request(), which http.c calls when a head has been parsed, decides by
+ * path and method what a request is for. From here on the sections follow the
+ * path of a request, so these four are called above their sections.
  */
 
-struct own {
-    uint32_t sent, length;
-    char bytes[];
+static void subscribe(struct server *server, struct conn *conn,
+                      struct slice topic);
+static void publish(struct server *server, struct conn *conn,
+                    struct slice topic);
+
+/* What has become of an event. */
+enum outcome {
+    PUBLISHED,
+    MUST_WAIT, /* it would evict what has not been offered to all */
+    STALE,     /* the id is not greater than the newest */
+    IDS_USED_UP,
+    NOT_ON_DISK /* --sync always, and the disk has failed */
 };
+
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event);
+static void stream_send(struct server *server, struct conn *conn,
+                        struct slice own);
+
+/*
+ * With --cors none no page of another origin reads here. A page whose own name
+ * is made to resolve to this machine ("DNS rebinding") would count as of this
+ * origin, so a loopback listener serves no Host that it does not know.
+ */
+static bool is_misdirected(const struct server *server, const struct conn *conn)
+{
+    struct slice host = conn->exchange->request.host;
+
+    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+        http_host_is_local(host))
+        return false;
+    for (unsigned i = 0; i < server->options.host_count; i++)
+        if (http_host_is(host, server->options.hosts[i]))
+            return false;
+    return true;
+}
+
+static void respond_health(struct server *server, struct conn *conn)
+{
+    enum method method = conn->exchange->request.method;
+
+    if (method != METHOD_GET && method != METHOD_HEAD)
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    else if (server->phase == PHASE_SERVE)
+        respond_text(&server->http, conn, (struct response){ .status = 200 },
+                     "ok");
+    else
+        respond_error(&server->http, conn, 503, DRAINING_TEXT);
+}
+
+/* The answer to a connection beyond --max-connections. It ends then, since
+ * there are few places for such connections. */
+static void respond_surplus(struct server *server, struct conn *conn)
+{
+    respond_text(&server->http, conn,
+                 (struct response){ .status = 503, .close = true },
+                 "too many connections: --max-connections");
+}
+
+/* `topic` is the one in the path; empty for the main stream. */
+static void route_events(struct server *server, struct conn *conn,
+                         struct slice topic)
+{
+    enum method method = conn->exchange->request.method;
+    const char *allow = topic.length ? "DELETE, GET, HEAD, OPTIONS, POST"
+                                     : "GET, HEAD, OPTIONS, POST";
+    struct response preflight = { .status = 204,
+                                  .preflight = server->options.cors,
+                                  .allow = allow,
+                                  .cors = server->options.cors };
+
+    if (method == METHOD_GET || method == METHOD_HEAD)
+        subscribe(server, conn, topic);
+    else if (method == METHOD_POST || (method == METHOD_DELETE && topic.length))
+        publish(server, conn, topic);
+    else if (method == METHOD_OPTIONS)
+        respond(&server->http, conn, &preflight, SLICE(""));
+    else
+        respond_method(&server->http, conn, allow);
+}
+
+static void handle_request(struct server *server, struct conn *conn)
+{
+    struct slice path = conn->exchange->request.path;
+    bool has_topic = path.length >= 8 && memcmp(path.data, "/events/", 8) == 0;
+    struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
+    const char *refused = has_topic ? topic_name_refused(topic) : NULL;
+
+    if (is_misdirected(server, conn))
+        respond_error(&server->http, conn, 421,
+                      "this Host is not known here: --host names another");
+    else if (refused)
+        respond_error(&server->http, conn, 400, refused);
+    else if (has_topic || slice_is(path, "/events"))
+        route_events(server, conn, topic);
+    else if (slice_is(path, "/healthz"))
+        respond_health(server, conn);
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
+    else if (slice_is(path, "*"))
+        respond_method(&server->http, conn, "DELETE, GET, HEAD, OPTIONS, POST");
+    else
+        respond_page(&server->http, conn);
+}
+
+/* --------------------------------------------------------- subscribing
+ *
+ * A GET of /events becomes a stream. subscribe() takes the topics from the
+ * request and holds them; subscribe_to() finds where the stream begins, and
+ * either answers or makes the connection a subscriber. Until stream_begin()
+ * has succeeded the request can still be answered otherwise; the subscriber
+ * then keeps the topics that the reader held.
+ *
+ * A subscriber has a place in each of its topics and a count of the bytes sent
+ * of the frame after them; no copy of a frame is kept for it. With --ids keep
+ * it can be ahead: it comes from another server with an id that this one has
+ * not reached yet, and passes over events up to that id.
+ *
+ * EventSource reconnects after the end of a 200, but at any other status it
+ * gives up for good (WHATWG HTML, section 9.2.3). So what is temporary, no
+ * memory or no room, is answered with an empty stream and a retry time, and a
+ * finished topic with 204.
+ */
 
 static struct place *subscriber_places(struct subscriber *subscriber)
 {
     return subscriber->topic_count == 1 ? &subscriber->place
                                         : subscriber->places;
 }
+
+/* The main stream is never read together with topics. */
+static bool reads_main(const struct server *server, const struct reader *reader)
+{
+    return reader->places[0].topic == server->main_topic;
+}
+
+/* Spreads reconnects, so that clients do not all come back at once. */
+static uint64_t random_up_to(uint64_t limit)
+{
+    uint64_t value;
+
+    if (getrandom(&value, sizeof(value), GRND_NONBLOCK) < (int)sizeof(value))
+        value = (uint64_t)random();
+    return value % (limit + 1);
+}
+
+static const char out_of_memory[] = "no memory";
+
+/* The first id that is given and not empty. The header comes first: a browser
+ * sends it when it reconnects, and it is newer than the URL. */
+static struct slice find_requested(const struct request *request,
+                                   char buffer[REQUESTED_MAX])
+{
+    static const char *const names[] = { "lastEventId", "last_event_id" };
+    struct slice requested = request->last_event_id;
+
+    for (int i = 0; i < 2 && requested.length == 0; i++)
+        http_query(request->query, names[i], buffer, REQUESTED_MAX, &requested);
+    return requested;
+}
+
+/* How many of the newest events are asked for. False if that is no number. */
+static bool find_count(const struct request *request, uint64_t *count)
+{
+    char digits[24];
+    struct slice last = SLICE("");
+
+    *count = 0;
+    http_query(request->query, "last", digits, sizeof(digits), &last);
+    return last.length == 0 || slice_number(last, ID_MAX, count);
+}
+
+/* A member of a JSON object, after others. */
+static void put_id(struct text *json, const char *name, uint64_t id)
+{
+    if (id)
+        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
+    else
+        text_put(json, ",\"%s\":null", name);
+}
+
+/* The block that tells of a gap. "oldest" is the oldest event after everything
+ * that may be lost; events before it are sent as well, since after a crash the
+ * hole is behind them. */
+static void put_gap(struct text *text, const struct server *server,
+                    const struct reader *reader, const struct start *start)
+{
+    bool is_main = reads_main(server, reader);
+    struct block block = { .id = &start->position,
+                           .event = is_main ? SLICE("") : SLICE("ssed.gap") };
+    size_t begin = text_begin_block(text, reader->form, &block);
+    struct slice requested = start->requested;
+    const char *separator = "";
+
+    if (requested.length > REQUESTED_MAX)
+        requested.length = REQUESTED_MAX;
+    text_put(text, is_main ? "data: {\"type\":\"gap\",\"message\":"
+                             "\"部分历史消息已无法补发\",\"requested\":\""
+                           : "data: {\"requested\":\"");
+    text_put_json(text, requested);
+    text_put(text, "\"");
+    put_id(text, "oldest", start_oldest(&server->ring, reader, start));
+    text_put(text, is_main ? "" : ",\"topics\":[");
+    for (unsigned i = 0; i < reader->count && !is_main; i++) {
+        struct slice name = reader->places[i].topic->name;
+
+        if (!start_lost(start, reader->places[i].topic))
+            continue;
+        text_put(text, "%s\"%.*s\"", separator, (int)name.length, name.data);
+        separator = ",";
+    }
+    text_put(text, is_main ? "}\n" : "]}\n");
+    text_end_block(text, reader->form, begin);
+}
+
+/* What goes before the first frame. The first block of a stream of topics has
+ * no data: an EventSource takes its id and dispatches nothing. At a gap it has
+ * no id, so that a client that is cut off before the gap block asks again. */
+static void put_first_blocks(struct text *text, const struct server *server,
+                             const struct reader *reader,
+                             const struct start *start)
+{
+    bool is_main = reads_main(server, reader);
+    char timestamp[TIMESTAMP_SIZE];
+    struct block block = { .retry = &server->options.retry,
+                           .id = start->gap ? NULL : &start->position };
+
+    text_put_block(text, reader->form, &block,
+                   is_main ? "{\"type\":\"connected\",\"message\":"
+                             "\"连接建立成功\",\"timestamp\":\"%s\"}"
+                           : NULL,
+                   format_now(timestamp));
+    if (start->gap)
+        put_gap(text, server, reader, start);
+    if (is_main && start->replay)
+        text_put_block(text, reader->form, &(struct block){ 0 },
+                       "{\"type\":\"catch_up_start\",\"message\":\"开始同步 "
+                       "%" PRIu64 " 条错过的消息\",\"count\":%" PRIu64 "}",
+                       start->replay, start->replay);
+}
+
+static void log_subscribed(const struct server *server, const struct conn *conn,
+                           const struct reader *reader,
+                           const struct start *start)
+{
+    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
+    struct slice name = reader->places[0].topic->name;
+
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "subscribed",
+              "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64
+              " gap=%s",
+              conn_peer(peer, conn),
+              name.length ? log_quote(topic, sizeof(topic), name) : "-",
+              reader->count,
+              log_quote(requested, sizeof(requested), start->requested),
+              start->replay, start->gap ? "yes" : "no");
+}
+
+/* Makes the connection a subscriber, which takes over the reader's places and
+ * its hold on the topics. False without memory: nothing has changed then. */
+static bool stream_begin(struct server *server, struct conn *conn,
+                         const struct reader *reader, const struct start *start)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct http *http = &server->http;
+    struct place *places = NULL;
+
+    for (unsigned i = 0; i < reader->count; i++)
+        if (!topic_reserve(reader->places[i].topic))
+            return false;
+    if (reader->count > 1) {
+        places = malloc(reader->count * sizeof(*places));
+        if (!places)
+            return false;
+        memcpy(places, reader->places, reader->count * sizeof(*places));
+    }
+    log_access(server, conn, 200, 0);
+    log_subscribed(server, conn, reader, start);
+    conn_begin_stream(http, conn);
+    *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
+                                       .topic_count = (uint8_t)reader->count,
+                                       .since = (uint32_t)(http->now / 1000),
+                                       .active = (uint32_t)http->now,
+                                       .replay_count = (uint32_t)start->replay,
+                                       .is_ahead = start->ahead };
+    if (places)
+        subscriber->places = places;
+    else
+        subscriber->place = reader->places[0];
+    for (unsigned i = 0; i < reader->count; i++)
+        topic_join(&server->ring, &subscriber_places(subscriber)[i],
+                   conn_fd(http, conn));
+    if (start->ahead)
+        subscriber->ahead = start->position;
+    else if (start->replay && reads_main(server, reader))
+        subscriber->replay_end = server->main_topic->newest;
+    if (server->options.heartbeat)
+        timer_start(http, conn, server->options.heartbeat);
+    return true;
+}
+
+static struct response stream_response(const struct server *server,
+                                       const struct conn *conn)
+{
+    return (struct response){ .status = 200,
+                              .stream = true,
+                              .chunked = conn->exchange->request.minor > 0,
+                              .cors = server->options.cors };
+}
+
+/* There is no room now: an empty stream that says when to come back. */
+static void refuse_subscriber(struct server *server, struct conn *conn)
+{
+    struct response response = stream_response(server, conn);
+    uint64_t retry = RETRY_LATER + random_up_to(RETRY_SPREAD);
+    char bytes[256];
+    struct text text = { bytes, sizeof(bytes), 0 };
+
+    text_put_block(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN,
+                   &(struct block){ .retry = &retry }, NULL);
+    if (response.chunked)
+        text_put(&text, LAST_CHUNK);
+    response.close = true;
+    respond(&server->http, conn, &response, text_slice(&text));
+}
+
+/* Answers a request to subscribe. True if the connection is now a subscriber
+ * and has the reader's hold on the topics. */
+static bool subscribe_to(struct server *server, struct conn *conn,
+                         const struct reader *reader, uint64_t count)
+{
+    const struct request *request = &conn->exchange->request;
+    char bytes[OUT_SIZE + OWN_MAX], requested[REQUESTED_MAX];
+    struct text text = { bytes, sizeof(bytes), 0 };
+    struct response head = stream_response(server, conn);
+    struct start start;
+
+    reader_start(&server->ring, reader, find_requested(request, requested),
+                 count, &start);
+    head.position = &start.position;
+    if (!start.ahead && reader_finished(&server->ring, reader)) {
+        head.status = 204;
+        head.stream = false;
+        head.no_cache = true;
+    }
+    if (head.status == 204 || request->method == METHOD_HEAD) {
+        respond(&server->http, conn, &head, SLICE(""));
+        return false;
+    }
+    if (!(conn->flags & FLAG_SURPLUS)) {
+        text.length =
+            stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
+        if (!text.length)
+            return false; /* a promise is broken, and has been answered */
+        put_first_blocks(&text, server, reader, &start);
+        if (stream_begin(server, conn, reader, &start)) {
+            stream_send(server, conn, text_slice(&text));
+            return true;
+        }
+    }
+    refuse_subscriber(server, conn);
+    return false;
+}
+
+/* Adds a topic that the reader then holds. Returns NULL or out_of_memory. */
+static const char *add_topic(struct server *server, struct reader *reader,
+                             struct slice name)
+{
+    struct topic *topic = topic_hold(&server->ring, name);
+
+    if (!topic)
+        return out_of_memory;
+    for (unsigned i = 0; i < reader->count; i++)
+        if (reader->places[i].topic == topic) {
+            topic_drop(&server->ring, topic);
+            return NULL;
+        }
+    reader->places[reader->count++] = (struct place){ .topic = topic };
+    return NULL;
+}
+
+/* `topic` is the one in the path. If the path has none, the query may name
+ * several; if that has none either, it is the main stream, whose name is empty
+ * as well. */
+static void subscribe(struct server *server, struct conn *conn,
+                      struct slice topic)
+{
+    const struct request *request = &conn->exchange->request;
+    struct slice query = request->query, named;
+    struct place places[READER_TOPICS_MAX];
+    struct reader reader = { .places = places, .until = UINT64_MAX };
+    char name[TOPIC_NAME_MAX + 1];
+    bool subscribed = false;
+    const char *refused = NULL;
+    uint64_t count;
+
+    reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
+    while (topic.length == 0 && !refused &&
+           http_query_next(&query, "topic", name, sizeof(name), &named)) {
+        refused = topic_name_refused(named);
+        if (!refused && reader.count == READER_TOPICS_MAX)
+            refused = "one connection takes at most 16 topics";
+        if (!refused)
+            refused = add_topic(server, &reader, named);
+    }
+    if (!refused && reader.count == 0)
+        refused = add_topic(server, &reader, topic);
+    if (!refused && !find_count(request, &count))
+        refused = "last= is not a number of events";
+    if (!refused)
+        subscribed = subscribe_to(server, conn, &reader, count);
+    else if (refused == out_of_memory)
+        refuse_subscriber(server, conn);
+    else
+        respond_error(&server->http, conn, 400, refused);
+    for (unsigned i = 0; !subscribed && i < reader.count; i++)
+        topic_drop(&server->ring, places[i].topic);
+}
+
+/* ------------------------------------------------------------ publications
+ *
+ * A publication is what one publisher publishes: a request, or standard input.
+ * It goes in steps. STEP_TAKE takes in content until an event is complete,
+ * STEP_APPEND appends the event, and so on until the content ends; STEP_FINISH
+ * then finishes the topic, if that is asked for, and STEP_ANSWER answers. A
+ * step that must wait changes nothing and is taken again later.
+ */
+
+static bool is_input(const struct conn *conn)
+{
+    return conn->flags & FLAG_INPUT;
+}
+
+/* Has what follows on standard input published to that topic. Returns why that
+ * cannot be, or NULL. */
+static const char *change_topic(struct server *server,
+                                struct publication *publication,
+                                struct slice name)
+{
+    const char *refused = name.length ? topic_name_refused(name) : NULL;
+    struct topic *topic;
+
+    if (refused)
+        return refused;
+    topic = topic_hold(&server->ring, name);
+    if (!topic)
+        return "no memory for the topic";
+    topic_drop(&server->ring, publication->topic);
+    publication->topic = topic;
+    return NULL;
+}
+
+/* In topic->publications a stream is found by whoever finishes the topic. */
+static void join_topic(struct publication *publication, uint32_t fd)
+{
+    struct publication **link = &publication->topic->publications;
+
+    publication->fd = fd;
+    publication->link = link;
+    publication->next = *link;
+    if (publication->next)
+        publication->next->link = &publication->next;
+    *link = publication;
+}
+
+static void leave_topic(struct publication *publication)
+{
+    if (!publication->link)
+        return;
+    *publication->link = publication->next;
+    if (publication->next)
+        publication->next->link = publication->link;
+    publication->link = NULL;
+}
+
+/* The promise of an end, if there is one, is over. */
+static void settle_promise(struct server *server,
+                           struct publication *publication, bool broken)
+{
+    if (publication->promises)
+        topic_settle(&server->ring, publication->topic, broken);
+    publication->promises = false;
+}
+
+/* Whether the content may have many events: a stale one is then skipped. */
+static bool is_streamed(const struct publication *publication)
+{
+    return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
+}
+
+/* What is in the history now; and in `error`, if it is not NULL, why no more of
+ * a stream of events is. */
+static void respond_published(struct server *server, struct conn *conn,
+                              int status, const char *error)
+{
+    const struct publication *publication = &conn->exchange->publication;
+    bool deletes = publication->from == FROM_DELETE;
+    char bytes[400];
+    struct text json = { bytes, sizeof(bytes), 0 };
+    struct response response = { .status = status,
+                                 .type = "application/json",
+                                 .cors = server->options.origin };
+
+    if (is_streamed(publication)) {
+        text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
+                 publication->count, publication->skipped);
+        put_id(&json, "first", publication->first);
+        put_id(&json, "last", publication->last);
+        if (error)
+            text_put(&json, ",\"error\":\"%s\"", error);
+        text_put(&json, "}\n");
+    } else {
+        text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
+                 deletes ? publication->topic->newest_id : publication->last,
+                 publication->topic->subscriber_count);
+    }
+    response.length = json.length;
+    if (server->options.sync == SYNC_ALWAYS && status < 300)
+        respond_promise(&server->http, conn, &response, text_slice(&json));
+    else
+        respond(&server->http, conn, &response, text_slice(&json));
+}
+
+/* Ends a publication before its body ends: the rest is not read. A handler
+ * too: the body cannot be read to its end. A promise of an end is broken only
+ * if that is the publisher's own fault. */
+static void publication_fail(struct server *server, struct conn *conn,
+                             int status, const char *why)
+{
+    if (status >= 500 || status == 409)
+        settle_promise(server, &conn->exchange->publication, false);
+    if (is_input(conn))
+        conn_close(&server->http, conn, why);
+    else if (conn->exchange->publication.from == FROM_EVENTS)
+        respond_published(server, conn, status, why);
+    else
+        respond_error(&server->http, conn, status, why);
+}
+
+/* Refuses an event. That ends a publication, but standard input goes on with
+ * the next event: it gets no answer that could tell how far it came. */
+static void refuse_event(struct server *server, struct conn *conn, int status,
+                         const char *why)
+{
+    if (!is_input(conn)) {
+        publication_fail(server, conn, status, why);
+        return;
+    }
+    conn->exchange->publication.skipped++;
+    if (may_log(server, LEVEL_WARN))
+        log_event(LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
+}
+
+static void refuse_too_long(struct server *server, struct conn *conn)
+{
+    char why[64];
+
+    snprintf(why, sizeof(why),
+             is_input(conn) ? "more than %" PRIu64 " bytes: --max-event"
+                            : "the event has more than %" PRIu64 " bytes",
+             server->options.max_event);
+    refuse_event(server, conn, 413, why);
+}
+
+/* ----------------------------------------------------- requests to publish
+ *
+ * publish() decides whether the client may publish, begin_publication() what
+ * the request's query asks for. The functions named ..._refused() return why
+ * something is refused, or NULL.
+ *
+ * By default only this machine publishes. A browser on this machine runs pages
+ * of strangers, so a request with the Origin of another site is refused as well
+ * (CSRF); so are a Host that a DNS server can have made up ("DNS rebinding"),
+ * and what a proxy has forwarded from somewhere else.
+ */
+
+static const char *publisher_refused(const struct server *server,
+                                     const struct conn *conn, int *status)
+{
+    const struct request *request = &conn->exchange->request;
+    const char *origin = server->options.origin;
+    bool is_named = origin && slice_equals(request->origin, origin);
+
+    *status = 403;
+    if (request->origin.data && !is_named &&
+        !http_origin_is_host(request->origin, request->host))
+        return "publishing from this Origin is not allowed: --cors names the "
+               "one that may";
+    switch ((enum publish)server->options.publish) {
+    case PUBLISH_TOKEN:
+        *status = 401;
+        return http_token_matches(&server->http, request)
+                   ? NULL
+                   : "publishing takes Authorization: Bearer and the token";
+    case PUBLISH_UNIX:
+        return conn->flags & FLAG_UNIX
+                   ? NULL
+                   : "publishing is allowed through the Unix socket only";
+    case PUBLISH_NONE:
+        return "publishing is not allowed: --publish none";
+    case PUBLISH_LOCAL:
+        break;
+    }
+    if (!conn_is_local(conn))
+        return "publishing is allowed from this machine only: --token-file "
+               "allows others";
+    if (request->minor == 0)
+        return "publishing takes HTTP/1.1, which shows whether a proxy is "
+               "between";
+    if (request->forwarded)
+        return "publishing through a proxy is not allowed: --token-file "
+               "allows it";
+    if (request->cross_site && !is_named)
+        return "publishing from a page of another origin is not allowed: "
+               "--cors names the one that may";
+    if (!http_host_is_local(request->host))
+        return "publishing takes a Host that is localhost or an IP address";
+    return NULL;
+}
+
+/* Why no event may have this name, or NULL. */
+static const char *name_refused(struct slice name)
+{
+    if (name.length > EVENT_NAME_MAX)
+        return "an event name has at most 255 bytes";
+    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
+        return "event names that begin with ssed. are the server's own";
+    for (size_t i = 0; i < name.length; i++)
+        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
+            return "an event name has no control characters";
+    return NULL;
+}
+
+static const char *query_refused(const struct server *server,
+                                 const struct publication *publication,
+                                 struct slice query)
+{
+    bool is_main = publication->topic == server->main_topic;
+    bool keep = server->options.kept_ids;
+    bool streamed = publication->from == FROM_EVENTS;
+    const struct {
+        bool applies;
+        const char *name;
+        const char *why;
+    } refused[] = {
+        { is_main, "event",
+          "event= is for topics: the main stream has no names" },
+        { is_main, "end", "end= is for topics: the main stream has no end" },
+        { true, "topic",
+          "topic= is for subscribing: publish to /events/TOPIC" },
+        { streamed, "event",
+          "event= is for a plain body: a streamed event has its name in it" },
+        { keep, "end",
+          "end= could give the end no id, which --ids keep "
+          "needs: DELETE with ?id= finishes a topic" },
+        { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
+        { streamed, "id",
+          "id= is for a plain body: a streamed event has its id in it" },
+    };
+    char value[8];
+    struct slice found;
+
+    for (size_t i = 0; i < COUNT(refused); i++)
+        if (refused[i].applies &&
+            http_query(query, refused[i].name, value, sizeof(value), &found) &&
+            found.length)
+            return refused[i].why;
+    return NULL;
+}
+
+/* Takes the query's parameters. Returns why they are refused, or NULL. */
+static const char *take_query(const struct server *server,
+                              struct publication *publication,
+                              struct slice query)
+{
+    struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    struct slice id = SLICE(""), end = SLICE("");
+    char digits[EVENT_NUMBER_MAX + 1], one[2];
+    const char *refused = query_refused(server, publication, query);
+
+    if (refused)
+        return refused;
+    http_query(query, "event", parser->name, sizeof(parser->name),
+               &event->name);
+    http_query(query, "id", digits, sizeof(digits), &id);
+    http_query(query, "end", one, sizeof(one), &end);
+    if (!utf8_valid(event->name))
+        return "the event name is not valid UTF-8";
+    if (end.length && !slice_is(end, "1"))
+        return "end= takes 1: the topic is finished with this";
+    publication->finishes = publication->finishes || end.length;
+    if (server->options.kept_ids && publication->from != FROM_EVENTS &&
+        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
+        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
+    return name_refused(event->name);
+}
+
+/* Begins a publication, which holds its topic; or answers why not. A plain body
+ * may be as long as an event may be, and a line end. */
+static void begin_publication(struct server *server, struct conn *conn,
+                              struct slice topic)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct request *request = &conn->exchange->request;
+    uint64_t max_event = server->options.max_event;
+    bool deletes = request->method == METHOD_DELETE;
+    bool streams = !deletes && http_media_type_is(request->content_type,
+                                                  "text/event-stream");
+    bool plain = !deletes && !streams;
+    const char *refused;
+    int status = 400;
+
+    *publication = (struct publication){
+        .topic = topic_hold(&server->ring, topic),
+        .from = deletes   ? FROM_DELETE
+                : streams ? FROM_EVENTS
+                          : FROM_PLAIN,
+        .finishes = deletes,
+        .content_max = (size_t)(streams ? max_event : max_event + 2),
+    };
+    if (!publication->topic) {
+        respond_error(&server->http, conn, 503, "no memory for the topic");
+        return;
+    }
+    refused = take_query(server, publication, request->query);
+    if (streams)
+        event_parser_init(&publication->parser, NULL, 0);
+    else if (plain && request->content_length >= 0)
+        publication->content_max = (size_t)request->content_length;
+    if (!refused && !http_has_body(request) &&
+        (plain || !publication->finishes))
+        refused = "the request has no body";
+    if (!refused && deletes && !server->options.kept_ids &&
+        !publication->topic->newest && !publication->topic->subscriber_count &&
+        !publication->topic->publications) {
+        status = 404;
+        refused = "nothing is known of this topic";
+    }
+    publication->promises = !refused && streams && publication->finishes &&
+                            topic_promise(&server->ring, publication->topic);
+    if (!refused && streams && publication->finishes != publication->promises) {
+        status = 503;
+        refused = "too many publishers with end=1: the history file remembers "
+                  "no more";
+    }
+    if (refused)
+        respond_error(&server->http, conn, status, refused);
+    else if (plain && request->content_length > (int64_t)max_event + 2)
+        refuse_too_long(server, conn);
+    else
+        conn_begin_body(&server->http, conn, streams, publication->content_max);
+    if (!refused && streams)
+        join_topic(publication, conn_fd(&server->http, conn));
+}
+
+static void publish(struct server *server, struct conn *conn,
+                    struct slice topic)
+{
+    int status;
+    const char *refused = publisher_refused(server, conn, &status);
+
+    if (!refused && server->phase >= PHASE_DRAIN) {
+        status = 503;
+        refused = DRAINING_TEXT;
+    }
+    if (refused)
+        respond_error(&server->http, conn, status, refused);
+    else if (conn->flags & FLAG_SURPLUS)
+        respond_surplus(server, conn);
+    else
+        begin_publication(server, conn, topic);
+}
+
+/* ------------------------------------------------------------------- steps
+ *
+ * publication_step() is the state machine of a publication. handle_body() runs
+ * it for http.c as content arrives, at most one event for each call, and
+ * retry_publishers() runs it when a publisher has waited. A publication that
+ * fails is answered at once, and its connection is in CONN_BODY no longer. How
+ * content is taken in is the next section.
+ */
+
+static void parse_piece(struct server *server, struct conn *conn);
+static void take_content(struct server *server, struct conn *conn);
+static void finish_content(struct server *server, struct conn *conn);
+
+/* A topic has been finished: whatever else is streamed into it is stopped. */
+static void stop_publications(struct server *server, const struct topic *topic)
+{
+    while (topic->publications)
+        publication_fail(server,
+                         conn_at(&server->http, topic->publications->fd), 409,
+                         "the topic has been finished");
+}
+
+/* Finishes the topics whose publishers have broken the promise of an end. False
+ * if one of them must wait. */
+static bool finish_broken(struct server *server)
+{
+    struct event end = { .finishes = true, .incomplete = true };
+    struct topic *topic;
+
+    while ((topic = server->ring.queue_first[TOPICS_BROKEN])) {
+        if (topic->broken) {
+            if (publish_event(server, topic, &end) == MUST_WAIT)
+                return false;
+            stop_publications(server, topic);
+        }
+        topic_mended(&server->ring);
+    }
+    return true;
+}
+
+/*
+ * Appends an event, or the end of the topic. False if it has not been: the
+ * publisher waits, the publication has failed, or the event is skipped. An id
+ * that is not greater than the newest has been here before: a source may begin
+ * again from an earlier place.
+ */
+static bool append_or_wait(struct server *server, struct conn *conn,
+                           const struct event *event)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct queue *queues = server->http.queues;
+    bool stale = event->id && event->id <= server->ring.newest_id;
+    bool others_wait =
+        server->ring.queue_first[TOPICS_BROKEN] ||
+        queues[QUEUE_WAITING].count ||
+        ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
+    enum outcome outcome = MUST_WAIT;
+    char why[96];
+
+    /* one in CONN_WAITING is tried when it is the first; a stale event takes
+     * no room, and so no turn */
+    if (stale || conn->state == CONN_WAITING || !others_wait)
+        outcome = publish_event(server, publication->topic, event);
+    if (outcome == MUST_WAIT) {
+        conn_wait(&server->http, conn);
+        return false;
+    }
+    conn_go_on(&server->http, conn);
+    if (outcome == NOT_ON_DISK || outcome == IDS_USED_UP) {
+        publication_fail(server, conn, 503,
+                         outcome == NOT_ON_DISK ? NOT_ON_DISK_TEXT
+                                                : "all ids are used up");
+    } else if (outcome == STALE) {
+        publication->skipped++;
+        publication->step = STEP_TAKE;
+        snprintf(why, sizeof(why),
+                 "the newest id is %" PRIu64 ": ids only increase",
+                 server->ring.newest_id);
+        if (!is_streamed(publication))
+            respond_error(&server->http, conn, 409, why);
+    } else if (event->finishes) {
+        leave_topic(publication);
+        settle_promise(server, publication, false);
+        stop_publications(server, publication->topic);
+    }
+    return outcome == PUBLISHED;
+}
+
+static void publication_step(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+    bool is_empty = publication->count + publication->skipped == 0;
+    bool deletes = publication->from == FROM_DELETE;
+    struct event end = { .id = deletes ? publication->event.id : 0,
+                         .finishes = true };
+
+    switch (publication->step) {
+    case STEP_TAKE: /* an empty piece is the end of the content */
+        if (piece->length && publication->from == FROM_EVENTS)
+            parse_piece(server, conn);
+        else if (piece->length && publication->from != FROM_DELETE)
+            take_content(server, conn);
+        else if (piece->length)
+            piece->length = 0;
+        else if (publication->from == FROM_PLAIN ||
+                 publication->content_length || publication->skips)
+            finish_content(server, conn);
+        else
+            publication->step = STEP_FINISH;
+        break;
+    case STEP_APPEND:
+        if (!append_or_wait(server, conn, &publication->event))
+            break;
+        publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
+        if (publication->event.finishes)
+            break;
+        if (publication->count++ == 0)
+            publication->first = server->ring.newest_id;
+        publication->last = server->ring.newest_id;
+        break;
+    case STEP_FINISH:
+        if (is_input(conn)) /* which holds it: this cannot fail */
+            change_topic(server, publication, slice_of(server->options.topic));
+        if (!publication->finishes || append_or_wait(server, conn, &end))
+            publication->step = STEP_ANSWER;
+        break;
+    case STEP_ANSWER:
+        if (is_input(conn))
+            conn_close(&server->http, conn, "end of input");
+        else if (is_empty && !publication->finishes)
+            respond_published(server, conn, 400, "the body has no event");
+        else
+            respond_published(server, conn, deletes ? 200 : 201, NULL);
+        break;
+    }
+}
+
+/* A handler: content has arrived, or ended. */
+static void handle_body(struct server *server, struct conn *conn)
+{
+    do
+        publication_step(server, conn);
+    while (conn->state == CONN_BODY &&
+           conn->exchange->publication.step != STEP_TAKE);
+}
+
+/* A handler: a publisher that is silent between two events keeps no memory.
+ * Standard input keeps its room, so that it cannot fail later. */
+static void handle_silent(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+
+    if (is_input(conn))
+        return;
+    if (parser->complete || parser->length == 0)
+        memory_free(&server->http, &publication->content,
+                    &publication->content_room);
+    parser->room = publication->content_room;
+}
+
+/* ----------------------------------------------------------------- content
+ *
+ * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
+ * in publication->event, and the step is STEP_APPEND. A plain body or a line is
+ * collected in publication->content. An event stream is parsed as it arrives,
+ * with publication->content as the parser's room for data. Room is counted in
+ * --request-memory.
+ */
+
+/* Makes room for content, twice what there was unless that is too much. False
+ * without memory: the publisher has been answered. */
+static bool make_room(struct server *server, struct conn *conn, size_t wanted)
+{
+    struct publication *publication = &conn->exchange->publication;
+    size_t old = publication->content_room;
+    size_t room = old ? old * 2 : CONTENT_FIRST;
+
+    if (wanted <= old)
+        return true;
+    if (room < wanted)
+        room = wanted;
+    if (room > publication->content_max)
+        room = publication->content_max;
+    if (memory_grow(&server->http, &publication->content,
+                    &publication->content_room, room))
+        return true;
+    conn->exchange->request.close = true;
+    publication_fail(server, conn, 503, NO_MEMORY_TEXT);
+    return false;
+}
+
+/* A plain body or a line is complete; the last line may lack its end. One line
+ * end at the end of a body is no part of the data, nor is the CR that a line
+ * ends in; an empty line is no event. The data stays where it is until the next
+ * content comes. */
+static void finish_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice data = { publication->content, publication->content_length };
+    bool is_line = publication->from == FROM_LINES;
+    bool is_empty = data.length == 0, too_long = publication->skips;
+
+    if (data.length && data.data[data.length - 1] == '\n')
+        data.length--;
+    if (data.length && data.data[data.length - 1] == '\r')
+        data.length--;
+    publication->event.data = data;
+    if (is_line) {
+        publication->skips = false;
+        publication->content_length = 0;
+    }
+    if (is_empty && !is_line)
+        respond_error(&server->http, conn, 400, "the request has no body");
+    else if (too_long || data.length > server->options.max_event)
+        refuse_too_long(server, conn);
+    else if (!is_line && !utf8_valid(data))
+        respond_error(&server->http, conn, 400, "the body is not valid UTF-8");
+    else if (!is_line || data.length)
+        publication->step = STEP_APPEND;
+}
+
+/* Takes in what has arrived. A line that is too long is skipped to its end. */
+static void take_content(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct slice *piece = &conn->exchange->piece;
+    bool is_line = publication->from == FROM_LINES;
+    const char *lf = is_line ? memchr(piece->data, '\n', piece->length) : NULL;
+    size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
+
+    if (length > publication->content_max - publication->content_length)
+        publication->skips = true;
+    if (publication->skips && !is_line) {
+        refuse_too_long(server, conn);
+        return;
+    }
+    if (!publication->skips) {
+        if (!make_room(server, conn, publication->content_length + length))
+            return;
+        memcpy(publication->content + publication->content_length, piece->data,
+               length);
+        publication->content_length += length;
+    }
+    *piece = slice_from(*piece, length + (lf != NULL));
+    if (lf)
+        finish_content(server, conn);
+}
+
+/* The id of the event that the parser has. False if it has none that counts. */
+static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
+{
+    struct slice text = { parser->id, parser->id_length };
+
+    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
+}
+
+static void begin_kept_ids(struct server *server, uint64_t id);
+
+/*
+ * The source, another ssed, tells of a gap: something before its position is
+ * lost. Readers with an older position are told too; connected ones are cut, so
+ * that they reconnect. Without the source's ids no reader's position can be
+ * compared with the gap, so all are told. Returns why it is refused, or NULL.
+ */
+static const char *take_gap(struct server *server,
+                            struct publication *publication)
+{
+    struct topic *topic = publication->topic;
+    uint64_t position = server->ring.newest_id + 1;
+
+    if (server->options.kept_ids &&
+        !take_parsed_id(&publication->parser, &position))
+        return "a gap without the id of its position: " ID_KEPT_RANGE;
+    if (server->ring.unbegun)
+        begin_kept_ids(server, position + 1);
+    topic_raise_mark(&server->ring, topic, position);
+    for (uint32_t i = topic->subscriber_count; i-- > 0;)
+        conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
+                 "gap");
+    return NULL;
+}
+
+/* Takes the event that the parser has. Standard input may be another ssed's
+ * stream, whose own events tell of a gap and of the end of the topic. Returns
+ * why the event is refused, or NULL. */
+static const char *take_parsed(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    const struct event_parser *parser = &publication->parser;
+    struct event *event = &publication->event;
+    static const char incomplete[] = "\"complete\":false";
+    const char *refused = NULL;
+    bool is_main;
+
+    *event = (struct event){ .name = { parser->name, parser->name_length },
+                             .retry = { parser->retry, parser->retry_length },
+                             .data = { parser->data, parser->length } };
+    if (is_input(conn))
+        refused = change_topic(
+            server, publication,
+            parser->has_topic
+                ? (struct slice){ parser->topic, parser->topic_length }
+                : slice_of(server->options.topic));
+    if (refused)
+        return refused;
+    is_main = publication->topic == server->main_topic;
+    if (is_input(conn) && slice_is(event->name, "ssed.gap"))
+        return take_gap(server, publication);
+    if (server->options.kept_ids && !take_parsed_id(parser, &event->id))
+        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
+    event->finishes =
+        is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
+    event->incomplete =
+        event->finishes && memmem(event->data.data, event->data.length,
+                                  incomplete, sizeof(incomplete) - 1);
+    if (!is_main && !event->finishes)
+        refused = name_refused(event->name);
+    if (!refused)
+        publication->step = STEP_APPEND;
+    return refused;
+}
+
+/* Takes in what has arrived of an event stream, up to the end of an event. The
+ * room made is for all that this can add to the data. */
+static void parse_piece(struct server *server, struct conn *conn)
+{
+    struct publication *publication = &conn->exchange->publication;
+    struct event_parser *parser = &publication->parser;
+    struct slice *piece = &conn->exchange->piece;
+    size_t wanted = piece->length + 1 + (parser->complete ? 0 : parser->length);
+    const char *refused = NULL;
+
+    if (wanted > publication->content_max)
+        wanted = publication->content_max;
+    if (!make_room(server, conn, wanted))
+        return;
+    parser->data = publication->content;
+    parser->room = publication->content_room;
+    *piece = slice_from(*piece, event_parser_read(parser, *piece));
+    if (parser->too_long && (parser->complete || !is_input(conn)))
+        refuse_too_long(server, conn);
+    else if (parser->complete)
+        refused = take_parsed(server, conn);
+    if (refused)
+        refuse_event(server, conn, 400, refused);
+}
+
+/* ------------------------------------------------------------- publishing
+ *
+ * An event becomes a frame, in server->frame, and is appended to the ring.
+ * publish_event() is called by publications and by the clock. MUST_WAIT means
+ * that the frame would evict one that a subscriber has not been offered yet.
+ * The publisher tries again in later turns: it is held up by ssed's own
+ * delivery, never by a slow subscriber, which is overrun instead.
+ */
+
+/*
+ * Ids from outside begin with the first event, and after a crash of the machine
+ * they go on with the next: anything before it may be missing here. A
+ * subscriber with an older position is cut; when it reconnects, it is told of
+ * the gap.
+ */
+static void begin_kept_ids(struct server *server, uint64_t id)
+{
+    uint64_t newest = server->ring.newest_id;
+
+    if (id <= newest)
+        return;
+    ring_begin_after(&server->ring, id - 1);
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
+        struct conn *conn = conn_at(&server->http, fd);
+        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
+
+        /* one that came without an id before the first event ever has missed
+         * nothing */
+        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
+            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
+            conn_cut(&server->http, conn, "gap");
+    }
+}
+
+/* A message of the main stream. Returns where the splice text goes. */
+static size_t put_message(struct text *text, uint64_t id, struct slice message)
+{
+    char timestamp[TIMESTAMP_SIZE];
+    size_t begin, splice;
+
+    begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ .id = &id });
+    text_put(text, "data: {\"type\":\"");
+    splice = text->length;
+    text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
+    text_put_json(text, message);
+    text_put(text, "\",\"timestamp\":\"%s\"}\n", format_now(timestamp));
+    text_end_block(text, FORM_CHUNKED, begin);
+    return splice;
+}
+
+static void put_topic_end(struct text *text, uint64_t id,
+                          const struct topic *topic, bool complete)
+{
+    struct block block = { .id = &id, .event = SLICE("ssed.end") };
+    size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
+
+    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic->name.length,
+             topic->name.data);
+    put_id(text, "last", topic->newest_id);
+    text_put(text, ",\"complete\":%s}\n", complete ? "true" : "false");
+    text_end_block(text, FORM_CHUNKED, begin);
+}
+
+/*
+ * Appends an event to its topic's history, or finishes the topic. A topic that
+ * is finished already stays as it is, unless the end has an id from outside,
+ * which says that another server has this end too.
+ */
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event)
+{
+    struct ring *ring = &server->ring;
+    struct text frame = { server->frame, server->frame_size, 0 };
+    uint64_t id = event->id ? event->id : ring->newest_id + 1;
+    size_t splice = 0;
+
+    if (event->finishes && !event->id && topic_finished(ring, topic))
+        return PUBLISHED;
+    if (id > ID_MAX)
+        return IDS_USED_UP;
+    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
+        return NOT_ON_DISK;
+    if (id <= ring->newest_id)
+        return STALE;
+    if (event->finishes)
+        put_topic_end(&frame, id, topic, !event->incomplete);
+    else if (topic == server->main_topic)
+        splice = put_message(&frame, id, event->data);
+    else
+        text_put_event(&frame, id, event);
+    if (ring_would_overrun(ring, frame.length, server->ready_from))
+        return MUST_WAIT;
+    if (ring->unbegun)
+        begin_kept_ids(server, id);
+    ring_append(ring, topic, id, text_slice(&frame), (uint32_t)splice,
+                event->finishes);
+    return PUBLISHED;
+}
+
+/* The clock of the main stream. A message that must wait is made anew in the
+ * next turn; one that is missed is not made up for. */
+static void publish_clock(struct server *server)
+{
+    char message[64];
+    time_t seconds = time(NULL);
+    struct event event = { 0 };
+    struct tm tm;
+
+    if (server->http.now < server->next_clock)
+        return;
+    localtime_r(&seconds, &tm);
+    event.data.data = message;
+    event.data.length =
+        strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
+    if (publish_event(server, server->main_topic, &event) == MUST_WAIT)
+        return;
+    server->next_clock += server->options.interval;
+    if (server->next_clock <= server->http.now)
+        server->next_clock = server->http.now + server->options.interval;
+}
+
+/* ------------------------------------------------------------- delivery
+ *
+ * Sends to subscribers what there is for them, from their places to the end.
+ * stream_send() is the one way to a subscriber. It sends until all is sent, the
+ * socket is full, or the subscriber has had SEND_BUDGET bytes; then it waits
+ * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
+ *
+ * What only this subscriber gets goes out at once (first blocks, a heartbeat)
+ * or after all frames (the end of a catch-up, the farewell). What a full socket
+ * does not take of it waits in subscriber->own, ahead of the frames to come. On
+ * the main stream a replay is the same sending with a limit (replay_end) and
+ * with spliced frames.
+ *
+ * A turn delivers in two quanta: one for the passes over topics with new frames
+ * (pass_next()), one for QUEUE_READY. So new events go out however much is
+ * replayed. A quantum is bounded in sends, each of which is a system call, and
+ * in bytes. Gathering small frames takes time as well: each iovec counts as
+ * PIECE_COST bytes. With quanta much below 2 MB, the turns between them slowed
+ * replays by some per cent.
+ *
+ * This is the hot path: stream_send() and what it calls run once for every
+ * subscriber and event. bench/scale measures it.
+ */
+
+struct own {
+    uint32_t sent, length;
+    char bytes[];
+};
 
 static bool is_replaying(const struct subscriber *subscriber)
 {
@@ -406,12 +1669,6 @@ static struct reader subscriber_reader(struct subscriber *subscriber)
         .form = subscriber->form | (replays ? FORM_SPLICED : 0U),
         .until = replays ? subscriber->replay_end : UINT64_MAX
     };
-}
-
-/* The main stream is never read together with topics. */
-static bool reads_main(const struct server *server, const struct reader *reader)
-{
-    return reader->places[0].topic == server->main_topic;
 }
 
 /* Has `rest`, which may be the end of subscriber->own, wait for room in the
@@ -442,37 +1699,6 @@ static bool set_own(struct server *server, struct subscriber *subscriber,
     return true;
 }
 
-/* The end of a subscriber: drops everything that it holds. The last one in a
- * topic takes over its index there, see topic_leave(). */
-static void unsubscribe(struct server *server, struct conn *conn,
-                        const char *reason)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    struct place *places = subscriber_places(subscriber);
-    char peer[PEER_SIZE];
-
-    for (unsigned i = 0; i < subscriber->topic_count; i++) {
-        struct topic *topic = places[i].topic;
-        struct conn *moved = conn_at(&server->http, topic_leave(&places[i]));
-        struct place *place = subscriber_places(&moved->subscriber);
-
-        while (place->topic != topic)
-            place++;
-        place->index = places[i].index;
-        topic_drop(&server->ring, topic);
-    }
-    set_own(server, subscriber, SLICE(""));
-    if (subscriber->topic_count > 1)
-        free(subscriber->places);
-    if (!may_log(server, LEVEL_INFO))
-        return;
-    log_event(LEVEL_INFO, "unsubscribed",
-              "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
-              conn_peer(peer, conn), reason, subscriber->progress.events,
-              subscriber->bytes,
-              (uint32_t)(server->http.now / 1000) - subscriber->since);
-}
-
 /* The id at which a subscriber stands that has been sent everything. */
 static uint64_t position_of(const struct server *server,
                             const struct subscriber *subscriber)
@@ -481,34 +1707,6 @@ static uint64_t position_of(const struct server *server,
         return subscriber->ahead;
     return server->ring.newest_id;
 }
-
-/* Spreads reconnects, so that clients do not all come back at once. */
-static uint64_t random_up_to(uint64_t limit)
-{
-    uint64_t value;
-
-    if (getrandom(&value, sizeof(value), GRND_NONBLOCK) < (int)sizeof(value))
-        value = (uint64_t)random();
-    return value % (limit + 1);
-}
-
-/* ------------------------------------------------------------- delivery
- *
- * Sends to subscribers what there is for them, from their places to the end.
- * stream_send() is the one way to a subscriber. It sends until all is sent, the
- * socket is full, or the subscriber has had SEND_BUDGET bytes; then it waits
- * for EPOLLOUT, or in QUEUE_READY for the others to have their turn.
- *
- * A turn delivers in two quanta: one for the passes over topics with new frames
- * (pass_next()), one for QUEUE_READY. So new events go out however much is
- * replayed. A quantum is bounded in sends, each of which is a system call, and
- * in bytes. Gathering small frames takes time as well: each iovec counts as
- * PIECE_COST bytes. With quanta much below 2 MB, the turns between them slowed
- * replays by some per cent.
- *
- * This is the hot path: stream_send() and what it calls run once for every
- * subscriber and event. bench/scale measures it.
- */
 
 /* Has more sent to the subscriber after the others have had their turn. A
  * handler too: a full socket has room again. */
@@ -703,6 +1901,7 @@ static void deliver(struct server *server)
     const struct queue *ready = &server->http.queues[QUEUE_READY];
     uint32_t fd;
 
+    pass_wake(&server->ring);
     server->quantum_bytes = server->quantum_sends = 0;
     while (!quantum_is_over(server) &&
            (fd = pass_next(&server->ring)) != NONE) {
@@ -744,151 +1943,18 @@ static void handle_expired(struct server *server, struct conn *conn)
     timer_start(&server->http, conn,
                 silence < period ? period - silence : period);
     if (silence < period || subscriber->own || is_replaying(subscriber) ||
-        reader_next(&server->ring, &reader))
+        conn_awaits_room(conn))
         return;
+    if (reader_next(&server->ring, &reader)) { /* it waits for --pace */
+        stream_send(server, conn, SLICE(""));
+        return;
+    }
     text_put_block(&text, subscriber->form, &(struct block){ .id = &position },
                    reads_main(server, &reader)
                        ? "{\"type\":\"heartbeat\",\"timestamp\":\"%s\"}"
                        : NULL,
                    format_now(timestamp));
     stream_send(server, conn, text_slice(&text));
-}
-
-/* ------------------------------------------------------------- publishing
- *
- * An event becomes a frame, in server->frame, and is appended to the ring.
- * publish_event() is called by publications and by the clock. MUST_WAIT means
- * that the frame would evict one that a subscriber has not been offered yet.
- * The publisher tries again in later turns: it is held up by ssed's own
- * delivery, never by a slow subscriber, which is overrun instead.
- */
-
-enum outcome {
-    PUBLISHED,
-    MUST_WAIT,
-    STALE, /* the id is not greater than the newest */
-    IDS_USED_UP,
-    NOT_ON_DISK /* --sync always, and the disk has failed */
-};
-
-/*
- * Ids from outside begin with the first event, and after a crash of the machine
- * they go on with the next: anything before it may be missing here. A
- * subscriber with an older position is cut; when it reconnects, it is told of
- * the gap.
- */
-static void begin_kept_ids(struct server *server, uint64_t id)
-{
-    uint64_t newest = server->ring.newest_id;
-
-    if (id <= newest)
-        return;
-    ring_begin_after(&server->ring, id - 1);
-    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
-        struct conn *conn = conn_at(&server->http, fd);
-        bool is_ahead = conn->state == CONN_STREAM && conn->subscriber.is_ahead;
-
-        /* before the first event ever, nothing can have been missed */
-        if (conn->state == CONN_STREAM && (is_ahead || newest) &&
-            (is_ahead ? conn->subscriber.ahead : newest) < id - 1)
-            conn_cut(&server->http, conn, "gap");
-    }
-}
-
-/* A member of a JSON object, after others. */
-static void put_id(struct text *json, const char *name, uint64_t id)
-{
-    if (id)
-        text_put(json, ",\"%s\":\"%" PRIu64 "\"", name, id);
-    else
-        text_put(json, ",\"%s\":null", name);
-}
-
-/* A message of the main stream. Returns where the splice text goes. */
-static size_t put_message(struct text *text, uint64_t id, struct slice message)
-{
-    char timestamp[TIMESTAMP_SIZE];
-    size_t begin, splice;
-
-    begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ .id = &id });
-    text_put(text, "data: {\"type\":\"");
-    splice = text->length;
-    text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
-    text_put_json(text, message);
-    text_put(text, "\",\"timestamp\":\"%s\"}\n", format_now(timestamp));
-    text_end_block(text, FORM_CHUNKED, begin);
-    return splice;
-}
-
-static void put_topic_end(struct text *text, uint64_t id, struct slice topic,
-                          uint64_t last)
-{
-    struct block block = { .id = &id, .event = SLICE("ssed.end") };
-    size_t begin = text_begin_block(text, FORM_CHUNKED, &block);
-
-    text_put(text, "data: {\"topic\":\"%.*s\"", (int)topic.length, topic.data);
-    put_id(text, "last", last);
-    text_put(text, "}\n");
-    text_end_block(text, FORM_CHUNKED, begin);
-}
-
-/*
- * Appends an event to its topic's history and sets *id to its id; or finishes
- * the topic. A topic that is finished already stays as it is, unless the end
- * has an id from outside, which says that another server has this end too.
- */
-static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event, uint64_t *id)
-{
-    struct ring *ring = &server->ring;
-    struct text frame = { server->frame, server->frame_size, 0 };
-    size_t splice = 0;
-
-    if (event->finishes && !event->id && topic_finished(ring, topic))
-        return PUBLISHED;
-    *id = event->id ? event->id : ring->newest_id + 1;
-    if (*id > ID_MAX)
-        return IDS_USED_UP;
-    if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
-        return NOT_ON_DISK;
-    if (*id <= ring->newest_id)
-        return STALE;
-    if (event->finishes)
-        put_topic_end(&frame, *id, topic->name, topic->newest_id);
-    else if (topic == server->main_topic)
-        splice = put_message(&frame, *id, event->data);
-    else
-        text_put_event(&frame, *id, event);
-    if (ring_would_overrun(ring, frame.length, server->ready_from))
-        return MUST_WAIT;
-    if (ring->unbegun)
-        begin_kept_ids(server, *id);
-    ring_append(ring, topic, *id, text_slice(&frame), (uint32_t)splice,
-                event->finishes);
-    return PUBLISHED;
-}
-
-/* The clock of the main stream. A message that must wait is made anew in the
- * next turn; one that is missed is not made up for. */
-static void publish_clock(struct server *server)
-{
-    char message[64];
-    time_t seconds = time(NULL);
-    struct event event = { 0 };
-    struct tm tm;
-    uint64_t id;
-
-    if (server->http.now < server->next_clock)
-        return;
-    localtime_r(&seconds, &tm);
-    event.data.data = message;
-    event.data.length =
-        strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
-    if (publish_event(server, server->main_topic, &event, &id) == MUST_WAIT)
-        return;
-    server->next_clock += server->options.interval;
-    if (server->next_clock <= server->http.now)
-        server->next_clock = server->http.now + server->options.interval;
 }
 
 /* ------------------------------------------------------- the history file
@@ -945,974 +2011,22 @@ static void end_history(struct server *server)
             server->options.history_file);
 }
 
-/* --------------------------------------------------------- subscribing
+/* ---------------------------------------------------------- other handlers
  *
- * A GET of /events becomes a stream. subscribe() takes the topics from the
- * request and holds them; subscribe_to() finds where the stream begins, and
- * either answers or makes the connection a subscriber. Until stream_begin()
- * has succeeded the request can still be answered otherwise; the subscriber
- * then keeps the topics that the reader held.
- *
- * EventSource reconnects after the end of a 200, but at any other status it
- * gives up for good (WHATWG HTML, section 9.2.3). So what is temporary, no
- * memory or no room, is answered with an empty stream and a retry time, and a
- * finished topic with 204.
+ * What http.c calls beside the handlers in the sections above, and `handlers`,
+ * the table of them all.
  */
-
-static const char out_of_memory[] = "no memory";
-
-/* The first id that is given and not empty. The header comes first: a browser
- * sends it when it reconnects, and it is newer than the URL. */
-static struct slice find_requested(const struct request *request,
-                                   char buffer[REQUESTED_MAX])
-{
-    static const char *const names[] = { "lastEventId", "last_event_id" };
-    struct slice requested = request->last_event_id;
-
-    for (int i = 0; i < 2 && requested.length == 0; i++)
-        http_query(request->query, names[i], buffer, REQUESTED_MAX, &requested);
-    return requested;
-}
-
-/* How many of the newest events are asked for. False if that is no number. */
-static bool find_count(const struct request *request, uint64_t *count)
-{
-    char digits[24];
-    struct slice last = SLICE("");
-
-    *count = 0;
-    http_query(request->query, "last", digits, sizeof(digits), &last);
-    return last.length == 0 || slice_number(last, ID_MAX, count);
-}
-
-/* The block that tells of a gap. "oldest" is the oldest event after everything
- * that may be lost; events before it are sent as well, since after a crash the
- * hole is behind them. */
-static void put_gap(struct text *text, const struct server *server,
-                    const struct reader *reader, const struct start *start)
-{
-    bool is_main = reads_main(server, reader);
-    struct block block = { .id = &start->position,
-                           .event = is_main ? SLICE("") : SLICE("ssed.gap") };
-    size_t begin = text_begin_block(text, reader->form, &block);
-    struct slice requested = start->requested;
-    const char *separator = "";
-
-    if (requested.length > REQUESTED_MAX)
-        requested.length = REQUESTED_MAX;
-    text_put(text, is_main ? "data: {\"type\":\"gap\",\"message\":"
-                             "\"部分历史消息已无法补发\",\"requested\":\""
-                           : "data: {\"requested\":\"");
-    text_put_json(text, requested);
-    text_put(text, "\"");
-    put_id(text, "oldest", start_oldest(&server->ring, reader, start));
-    text_put(text, is_main ? "" : ",\"topics\":[");
-    for (unsigned i = 0; i < reader->count && !is_main; i++) {
-        struct slice name = reader->places[i].topic->name;
-
-        if (!start_lost(start, reader->places[i].topic))
-            continue;
-        text_put(text, "%s\"%.*s\"", separator, (int)name.length, name.data);
-        separator = ",";
-    }
-    text_put(text, is_main ? "}\n" : "]}\n");
-    text_end_block(text, reader->form, begin);
-}
-
-/* What goes before the first frame. The first block of a stream of topics has
- * no data: an EventSource takes its id and dispatches nothing. At a gap it has
- * no id, so that a client that is cut off before the gap block asks again. */
-static void put_first_blocks(struct text *text, const struct server *server,
-                             const struct reader *reader,
-                             const struct start *start)
-{
-    bool is_main = reads_main(server, reader);
-    char timestamp[TIMESTAMP_SIZE];
-    struct block block = { .retry = &server->options.retry,
-                           .id = start->gap ? NULL : &start->position };
-
-    text_put_block(text, reader->form, &block,
-                   is_main ? "{\"type\":\"connected\",\"message\":"
-                             "\"连接建立成功\",\"timestamp\":\"%s\"}"
-                           : NULL,
-                   format_now(timestamp));
-    if (start->gap)
-        put_gap(text, server, reader, start);
-    if (is_main && start->replay)
-        text_put_block(text, reader->form, &(struct block){ 0 },
-                       "{\"type\":\"catch_up_start\",\"message\":\"开始同步 "
-                       "%" PRIu64 " 条错过的消息\",\"count\":%" PRIu64 "}",
-                       start->replay, start->replay);
-}
-
-static void log_subscribed(const struct server *server, const struct conn *conn,
-                           const struct reader *reader,
-                           const struct start *start)
-{
-    char peer[PEER_SIZE], requested[REQUESTED_MAX], topic[TOPIC_NAME_MAX + 1];
-    struct slice name = reader->places[0].topic->name;
-
-    if (!may_log(server, LEVEL_INFO))
-        return;
-    log_event(LEVEL_INFO, "subscribed",
-              "peer=%s topic=%s topics=%u last_event_id=%s replay=%" PRIu64
-              " gap=%s",
-              conn_peer(peer, conn),
-              name.length ? log_quote(topic, sizeof(topic), name) : "-",
-              reader->count,
-              log_quote(requested, sizeof(requested), start->requested),
-              start->replay, start->gap ? "yes" : "no");
-}
-
-/* Makes the connection a subscriber, which takes over the reader's places and
- * its hold on the topics. False without memory: nothing has changed then. */
-static bool stream_begin(struct server *server, struct conn *conn,
-                         const struct reader *reader, const struct start *start)
-{
-    struct subscriber *subscriber = &conn->subscriber;
-    struct http *http = &server->http;
-    struct place *places = NULL;
-
-    for (unsigned i = 0; i < reader->count; i++)
-        if (!topic_reserve(reader->places[i].topic))
-            return false;
-    if (reader->count > 1) {
-        places = malloc(reader->count * sizeof(*places));
-        if (!places)
-            return false;
-        memcpy(places, reader->places, reader->count * sizeof(*places));
-    }
-    log_access(server, conn, 200, 0);
-    log_subscribed(server, conn, reader, start);
-    conn_begin_stream(http, conn);
-    *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
-                                       .topic_count = (uint8_t)reader->count,
-                                       .since = (uint32_t)(http->now / 1000),
-                                       .active = (uint32_t)http->now,
-                                       .replay_count = (uint32_t)start->replay,
-                                       .is_ahead = start->ahead };
-    if (places)
-        subscriber->places = places;
-    else
-        subscriber->place = reader->places[0];
-    for (unsigned i = 0; i < reader->count; i++)
-        topic_join(&server->ring, &subscriber_places(subscriber)[i],
-                   conn_fd(http, conn));
-    if (start->ahead)
-        subscriber->ahead = start->position;
-    else if (start->replay && reads_main(server, reader))
-        subscriber->replay_end = server->main_topic->newest;
-    if (server->options.heartbeat)
-        timer_start(http, conn, server->options.heartbeat);
-    return true;
-}
-
-static struct response stream_response(const struct server *server,
-                                       const struct conn *conn)
-{
-    return (struct response){ .status = 200,
-                              .stream = true,
-                              .chunked = conn->exchange->request.minor > 0,
-                              .cors = server->options.cors };
-}
-
-/* There is no room now: an empty stream that says when to come back. */
-static void refuse_subscriber(struct server *server, struct conn *conn)
-{
-    struct response response = stream_response(server, conn);
-    uint64_t retry = RETRY_LATER + random_up_to(RETRY_SPREAD);
-    char bytes[256];
-    struct text text = { bytes, sizeof(bytes), 0 };
-
-    text_put_block(&text, response.chunked ? FORM_CHUNKED : FORM_PLAIN,
-                   &(struct block){ .retry = &retry }, NULL);
-    if (response.chunked)
-        text_put(&text, LAST_CHUNK);
-    response.close = true;
-    respond(&server->http, conn, &response, text_slice(&text));
-}
-
-/* Answers a request to subscribe. True if the connection is now a subscriber
- * and has the reader's hold on the topics. */
-static bool subscribe_to(struct server *server, struct conn *conn,
-                         const struct reader *reader, uint64_t count)
-{
-    const struct request *request = &conn->exchange->request;
-    char bytes[OUT_SIZE + OWN_MAX], requested[REQUESTED_MAX];
-    struct text text = { bytes, sizeof(bytes), 0 };
-    struct response head = stream_response(server, conn);
-    struct start start;
-
-    reader_start(&server->ring, reader, find_requested(request, requested),
-                 count, &start);
-    if (!start.ahead && reader_finished(&server->ring, reader)) {
-        head.status = 204;
-        head.stream = false;
-        head.no_cache = true;
-    }
-    if (head.status == 204 || request->method == METHOD_HEAD) {
-        respond(&server->http, conn, &head, SLICE(""));
-        return false;
-    }
-    if (!(conn->flags & FLAG_SURPLUS)) {
-        text.length =
-            stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
-        if (!text.length)
-            return false; /* a promise is broken, and has been answered */
-        put_first_blocks(&text, server, reader, &start);
-        if (stream_begin(server, conn, reader, &start)) {
-            stream_send(server, conn, text_slice(&text));
-            return true;
-        }
-    }
-    refuse_subscriber(server, conn);
-    return false;
-}
-
-/* Adds a topic that the reader then holds. Returns NULL or out_of_memory. */
-static const char *add_topic(struct server *server, struct reader *reader,
-                             struct slice name)
-{
-    struct topic *topic = topic_hold(&server->ring, name);
-
-    if (!topic)
-        return out_of_memory;
-    for (unsigned i = 0; i < reader->count; i++)
-        if (reader->places[i].topic == topic) {
-            topic_drop(&server->ring, topic);
-            return NULL;
-        }
-    reader->places[reader->count++] = (struct place){ .topic = topic };
-    return NULL;
-}
-
-/* `topic` is the one in the path. If the path has none, the query may name
- * several; if that has none either, it is the main stream, whose name is empty
- * as well. */
-static void subscribe(struct server *server, struct conn *conn,
-                      struct slice topic)
-{
-    const struct request *request = &conn->exchange->request;
-    struct slice query = request->query, named;
-    struct place places[READER_TOPICS_MAX];
-    struct reader reader = { .places = places, .until = UINT64_MAX };
-    char name[TOPIC_NAME_MAX + 1];
-    bool subscribed = false;
-    const char *refused = NULL;
-    uint64_t count;
-
-    reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
-    while (topic.length == 0 && !refused &&
-           http_query_next(&query, "topic", name, sizeof(name), &named)) {
-        refused = topic_name_refused(named);
-        if (!refused && reader.count == READER_TOPICS_MAX)
-            refused = "one connection takes at most 16 topics";
-        if (!refused)
-            refused = add_topic(server, &reader, named);
-    }
-    if (!refused && reader.count == 0)
-        refused = add_topic(server, &reader, topic);
-    if (!refused && !find_count(request, &count))
-        refused = "last= is not a number of events";
-    if (!refused)
-        subscribed = subscribe_to(server, conn, &reader, count);
-    else if (refused == out_of_memory)
-        refuse_subscriber(server, conn);
-    else
-        respond_error(&server->http, conn, 400, refused);
-    for (unsigned i = 0; !subscribed && i < reader.count; i++)
-        topic_drop(&server->ring, places[i].topic);
-}
-
-/* ------------------------------------------------------------ publications
- *
- * A publication is what one publisher publishes: a request, or standard input.
- * It goes in steps. STEP_TAKE takes in content until an event is complete,
- * STEP_APPEND appends the event, and so on until the content ends; STEP_FINISH
- * then finishes the topic, if that is asked for, and STEP_ANSWER answers. A
- * step that must wait changes nothing and is taken again later.
- */
-
-static bool is_input(const struct conn *conn)
-{
-    return conn->flags & FLAG_INPUT;
-}
-
-/* Whether the content may have many events: a stale one is then skipped. */
-static bool is_streamed(const struct publication *publication)
-{
-    return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
-}
 
 static void publication_release(struct server *server,
                                 struct publication *publication)
 {
     memory_free(&server->http, &publication->content,
                 &publication->content_room);
+    leave_topic(publication);
+    settle_promise(server, publication, true);
     if (publication->topic)
         topic_drop(&server->ring, publication->topic);
     publication->topic = NULL;
-}
-
-/* What is in the history now; and in `error`, if it is not NULL, why no more of
- * a stream of events is. */
-static void respond_published(struct server *server, struct conn *conn,
-                              int status, const char *error)
-{
-    const struct publication *publication = &conn->exchange->publication;
-    bool deletes = publication->from == FROM_DELETE;
-    char bytes[400];
-    struct text json = { bytes, sizeof(bytes), 0 };
-    struct response response = { .status = status,
-                                 .type = "application/json",
-                                 .retry_after = status == 503 ? 2 : 0,
-                                 .cors = server->options.origin };
-
-    if (is_streamed(publication)) {
-        text_put(&json, "{\"count\":%" PRIu64 ",\"skipped\":%" PRIu64,
-                 publication->count, publication->skipped);
-        put_id(&json, "first", publication->first);
-        put_id(&json, "last", publication->last);
-        if (error)
-            text_put(&json, ",\"error\":\"%s\"", error);
-        text_put(&json, "}\n");
-    } else {
-        text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
-                 deletes ? publication->topic->newest_id : publication->last,
-                 publication->topic->subscriber_count);
-    }
-    response.length = json.length;
-    if (server->options.sync == SYNC_ALWAYS && status < 300)
-        respond_promise(&server->http, conn, &response, text_slice(&json));
-    else
-        respond(&server->http, conn, &response, text_slice(&json));
-}
-
-/* Ends a publication before its body ends: the rest is not read. A handler
- * too: the body cannot be read to its end. */
-static void publication_fail(struct server *server, struct conn *conn,
-                             int status, const char *why)
-{
-    if (is_input(conn))
-        conn_close(&server->http, conn, why);
-    else if (conn->exchange->publication.from == FROM_EVENTS)
-        respond_published(server, conn, status, why);
-    else
-        respond_error(&server->http, conn, status, why);
-}
-
-/* Refuses an event. That ends a publication, but standard input goes on with
- * the next event: it gets no answer that could tell how far it came. */
-static void refuse_event(struct server *server, struct conn *conn, int status,
-                         const char *why)
-{
-    if (!is_input(conn)) {
-        publication_fail(server, conn, status, why);
-        return;
-    }
-    conn->exchange->publication.skipped++;
-    if (may_log(server, LEVEL_WARN))
-        log_event(LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
-}
-
-static void refuse_too_long(struct server *server, struct conn *conn)
-{
-    char why[64];
-
-    snprintf(why, sizeof(why),
-             is_input(conn) ? "more than %" PRIu64 " bytes: --max-event"
-                            : "the event has more than %" PRIu64 " bytes",
-             server->options.max_event);
-    refuse_event(server, conn, 413, why);
-}
-
-/* ----------------------------------------------------------------- content
- *
- * STEP_TAKE takes in exchange->piece: up to the end of an event, which is then
- * in publication->event, and the step is STEP_APPEND. A plain body or a line is
- * collected in publication->content. An event stream is parsed as it arrives,
- * with publication->content as the parser's room for data. Room is counted in
- * --request-memory.
- */
-
-/* Makes room for content, twice what there was unless that is too much. False
- * without memory: the publisher has been answered. */
-static bool make_room(struct server *server, struct conn *conn, size_t wanted)
-{
-    struct publication *publication = &conn->exchange->publication;
-    size_t old = publication->content_room;
-    size_t room = old ? old * 2 : CONTENT_FIRST;
-
-    if (wanted <= old)
-        return true;
-    if (room < wanted)
-        room = wanted;
-    if (room > publication->content_max)
-        room = publication->content_max;
-    if (memory_grow(&server->http, &publication->content,
-                    &publication->content_room, room))
-        return true;
-    conn->exchange->request.close = true;
-    publication_fail(server, conn, 503, NO_MEMORY_TEXT);
-    return false;
-}
-
-/* A plain body or a line is complete; the last line may lack its end. One line
- * end at the end of a body is no part of the data, nor is the CR that a line
- * ends in; an empty line is no event. The data stays where it is until the next
- * content comes. */
-static void finish_content(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice data = { publication->content, publication->content_length };
-    bool is_line = publication->from == FROM_LINES;
-    bool is_empty = data.length == 0, too_long = publication->skips;
-
-    if (data.length && data.data[data.length - 1] == '\n')
-        data.length--;
-    if (data.length && data.data[data.length - 1] == '\r')
-        data.length--;
-    publication->event.data = data;
-    if (is_line) {
-        publication->skips = false;
-        publication->content_length = 0;
-    }
-    if (is_empty && !is_line)
-        respond_error(&server->http, conn, 400, "the request has no body");
-    else if (too_long || data.length > server->options.max_event)
-        refuse_too_long(server, conn);
-    else if (!is_line && !utf8_valid(data))
-        respond_error(&server->http, conn, 400, "the body is not valid UTF-8");
-    else if (!is_line || data.length)
-        publication->step = STEP_APPEND;
-}
-
-/* Takes in what has arrived. A line that is too long is skipped to its end. */
-static void take_content(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice *piece = &conn->exchange->piece;
-    bool is_line = publication->from == FROM_LINES;
-    const char *lf = is_line ? memchr(piece->data, '\n', piece->length) : NULL;
-    size_t length = lf ? (size_t)(lf - piece->data) : piece->length;
-
-    if (length > publication->content_max - publication->content_length)
-        publication->skips = true;
-    if (publication->skips && !is_line) {
-        refuse_too_long(server, conn);
-        return;
-    }
-    if (!publication->skips) {
-        if (!make_room(server, conn, publication->content_length + length))
-            return;
-        memcpy(publication->content + publication->content_length, piece->data,
-               length);
-        publication->content_length += length;
-    }
-    *piece = slice_from(*piece, length + (lf != NULL));
-    if (lf)
-        finish_content(server, conn);
-}
-
-/* The id of the event that the parser has. False if it has none that counts. */
-static bool take_parsed_id(const struct event_parser *parser, uint64_t *id)
-{
-    struct slice text = { parser->id, parser->id_length };
-
-    return parser->has_id && slice_number(text, ID_KEPT_MAX, id) && *id > 0;
-}
-
-/* Why no event may have this name, or NULL. */
-static const char *name_refused(struct slice name)
-{
-    if (name.length > EVENT_NAME_MAX)
-        return "an event name has at most 255 bytes";
-    if (name.length >= 5 && memcmp(name.data, "ssed.", 5) == 0)
-        return "event names that begin with ssed. are the server's own";
-    for (size_t i = 0; i < name.length; i++)
-        if ((unsigned char)name.data[i] < ' ' || name.data[i] == 0x7F)
-            return "an event name has no control characters";
-    return NULL;
-}
-
-/*
- * The source, another ssed, tells of a gap: something before its position is
- * lost. Readers with an older position are told too; connected ones are cut, so
- * that they reconnect. Without the source's ids no reader's position can be
- * compared with the gap, so all are told. Returns why it is refused, or NULL.
- */
-static const char *take_gap(struct server *server,
-                            struct publication *publication)
-{
-    struct topic *topic = publication->topic;
-    uint64_t position = server->ring.newest_id + 1;
-
-    if (server->options.kept_ids &&
-        !take_parsed_id(&publication->parser, &position))
-        return "a gap without the id of its position: " ID_KEPT_RANGE;
-    if (server->ring.unbegun)
-        begin_kept_ids(server, position + 1);
-    topic_raise_mark(&server->ring, topic, position);
-    for (uint32_t i = topic->subscriber_count; i-- > 0;)
-        conn_cut(&server->http, conn_at(&server->http, topic->subscribers[i]),
-                 "gap");
-    return NULL;
-}
-
-/* Takes the event that the parser has. Standard input may be another ssed's
- * stream, whose own events tell of a gap and of the end of the topic. Returns
- * why the event is refused, or NULL. */
-static const char *take_parsed(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    const struct event_parser *parser = &publication->parser;
-    struct event *event = &publication->event;
-    bool is_main = publication->topic == server->main_topic;
-    const char *refused = NULL;
-
-    *event = (struct event){ .name = { parser->name, parser->name_length },
-                             .retry = { parser->retry, parser->retry_length },
-                             .data = { parser->data, parser->length } };
-    if (is_input(conn) && slice_is(event->name, "ssed.gap"))
-        return take_gap(server, publication);
-    if (server->options.kept_ids && !take_parsed_id(parser, &event->id))
-        return "with --ids keep each event has its id: " ID_KEPT_RANGE;
-    event->finishes =
-        is_input(conn) && !is_main && slice_is(event->name, "ssed.end");
-    if (!is_main && !event->finishes)
-        refused = name_refused(event->name);
-    if (!refused)
-        publication->step = STEP_APPEND;
-    return refused;
-}
-
-/* Takes in what has arrived of an event stream, up to the end of an event. The
- * room made is for all that this can add to the data. */
-static void parse_piece(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event_parser *parser = &publication->parser;
-    struct slice *piece = &conn->exchange->piece;
-    size_t wanted = piece->length + 1 + (parser->complete ? 0 : parser->length);
-    const char *refused = NULL;
-
-    if (wanted > publication->content_max)
-        wanted = publication->content_max;
-    if (!make_room(server, conn, wanted))
-        return;
-    parser->data = publication->content;
-    parser->room = publication->content_room;
-    *piece = slice_from(*piece, event_parser_read(parser, *piece));
-    if (parser->too_long && (parser->complete || !is_input(conn)))
-        refuse_too_long(server, conn);
-    else if (parser->complete)
-        refused = take_parsed(server, conn);
-    if (refused)
-        refuse_event(server, conn, 400, refused);
-}
-
-/* ------------------------------------------------------------------- steps
- *
- * publication_step() is the state machine of a publication. handle_body() runs
- * it for http.c as content arrives, at most one event for each call, and
- * retry_publishers() runs it when a publisher has waited. A publication that
- * fails is answered at once, and its connection is in CONN_BODY no longer.
- */
-
-/*
- * Appends an event, or the end of the topic. False if it has not been: the
- * publisher waits, the publication has failed, or the event is skipped. An id
- * that is not greater than the newest has been here before: a source may begin
- * again from an earlier place.
- */
-static bool append_or_wait(struct server *server, struct conn *conn,
-                           const struct event *event)
-{
-    struct publication *publication = &conn->exchange->publication;
-    const struct queue *queues = server->http.queues;
-    bool stale = event->id && event->id <= server->ring.newest_id;
-    bool others_wait =
-        queues[QUEUE_WAITING].count ||
-        ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
-    enum outcome outcome = MUST_WAIT;
-    uint64_t id;
-    char why[96];
-
-    /* one in CONN_WAITING is tried when it is the first; a stale event takes
-     * no room, and so no turn */
-    if (stale || conn->state == CONN_WAITING || !others_wait)
-        outcome = publish_event(server, publication->topic, event, &id);
-    if (outcome == MUST_WAIT) {
-        conn_wait(&server->http, conn);
-        return false;
-    }
-    conn_go_on(&server->http, conn);
-    if (outcome == NOT_ON_DISK || outcome == IDS_USED_UP) {
-        publication_fail(server, conn, 503,
-                         outcome == NOT_ON_DISK ? NOT_ON_DISK_TEXT
-                                                : "all ids are used up");
-    } else if (outcome == STALE) {
-        publication->skipped++;
-        publication->step = STEP_TAKE;
-        snprintf(why, sizeof(why),
-                 "the newest id is %" PRIu64 ": ids only increase",
-                 server->ring.newest_id);
-        if (!is_streamed(publication))
-            respond_error(&server->http, conn, 409, why);
-    }
-    return outcome == PUBLISHED;
-}
-
-static void publication_step(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct slice *piece = &conn->exchange->piece;
-    bool is_empty = publication->count + publication->skipped == 0;
-    bool deletes = publication->from == FROM_DELETE;
-    struct event end = { .id = deletes ? publication->event.id : 0,
-                         .finishes = true };
-
-    switch (publication->step) {
-    case STEP_TAKE: /* an empty piece is the end of the content */
-        if (piece->length && publication->from == FROM_EVENTS)
-            parse_piece(server, conn);
-        else if (piece->length && publication->from != FROM_DELETE)
-            take_content(server, conn);
-        else if (piece->length)
-            piece->length = 0;
-        else if (publication->from == FROM_PLAIN ||
-                 publication->content_length || publication->skips)
-            finish_content(server, conn);
-        else
-            publication->step = STEP_FINISH;
-        break;
-    case STEP_APPEND:
-        if (!append_or_wait(server, conn, &publication->event))
-            break;
-        publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
-        if (publication->event.finishes)
-            break;
-        if (publication->count++ == 0)
-            publication->first = server->ring.newest_id;
-        publication->last = server->ring.newest_id;
-        break;
-    case STEP_FINISH:
-        if (!publication->finishes || append_or_wait(server, conn, &end))
-            publication->step = STEP_ANSWER;
-        break;
-    case STEP_ANSWER:
-        if (is_input(conn))
-            conn_close(&server->http, conn, "end of input");
-        else if (is_empty && !publication->finishes)
-            respond_published(server, conn, 400, "the body has no event");
-        else
-            respond_published(server, conn, deletes ? 200 : 201, NULL);
-        break;
-    }
-}
-
-/* A handler: content has arrived, or ended. */
-static void handle_body(struct server *server, struct conn *conn)
-{
-    do
-        publication_step(server, conn);
-    while (conn->state == CONN_BODY &&
-           conn->exchange->publication.step != STEP_TAKE);
-}
-
-/* A handler: a publisher that is silent between two events keeps no memory.
- * Standard input keeps its room, so that it cannot fail later. */
-static void handle_silent(struct server *server, struct conn *conn)
-{
-    struct publication *publication = &conn->exchange->publication;
-    struct event_parser *parser = &publication->parser;
-
-    if (is_input(conn))
-        return;
-    if (parser->complete || parser->length == 0)
-        memory_free(&server->http, &publication->content,
-                    &publication->content_room);
-    parser->room = publication->content_room;
-}
-
-/* ----------------------------------------------------- requests to publish
- *
- * publish() decides whether the client may publish, begin_publication() what
- * the request's query asks for. The functions named ..._refused() return why
- * something is refused, or NULL.
- *
- * By default only this machine publishes. A browser on this machine runs pages
- * of strangers, so a request with the Origin of another site is refused as well
- * (CSRF); so are a Host that a DNS server can have made up ("DNS rebinding"),
- * and what a proxy has forwarded from somewhere else.
- */
-
-static const char *publisher_refused(const struct server *server,
-                                     const struct conn *conn, int *status)
-{
-    const struct request *request = &conn->exchange->request;
-    const char *origin = server->options.origin;
-    bool is_named = origin && slice_equals(request->origin, origin);
-
-    *status = 403;
-    if (request->origin.data && !is_named &&
-        !http_origin_is_host(request->origin, request->host))
-        return "publishing from this Origin is not allowed: --cors names the "
-               "one that may";
-    switch ((enum publish)server->options.publish) {
-    case PUBLISH_TOKEN:
-        *status = 401;
-        return http_token_matches(&server->http, request)
-                   ? NULL
-                   : "publishing takes Authorization: Bearer and the token";
-    case PUBLISH_UNIX:
-        return conn->flags & FLAG_UNIX
-                   ? NULL
-                   : "publishing is allowed through the Unix socket only";
-    case PUBLISH_NONE:
-        return "publishing is not allowed: --publish none";
-    case PUBLISH_LOCAL:
-        break;
-    }
-    if (!conn_is_local(conn))
-        return "publishing is allowed from this machine only: --token-file "
-               "allows others";
-    if (request->minor == 0)
-        return "publishing takes HTTP/1.1, which shows whether a proxy is "
-               "between";
-    if (request->forwarded)
-        return "publishing through a proxy is not allowed: --token-file "
-               "allows it";
-    if (request->cross_site && !is_named)
-        return "publishing from a page of another origin is not allowed: "
-               "--cors names the one that may";
-    if (!http_host_is_local(request->host))
-        return "publishing takes a Host that is localhost or an IP address";
-    return NULL;
-}
-
-static const char *query_refused(const struct server *server,
-                                 const struct publication *publication,
-                                 struct slice query)
-{
-    bool is_main = publication->topic == server->main_topic;
-    bool keep = server->options.kept_ids;
-    bool streamed = publication->from == FROM_EVENTS;
-    const struct {
-        bool applies;
-        const char *name;
-        const char *why;
-    } refused[] = {
-        { is_main, "event",
-          "event= is for topics: the main stream has no names" },
-        { is_main, "end", "end= is for topics: the main stream has no end" },
-        { true, "topic",
-          "topic= is for subscribing: publish to /events/TOPIC" },
-        { streamed, "event",
-          "event= is for a plain body: a streamed event has its name in it" },
-        { keep, "end",
-          "end= could give the end no id, which --ids keep "
-          "needs: DELETE with ?id= finishes a topic" },
-        { !keep, "id", "id= takes a server that keeps ids: --ids keep" },
-        { streamed, "id",
-          "id= is for a plain body: a streamed event has its id in it" },
-    };
-    char value[8];
-    struct slice found;
-
-    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
-        if (refused[i].applies &&
-            http_query(query, refused[i].name, value, sizeof(value), &found) &&
-            found.length)
-            return refused[i].why;
-    return NULL;
-}
-
-/* Takes the query's parameters. Returns why they are refused, or NULL. */
-static const char *take_query(const struct server *server,
-                              struct publication *publication,
-                              struct slice query)
-{
-    struct event_parser *parser = &publication->parser;
-    struct event *event = &publication->event;
-    struct slice id = SLICE(""), end = SLICE("");
-    char digits[EVENT_NUMBER_MAX + 1], one[2];
-    const char *refused = query_refused(server, publication, query);
-
-    if (refused)
-        return refused;
-    http_query(query, "event", parser->name, sizeof(parser->name),
-               &event->name);
-    http_query(query, "id", digits, sizeof(digits), &id);
-    http_query(query, "end", one, sizeof(one), &end);
-    if (!utf8_valid(event->name))
-        return "the event name is not valid UTF-8";
-    if (end.length && !slice_is(end, "1"))
-        return "end= takes 1: the topic is finished with this";
-    publication->finishes = publication->finishes || end.length;
-    if (server->options.kept_ids && publication->from != FROM_EVENTS &&
-        (!slice_number(id, ID_KEPT_MAX, &event->id) || event->id == 0))
-        return "with --ids keep ?id= gives the event's id: " ID_KEPT_RANGE;
-    return name_refused(event->name);
-}
-
-/* Begins a publication, which holds its topic; or answers why not. A plain body
- * may be as long as an event may be, and a line end. */
-static void begin_publication(struct server *server, struct conn *conn,
-                              struct slice topic)
-{
-    struct publication *publication = &conn->exchange->publication;
-    const struct request *request = &conn->exchange->request;
-    uint64_t max_event = server->options.max_event;
-    bool deletes = request->method == METHOD_DELETE;
-    bool streams = !deletes && http_media_type_is(request->content_type,
-                                                  "text/event-stream");
-    bool plain = !deletes && !streams;
-    const char *refused;
-    int status = 400;
-
-    *publication = (struct publication){
-        .topic = topic_hold(&server->ring, topic),
-        .from = deletes   ? FROM_DELETE
-                : streams ? FROM_EVENTS
-                          : FROM_PLAIN,
-        .finishes = deletes,
-        .content_max = (size_t)(streams ? max_event : max_event + 2),
-    };
-    if (!publication->topic) {
-        respond_error(&server->http, conn, 503, "no memory for the topic");
-        return;
-    }
-    refused = take_query(server, publication, request->query);
-    if (streams)
-        event_parser_init(&publication->parser, NULL, 0);
-    else if (plain && request->content_length >= 0)
-        publication->content_max = (size_t)request->content_length;
-    if (!refused && !http_has_body(request) &&
-        (plain || !publication->finishes))
-        refused = "the request has no body";
-    if (!refused && deletes && !server->options.kept_ids &&
-        !publication->topic->newest && !publication->topic->subscriber_count) {
-        status = 404;
-        refused = "nothing is known of this topic";
-    }
-    if (refused)
-        respond_error(&server->http, conn, status, refused);
-    else if (plain && request->content_length > (int64_t)max_event + 2)
-        refuse_too_long(server, conn);
-    else
-        conn_begin_body(&server->http, conn, streams, publication->content_max);
-}
-
-/* The answer to a connection beyond --max-connections. It ends then, since
- * there are few places for such connections. */
-static void respond_surplus(struct server *server, struct conn *conn)
-{
-    respond_text(&server->http, conn,
-                 (struct response){ .status = 503, .close = true },
-                 "too many connections: --max-connections");
-}
-
-static void publish(struct server *server, struct conn *conn,
-                    struct slice topic)
-{
-    int status;
-    const char *refused = publisher_refused(server, conn, &status);
-
-    if (!refused && server->phase >= PHASE_DRAIN) {
-        status = 503;
-        refused = DRAINING_TEXT;
-    }
-    if (refused)
-        respond_error(&server->http, conn, status, refused);
-    else if (conn->flags & FLAG_SURPLUS)
-        respond_surplus(server, conn);
-    else
-        begin_publication(server, conn, topic);
-}
-
-/* ------------------------------------------------------ routes and handlers
- *
- * handle_request() decides by path and method what a request is for, and the
- * sections above answer it. Then come the other handlers that http.c calls, and
- * `handlers`, the table of them.
- */
-
-/*
- * With --cors none no page of another origin reads here. A page whose own name
- * is made to resolve to this machine ("DNS rebinding") would count as of this
- * origin, so a loopback listener serves no Host that it does not know.
- */
-static bool is_misdirected(const struct server *server, const struct conn *conn)
-{
-    struct slice host = conn->exchange->request.host;
-
-    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
-        http_host_is_local(host))
-        return false;
-    for (unsigned i = 0; i < server->options.host_count; i++)
-        if (http_host_is(host, server->options.hosts[i]))
-            return false;
-    return true;
-}
-
-static void respond_health(struct server *server, struct conn *conn)
-{
-    enum method method = conn->exchange->request.method;
-
-    if (method != METHOD_GET && method != METHOD_HEAD)
-        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
-    else if (server->phase == PHASE_SERVE)
-        respond_text(&server->http, conn, (struct response){ .status = 200 },
-                     "ok");
-    else
-        respond_error(&server->http, conn, 503, DRAINING_TEXT);
-}
-
-/* `topic` is the one in the path; empty for the main stream. */
-static void route_events(struct server *server, struct conn *conn,
-                         struct slice topic)
-{
-    enum method method = conn->exchange->request.method;
-    const char *allow = topic.length ? "DELETE, GET, HEAD, OPTIONS, POST"
-                                     : "GET, HEAD, OPTIONS, POST";
-    struct response preflight = { .status = 204,
-                                  .preflight = server->options.cors,
-                                  .allow = allow,
-                                  .cors = server->options.cors };
-
-    if (method == METHOD_GET || method == METHOD_HEAD)
-        subscribe(server, conn, topic);
-    else if (method == METHOD_POST || (method == METHOD_DELETE && topic.length))
-        publish(server, conn, topic);
-    else if (method == METHOD_OPTIONS)
-        respond(&server->http, conn, &preflight, SLICE(""));
-    else
-        respond_method(&server->http, conn, allow);
-}
-
-static void handle_request(struct server *server, struct conn *conn)
-{
-    struct slice path = conn->exchange->request.path;
-    bool has_topic = path.length >= 8 && memcmp(path.data, "/events/", 8) == 0;
-    struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
-    const char *refused = has_topic ? topic_name_refused(topic) : NULL;
-
-    if (is_misdirected(server, conn))
-        respond_error(&server->http, conn, 421,
-                      "this Host is not known here: --host names another");
-    else if (refused)
-        respond_error(&server->http, conn, 400, refused);
-    else if (has_topic || slice_is(path, "/events"))
-        route_events(server, conn, topic);
-    else if (slice_is(path, "/healthz"))
-        respond_health(server, conn);
-    else if (conn->flags & FLAG_SURPLUS)
-        respond_surplus(server, conn);
-    else if (slice_is(path, "*"))
-        respond_method(&server->http, conn, "DELETE, GET, HEAD, OPTIONS, POST");
-    else
-        respond_page(&server->http, conn);
 }
 
 static void handle_answered(struct server *server, struct conn *conn,
@@ -1928,6 +2042,37 @@ static const char *handle_promises(struct server *server)
 {
     sync_history(server);
     return server->sync_failed ? NOT_ON_DISK_TEXT : NULL;
+}
+
+/* The end of a subscriber: drops everything that it holds. The last one in a
+ * topic takes over its index there, see topic_leave(). */
+static void unsubscribe(struct server *server, struct conn *conn,
+                        const char *reason)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct place *places = subscriber_places(subscriber);
+    char peer[PEER_SIZE];
+
+    for (unsigned i = 0; i < subscriber->topic_count; i++) {
+        struct topic *topic = places[i].topic;
+        struct conn *moved = conn_at(&server->http, topic_leave(&places[i]));
+        struct place *place = subscriber_places(&moved->subscriber);
+
+        while (place->topic != topic)
+            place++;
+        place->index = places[i].index;
+        topic_drop(&server->ring, topic);
+    }
+    set_own(server, subscriber, SLICE(""));
+    if (subscriber->topic_count > 1)
+        free(subscriber->places);
+    if (!may_log(server, LEVEL_INFO))
+        return;
+    log_event(LEVEL_INFO, "unsubscribed",
+              "peer=%s reason=%s events=%u bytes=%" PRIu64 " seconds=%u",
+              conn_peer(peer, conn), reason, subscriber->progress.events,
+              subscriber->bytes,
+              (uint32_t)(server->http.now / 1000) - subscriber->since);
 }
 
 static void handle_closing(struct server *server, struct conn *conn,
@@ -2131,6 +2276,7 @@ static void read_signals(struct server *server)
 static void update_time(struct server *server)
 {
     http_update_time(&server->http);
+    server->ring.now = server->http.now;
     server->ring.time = (int64_t)clock_ms(CLOCK_REALTIME);
 }
 
@@ -2144,10 +2290,10 @@ static int loop_timeout(const struct server *server)
                               server->ring.unsynced ? server->next_sync : NEVER,
                               logger.suppressed ? logger.reported + LOG_REPORT
                                                 : NEVER,
-                              server->ring.pass_first ? 0 : NEVER };
+                              ring_due(&server->ring) };
     uint64_t until = NEVER;
 
-    for (size_t i = 0; i < sizeof(dues) / sizeof(dues[0]); i++)
+    for (size_t i = 0; i < COUNT(dues); i++)
         if (dues[i] < until)
             until = dues[i];
     if (until == NEVER)
@@ -2188,9 +2334,10 @@ static void run_turn(struct server *server)
     log_report(server->http.now);
     http_expire(&server->http);
     publish_clock(server);
-    if (retry_publishers(server, QUEUE_WAITING))
+    if (finish_broken(server) && retry_publishers(server, QUEUE_WAITING))
         retry_publishers(server, QUEUE_WAITING_BUSY);
     http_serve(&server->http);
+    finish_broken(server);
     sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
@@ -2241,10 +2388,12 @@ static const struct spec specs[] = {
               "unix:PATH[,mode=660]; repeatable" },
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
+    { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
+      .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
       .help = "serve the files of a folder, not the bundled pages" },
     { "history", "N", KIND_NUMBER, 'n', OPTION(history), 1, HISTORY_EVENTS_MAX,
-      1000, .help = "events kept (1000)" },
+      100000, .help = "events kept (100000)" },
     { "history-bytes", "SIZE", KIND_SIZE, 0, OPTION(history_bytes), 1,
       HISTORY_BYTES_MAX, 64 << 20, .help = "bytes kept (64M)" },
     { "history-file", "FILE", KIND_TEXT, 0, OPTION(history_file),
@@ -2259,6 +2408,8 @@ static const struct spec specs[] = {
       UNGIVEN, .help = "a clock message every so often; 0: none (1000)" },
     { "heartbeat", "SEC", KIND_SECONDS, 0, OPTION(heartbeat), 0, 86400, 15000,
       .help = "after so much silence; 0: never (15)" },
+    { "pace", "MS", KIND_NUMBER, 0, OPTION(pace), 0, 60000,
+      .help = "a topic's events go out so far apart, together (0)" },
     { "retry", "MS", KIND_NUMBER, 0, OPTION(retry), 0, UINT64_C(86400) * 1000,
       3000, .help = "how long a client waits to reconnect (3000)" },
     { "cors", "ORIGIN", KIND_TEXT, 0, OPTION(cors),
@@ -2306,7 +2457,7 @@ static const struct spec specs[] = {
     { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
 
-#define SPECS ((int)(sizeof(specs) / sizeof(specs[0])))
+#define SPECS ((int)COUNT(specs))
 
 static void print_help(void)
 {
@@ -2583,11 +2734,44 @@ static void check_options(struct server *server)
 
 /* --------------------------------------------------------------- the start
  *
- * The init_ functions, in the order in which main() calls them: each ends the
- * process if it fails. Listeners come after the history, so that nobody
- * connects to a server that cannot serve; standard input comes last, when all
- * that its events need is there.
+ * What main() calls before the loop, in its order; what fails ends the process.
+ * Listeners come after the history, so that nobody connects to a server that
+ * cannot serve; standard input comes last, when all that its events need is
+ * there.
  */
+
+/* What epoll watches but listeners, and the times when something is due. */
+static void init_loop(struct server *server)
+{
+    const struct options *options = &server->options;
+    struct http *http = &server->http;
+    struct epoll_event event = { .events = EPOLLIN };
+    char error[ERROR_SIZE];
+    sigset_t set;
+
+    http->handlers = &handlers;
+    http->server = server;
+    if (http_init(http, error) < 0)
+        die(EXIT_RUN_TIME, "%s", error);
+    sigemptyset(&set);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    server->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    event.data.u32 = (uint32_t)server->signals;
+    if (server->signals < 0 ||
+        epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
+        die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
+            strerror(errno));
+    update_time(server);
+    logger.refilled = http->now;
+    server->phase_end = server->next_watchdog = NEVER;
+    server->next_clock =
+        options->interval ? http->now + options->interval : NEVER;
+    server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
+}
 
 /* The id before that of the first event, if the clock gives the first id. */
 static uint64_t clock_position(void)
@@ -2687,39 +2871,13 @@ static void init_history(struct server *server)
     } else {
         server->ring.unbegun = server->ring.kept_ids = keep;
     }
+    server->ring.pace = options->pace;
     server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
         (uint32_t)(options->max_event * FRAME_FACTOR + FRAME_REST);
     server->frame = malloc(server->frame_size);
     if (!server->frame || !server->main_topic)
         die(EXIT_RUN_TIME, "no memory for an event: --max-event");
-}
-
-/* Standard input is published as the body of a request that never ends. Its
- * room is taken now, so that it cannot fail later. */
-static void init_input(struct server *server)
-{
-    const struct options *options = &server->options;
-    const char *topic = options->topic;
-    bool lines = !options->stdin_events;
-    char error[ERROR_SIZE];
-    struct conn *conn = http_read_input(&server->http, error);
-    struct publication *publication;
-
-    if (!conn)
-        die(EXIT_RUN_TIME, "%s", error);
-    publication = &conn->exchange->publication;
-    publication->topic = topic_hold(&server->ring, slice_of(topic));
-    publication->from = lines ? FROM_LINES : FROM_EVENTS;
-    publication->finishes = options->end;
-    publication->content_max = (size_t)options->max_event + lines; /* a CR */
-    if (!publication->topic ||
-        !memory_grow(&server->http, &publication->content,
-                     &publication->content_room, publication->content_max))
-        die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
-    event_parser_init(&publication->parser, NULL, 0);
-    log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
-              stdin_names[options->stdin_events]);
 }
 
 /* The bundled pages are as old as the program. */
@@ -2738,39 +2896,6 @@ static void init_pages(struct server *server)
     if (outcome > 0)
         log_event(LEVEL_WARN, "no_index",
                   "reason=\"--root has no index.html that can be read\"");
-}
-
-/* What epoll watches but listeners, and the times when something is due. */
-static void init_loop(struct server *server)
-{
-    const struct options *options = &server->options;
-    struct http *http = &server->http;
-    struct epoll_event event = { .events = EPOLLIN };
-    char error[ERROR_SIZE];
-    sigset_t set;
-
-    http->handlers = &handlers;
-    http->server = server;
-    if (http_init(http, error) < 0)
-        die(EXIT_RUN_TIME, "%s", error);
-    sigemptyset(&set);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    server->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-    event.data.u32 = (uint32_t)server->signals;
-    if (server->signals < 0 ||
-        epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
-        die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
-            strerror(errno));
-    update_time(server);
-    logger.refilled = http->now;
-    server->phase_end = server->next_watchdog = NEVER;
-    server->next_clock =
-        options->interval ? http->now + options->interval : NEVER;
-    server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
 }
 
 /* The service manager may hand over sockets that it holds, so that connections
@@ -2851,6 +2976,34 @@ static void announce(const struct server *server)
                strncmp(http->listeners[i].address, "unix:", 5) ? "http://" : "",
                http->listeners[i].address);
     fflush(stdout);
+}
+
+/* Standard input is published as the body of a request that never ends. Its
+ * room is taken now, so that it cannot fail later. */
+static void init_input(struct server *server)
+{
+    const struct options *options = &server->options;
+    const char *topic = options->topic;
+    bool lines = !options->stdin_events;
+    char error[ERROR_SIZE];
+    struct conn *conn = http_read_input(&server->http, error);
+    struct publication *publication;
+
+    if (!conn)
+        die(EXIT_RUN_TIME, "%s", error);
+    publication = &conn->exchange->publication;
+    publication->topic = topic_hold(&server->ring, slice_of(topic));
+    publication->from = lines ? FROM_LINES : FROM_EVENTS;
+    publication->finishes = options->end;
+    publication->content_max = (size_t)options->max_event + lines; /* a CR */
+    if (!publication->topic ||
+        !topic_hold(&server->ring, slice_of(topic)) || /* for good */
+        !memory_grow(&server->http, &publication->content,
+                     &publication->content_room, publication->content_max))
+        die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
+    event_parser_init(&publication->parser, NULL, 0);
+    log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
+              stdin_names[options->stdin_events]);
 }
 
 /* ----------------------------------------------------------------- --check

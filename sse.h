@@ -26,9 +26,9 @@
  * Reading order: this file, ring.c (events and their history), http.c
  * (connections and what is said on them), sse.c (what the server does). sse.c
  * calls the other two; neither of them calls the other, nor sse.c, but through
- * struct handlers. In each file what is called stands above its caller. Each
- * part of this file is one of theirs: a structure stands above the functions
- * that take it.
+ * struct handlers. What is called stands above its caller, but the sections of
+ * sse.c follow the path of a request. Each part of this file is one of theirs:
+ * a structure stands above the functions that take it.
  */
 #ifndef SSE_H
 #define SSE_H
@@ -50,6 +50,8 @@ struct slice {
     const char *data;
     size_t length;
 };
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
 /* A slice of a string literal. */
 #define SLICE(literal) ((struct slice){ (literal), sizeof(literal) - 1 })
@@ -91,6 +93,8 @@ static inline bool slice_number(struct slice slice, uint64_t maximum,
     *number = value;
     return true;
 }
+
+#define NEVER UINT64_MAX /* a time, in ms */
 
 /* For functions that can fail for a reason that people are told: one line, in
  * a buffer of the caller's. fail_with() writes it and returns -1. */
@@ -180,6 +184,7 @@ struct event {
     struct slice data;  /* its lines end in LF, CR LF or CR */
     uint64_t id;        /* 0: the next one */
     bool finishes;      /* it is the end of its topic, and has nothing else */
+    bool incomplete;    /* an end that the publisher did not come to */
 };
 
 /*
@@ -199,6 +204,7 @@ void text_put_event(struct text *text, uint64_t id, const struct event *event);
  * An id is its own block's and does not last beyond it.
  */
 enum {
+    TOPIC_NAME_MAX = 255,
     EVENT_NAME_MAX = 255,
     EVENT_NUMBER_MAX = 16, /* digits of an id or a retry */
     EVENT_FIELD_NAME_MAX = 5,
@@ -217,11 +223,13 @@ struct event_parser {
         FIELD_EVENT,
         FIELD_ID,
         FIELD_RETRY,
+        FIELD_TOPIC, /* not of the standard: for standard input */
     } field;
     bool at_start; /* of the stream: a byte order mark may come */
     bool complete; /* the values are those of an event */
     bool has_data;
     bool has_id;
+    bool has_topic;
     bool too_long; /* the data has more than `room` bytes */
     bool candidate_has_nul;
     char *data;         /* not owned */
@@ -230,11 +238,13 @@ struct event_parser {
     size_t name_length; /* over EVENT_NAME_MAX: it is longer than that */
     size_t id_length;   /* over EVENT_NUMBER_MAX: likewise */
     size_t retry_length;
+    size_t topic_length; /* over TOPIC_NAME_MAX: likewise */
     size_t candidate_length;
     size_t field_length;
     char name[EVENT_NAME_MAX + 1];
     char id[EVENT_NUMBER_MAX + 1];
     char retry[EVENT_NUMBER_MAX + 1]; /* digits alone */
+    char topic[TOPIC_NAME_MAX + 1];
     char candidate[EVENT_NUMBER_MAX + 1];
     char field_name[EVENT_FIELD_NAME_MAX + 1];
 };
@@ -279,7 +289,7 @@ size_t event_parser_read(struct event_parser *parser, struct slice data);
  * The history file. With it the memory is a part of a file that is mapped, and
  * each frame has a record there beside its entry of the index:
  *
- *   header | records, one for each slot of the index | the memory
+ *   header | records, one for each slot of the index | the memory | promises
  *
  * A record has checks of itself and of the frame's bytes, so what a crash
  * left can be found again without trusting anything else. What the process
@@ -331,6 +341,14 @@ struct frame {
 
 struct history_file;
 
+/* Topics that wait for something. A topic is held while it is in a queue. */
+enum topic_queue {
+    TOPICS_IN_PASS, /* see pass_next() */
+    TOPICS_RESTING, /* no pass begins until ring->now is topic->rests_until */
+    TOPICS_BROKEN,  /* see topic_settle() */
+    TOPIC_QUEUES,
+};
+
 struct ring {
     struct frame *frames; /* owned; frame with ordinal o at o & mask */
     char *memory;         /* owned; a part of the file, if there is one */
@@ -345,10 +363,12 @@ struct ring {
     uint64_t mark;      /* of a topic that is made: see "What may be lost" */
     uint64_t emptied; /* the newest id whose eviction left its topic nothing */
     void *topics;     /* owned: a tree by name, tsearch(3) */
-    struct topic *pass_first, *pass_last; /* see pass_next(); held */
-    struct slice splice_text;             /* not owned */
+    struct topic *queue_first[TOPIC_QUEUES], *queue_last[TOPIC_QUEUES];
+    struct slice splice_text;  /* not owned */
     struct history_file *file; /* owned; NULL: it is in memory alone */
     int64_t time;  /* milliseconds since 1970, for records; the caller's */
+    uint64_t now;  /* ms, monotonic; the caller's */
+    uint64_t pace; /* ms between the begins of two passes; the caller's */
     bool kept_ids; /* publishers give the ids; without a file the caller sets it
                     */
     bool unbegun; /* kept ids: the history begins (again) with the next event */
@@ -356,7 +376,6 @@ struct ring {
 };
 
 enum {
-    TOPIC_NAME_MAX = 255,
     READER_TOPICS_MAX = 16
 };
 
@@ -378,10 +397,17 @@ struct topic {
     uint32_t subscriber_room;
     uint32_t *subscribers; /* owned: numbers of the caller's, in no order */
     uint32_t unvisited;    /* those at [0, unvisited) in this pass */
-    struct topic *next_in_pass;
-    uint64_t pass_newest; /* newest frame when the pass began */
-    uint64_t undelivered; /* oldest frame not yet offered to all; 0: none, and
-                             the topic is in no pass */
+    uint64_t pass_newest;  /* newest frame when the pass began */
+    uint64_t undelivered;  /* oldest frame not yet offered to all; 0: none */
+    uint64_t rests_until;  /* ms */
+
+    struct publication *publications; /* the caller's: streams into it */
+    uint32_t promises;                /* topic_promise() less topic_settle() */
+    uint32_t promise; /* the file's slot that remembers them; 0: none */
+    bool broken;      /* a promise was, and the topic has not been finished */
+
+    bool queued[TOPIC_QUEUES];
+    struct topic *queue_next[TOPIC_QUEUES];
 
     struct slice name; /* in the same piece of memory */
 };
@@ -503,6 +529,17 @@ struct topic *topic_hold(struct ring *ring, struct slice name);
 struct topic *topic_find(const struct ring *ring, struct slice name);
 void topic_drop(struct ring *ring, struct topic *topic);
 
+/*
+ * A publisher promises to finish a topic, which it holds. The history file
+ * remembers that until topic_settle(). False if it has no room for it. A
+ * promise that is `broken`, or that was open when the server was killed, puts
+ * the topic into TOPICS_BROKEN, from where the caller finishes it if it is
+ * `broken` still; topic_mended() takes the first one out.
+ */
+bool topic_promise(struct ring *ring, struct topic *topic);
+void topic_settle(struct ring *ring, struct topic *topic, bool broken);
+void topic_mended(struct ring *ring);
+
 /* From now on a position below `id` on this topic may have lost something;
  * ids go on above it. */
 void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id);
@@ -590,10 +627,16 @@ uint32_t topic_leave(const struct place *place);
  * The next subscriber that is to be offered what is new in its topic; NONE
  * when all have been. pass_yield(), when the caller has done enough for now,
  * lets other topics go first. A subscriber comes again if more was appended
- * after its topic's pass had begun.
+ * after its topic's pass had begun. pass_wake() begins the passes of topics
+ * that have rested.
  */
 uint32_t pass_next(struct ring *ring);
 void pass_yield(struct ring *ring);
+void pass_wake(struct ring *ring);
+
+/* When pass_next() or pass_wake() has something to do: ring->now, 0 for at
+ * once, or NEVER. */
+uint64_t ring_due(const struct ring *ring);
 
 /*
  * Whether appending a frame of `length` bytes would evict one that a pass has
@@ -809,9 +852,9 @@ struct response {
     const char *type;  /* Content-Type */
     const char *allow; /* methods */
     const char *cors;  /* Access-Control-Allow-Origin */
-    const char *etag;  /* of a file, with its quotes; ranges are served */
-    time_t modified;   /* Last-Modified */
-    unsigned retry_after;  /* seconds */
+    const uint64_t *position; /* of a stream: Last-Event-ID */
+    const char *etag;      /* of a file, with its quotes; ranges are served */
+    time_t modified;       /* Last-Modified */
     struct slice location; /* Location: this path, with a slash at its end */
     uint64_t range_first;  /* Content-Range, at 206 and 416 */
     uint64_t range_last;
@@ -966,6 +1009,10 @@ struct publication {
     size_t content_room;        /* bytes there are */
     size_t content_max;         /* bytes there may be */
     struct event_parser parser; /* without a stream only its name is used */
+    /* FROM_EVENTS: it is in topic->publications, by what leads to it there */
+    struct publication **link, *next;
+    uint32_t fd;   /* of its connection */
+    bool promises; /* the end: topic_promise() */
 };
 
 struct subscriber {
@@ -1115,6 +1162,8 @@ struct http {
     uint64_t head_timeout;
     uint64_t idle_timeout;
 
+    bool reuse_port; /* other processes may listen on the same address */
+
     int epoll;
     int root; /* the folder whose files are served, -1: bundled pages */
     unsigned listener_count;
@@ -1142,8 +1191,6 @@ struct http {
     char token[TOKEN_MAX];
     size_t token_length;
 };
-
-#define NEVER UINT64_MAX /* a time, in ms */
 
 /*
  * Makes the table of connections, for as many as http->max_connections says and

@@ -12,12 +12,16 @@
  * The subscribers live in processes of their own (--processes), which parse
  * the stream whole: head, chunks, lines, fields. They share memory with the
  * publisher.
+ *
+ * Without options it measures the server on localhost:3000 and prints what a
+ * person reads; scripts read --json.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <glob.h>
+#include <math.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
@@ -56,7 +60,11 @@ enum {
     SETTLE = 300,  /* ms after the last has connected */
     REPLAY_DEPTH = 20,
     PATIENCE = 10000, /* ms for what is under way to arrive */
+    ROWS_MAX = 8,     /* of the histogram */
 };
+
+/* A process that wants a core for more of the time is the limit. */
+static const double own_core_max = 0.9;
 
 static struct options {
     const char *target, *ask;
@@ -68,12 +76,13 @@ static struct options {
     bool stream, idle, json, quiet;
 } options = {
     .target = "/events/fan",
+    .port = 3000,
     .subscribers = 1000,
     .processes = 1,
     .topics = 1,
-    .rate = 10,
+    .rate = 20,
     .count = 1e15,
-    .seconds = 10,
+    .seconds = 5,
     .size = 100,
 };
 
@@ -111,32 +120,71 @@ struct tally {
     uint64_t id_gaps; /* ids that are not one above the one before */
     double connect_seconds;
     double own_seconds; /* of CPU */
+    double own_core;    /* the share of the time in which it wanted one */
     uint64_t longest;
     uint64_t ended; /* when the last bytes came, of the monotonic clock */
     uint64_t histogram[BUCKETS];
     uint64_t last_receipt[TIMED_MAX]; /* the latest latency of each event */
 };
 
-struct shared {
-    struct tally tallies[PROCESSES_MAX];
-    uint64_t published;
-    const char *act; /* what is going on: for the line of progress */
-    int ready;       /* processes whose subscribers are connected */
-    bool over;       /* nothing more is published */
+/* What is going on. */
+enum act {
+    CONNECTING,
+    PUBLISHING,
+    WAITING, /* for what is under way */
 };
 
-/* What a process has used. */
+struct shared {
+    struct tally tallies[PROCESSES_MAX];
+    uint64_t began; /* to publish, or the first to connect to a replay */
+    uint64_t published;
+    enum act act;
+    int ready; /* processes whose subscribers are connected */
+    bool over; /* nothing more is published */
+};
+
+/* Seconds that a process has run, and that it has waited for a core. */
+struct core_time {
+    double run, waited;
+};
+
+/* What the server has used; NAN where that is not known. */
 struct usage {
     double user, total; /* seconds of CPU */
     double resident;    /* bytes */
     double kernel;      /* bytes of slab and socket buffers on this machine */
 };
 
+/* The percentiles that are shown. */
+static const double parts[] = { 0.5, 0.9, 0.99, 0.999, 1 };
+
+enum {
+    PARTS = sizeof(parts) / sizeof(parts[0])
+};
+
+struct report {
+    struct tally all;
+    double publish_seconds;
+    double deliver_seconds; /* from the first publish to the last byte */
+    double last[PARTS];     /* how late an event's last receipt is, in ns */
+    struct usage idle, before, after;
+};
+
 static struct shared *shared;
+
+/* Wipes the line of progress, if there can be one. */
+static void wipe_progress(void)
+{
+    if (isatty(STDERR_FILENO))
+        fputs("\r\033[K", stderr);
+}
 
 static _Noreturn void fail(const char *what)
 {
-    fprintf(stderr, "fan: %s: %s\n", what, strerror(errno));
+    int error = errno;
+
+    wipe_progress();
+    fprintf(stderr, "fan: %s: %s\n", what, strerror(error));
     exit(2);
 }
 
@@ -180,17 +228,15 @@ static uint64_t bucket_value(unsigned bucket)
     return (uint64_t)(EXACT + bucket % EXACT) << (power - 1);
 }
 
-/* In milliseconds. */
-static double percentile(const uint64_t *histogram, double part)
+/* In nanoseconds. */
+static double percentile(const struct tally *tally, double part)
 {
-    uint64_t total = 0, seen = 0;
+    uint64_t seen = 0;
 
-    for (unsigned i = 0; i < BUCKETS; i++)
-        total += histogram[i];
     for (unsigned i = 0; i < BUCKETS; i++) {
-        seen += histogram[i];
-        if (total && (double)seen >= part * (double)total)
-            return (double)bucket_value(i) / 1e6;
+        seen += tally->histogram[i];
+        if (seen && (double)seen >= part * (double)tally->events)
+            return (double)bucket_value(i);
     }
     return 0;
 }
@@ -222,8 +268,12 @@ static int connect_from(unsigned host)
         fail("bind");
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address.sin_port = htons((uint16_t)options.port);
-    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-        fail("connect");
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        char what[64];
+
+        snprintf(what, sizeof(what), "connect to 127.0.0.1:%.0f", options.port);
+        fail(what);
+    }
     return fd;
 }
 
@@ -563,13 +613,35 @@ static void reconnect_some(struct crowd *crowd, uint64_t begin)
     }
 }
 
-static double own_seconds(void)
+/* From nanoseconds, where the ticks of stat are too coarse. */
+static struct core_time read_core_time(const char *path)
 {
-    struct rusage usage;
+    FILE *file = fopen(path, "re");
+    double run = 0, waited = 0;
 
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+    if (file && fscanf(file, "%lf %lf", &run, &waited) != 2)
+        fail(path);
+    if (file) /* else it was a thread that is no more */
+        fclose(file);
+    return (struct core_time){ run / 1e9, waited / 1e9 };
+}
+
+static struct core_time own_core_time(void)
+{
+    return read_core_time("/proc/self/schedstat");
+}
+
+/* What this process has used since then, and in which share of so many
+ * seconds it ran or waited to. */
+static void tally_own(struct tally *tally, struct core_time before,
+                      double seconds)
+{
+    struct core_time after = own_core_time();
+
+    tally->own_seconds = after.run - before.run;
+    if (seconds > 0)
+        tally->own_core =
+            (tally->own_seconds + after.waited - before.waited) / seconds;
 }
 
 static void connect_all(struct crowd *crowd)
@@ -602,14 +674,14 @@ static _Noreturn void run_crowd(int process, int count)
         .host = 1 + (unsigned)process * 8,
     };
     uint64_t begin, deadline = 0;
-    double spent;
+    struct core_time before;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (!crowd.subscribers || crowd.epoll < 0)
         fail("begin");
     connect_all(&crowd);
     begin = now_ns();
-    spent = own_seconds();
+    before = own_core_time();
     while (!is_over() || missing(&crowd)) {
         receive_ready(&crowd);
         if (!is_over())
@@ -619,7 +691,10 @@ static _Noreturn void run_crowd(int process, int count)
         if (deadline && now_ns() > deadline)
             break;
     }
-    crowd.tally->own_seconds = own_seconds() - spent;
+    if (begin < shared->began)
+        begin = shared->began;
+    tally_own(crowd.tally, before,
+              ((double)crowd.tally->ended - (double)begin) / 1e9);
     crowd.tally->lost += missing(&crowd);
     _exit(0);
 }
@@ -708,6 +783,8 @@ static void take_answers(int fd, unsigned count)
         n = recv(fd, bytes + length, READ_MAX - length, 0);
         if (n < 0 && errno == EINTR)
             continue;
+        if (n == 0)
+            errno = ECONNRESET;
         if (n <= 0)
             fail("the answer to a publish");
         length += (size_t)n;
@@ -730,9 +807,9 @@ static void publish_at_rate(int fd, uint64_t begin, uint64_t end)
         uint64_t when = begin + (uint64_t)((double)index * 1e9 / options.rate);
         struct pollfd answers = { .fd = fd, .events = POLLIN };
 
+        sleep_until(when < end ? when : end);
         if (when >= end)
             break;
-        sleep_until(when);
         send_all(fd, request, put_request(request, index, when));
         shared->published++;
         unanswered++;
@@ -824,14 +901,15 @@ static void ask(uint64_t begin, uint64_t end)
     }
 }
 
-/* Returns the seconds that it took. */
-static double publish(void)
+static void publish(struct report *report)
 {
+    struct core_time before = own_core_time();
     uint64_t begin = now_ns();
     uint64_t end = begin + (uint64_t)(options.seconds * 1e9);
     int fd = connect_from(0);
 
-    shared->act = "publishing";
+    shared->began = begin;
+    shared->act = PUBLISHING;
     if (options.ask)
         ask(begin, end);
     else if (options.idle)
@@ -843,20 +921,83 @@ static double publish(void)
     else
         publish_at_rate(fd, begin, end);
     close(fd);
-    return (double)(now_ns() - begin) / 1e9;
+    report->publish_seconds = (double)(now_ns() - begin) / 1e9;
+    tally_own(&report->all, before, report->publish_seconds);
 }
 
 /* ------------------------------------------------------------ the server */
+
+/* The socket that the server listens with, by its inode; 0: it is not seen.
+ * Addresses in /proc/net are hexadecimal words in the machine's order. */
+static unsigned long find_listener(const char *path, const char *address)
+{
+    FILE *file = fopen(path, "re");
+    char line[512], local[33];
+    unsigned port, state;
+    unsigned long inode, found = 0;
+
+    while (file && !found && fgets(line, sizeof(line), file))
+        if (sscanf(line, " %*d: %32[0-9A-F]:%x %*s %x %*s %*s %*s %*s %*s %lu",
+                   local, &port, &state, &inode) == 4 &&
+            port == (unsigned)options.port && state == TCP_LISTEN &&
+            strcmp(local, address) == 0)
+            found = inode;
+    if (file)
+        fclose(file);
+    return found;
+}
+
+/* The more an address says, the sooner the kernel chooses its listener. */
+static unsigned long find_any_listener(void)
+{
+    unsigned loopback = htonl(INADDR_LOOPBACK), mapped = htonl(0xffff);
+    unsigned long inode;
+    char address[33];
+
+    snprintf(address, sizeof(address), "%08X", loopback);
+    if ((inode = find_listener("/proc/net/tcp", address)) > 0 ||
+        (inode = find_listener("/proc/net/tcp", "00000000")) > 0)
+        return inode;
+    snprintf(address, sizeof(address), "%016X%08X%08X", 0, mapped, loopback);
+    if ((inode = find_listener("/proc/net/tcp6", address)) > 0)
+        return inode;
+    snprintf(address, sizeof(address), "%032X", 0);
+    return find_listener("/proc/net/tcp6", address);
+}
+
+/* Which process has the listener open; the youngest, where it was handed on:
+ * by systemd, or by a master to its workers. 0: none that may be seen. */
+static int find_server(void)
+{
+    unsigned long inode = find_any_listener();
+    char wanted[32], target[32];
+    int pid, youngest = 0;
+    glob_t found;
+
+    snprintf(wanted, sizeof(wanted), "socket:[%lu]", inode);
+    if (!inode || glob("/proc/[0-9]*/fd/*", GLOB_NOSORT, NULL, &found) != 0)
+        return 0;
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        ssize_t n = readlink(found.gl_pathv[i], target, sizeof(target) - 1);
+
+        target[n > 0 ? n : 0] = '\0';
+        if (strcmp(target, wanted) == 0 &&
+            sscanf(found.gl_pathv[i], "/proc/%d", &pid) == 1 && pid > youngest)
+            youngest = pid;
+    }
+    globfree(&found);
+    return youngest;
+}
 
 /* The number behind `name` in the file; the last one, if there are more. */
 static double read_number(const char *path, const char *name)
 {
     FILE *file = fopen(path, "re");
     char line[512];
-    double number = 0;
+    double number = NAN;
 
     if (!file)
-        return 0;
+        return number;
     while (fgets(line, sizeof(line), file)) {
         const char *at = strstr(line, name);
 
@@ -867,7 +1008,7 @@ static double read_number(const char *path, const char *name)
     return number;
 }
 
-/* Of all threads; in nanoseconds, where the ticks of stat are too coarse. */
+/* Of all threads. */
 static double run_seconds(void)
 {
     char pattern[64];
@@ -879,9 +1020,9 @@ static double run_seconds(void)
     if (glob(pattern, 0, NULL, &found) != 0)
         fail(pattern);
     for (size_t i = 0; i < found.gl_pathc; i++)
-        sum += read_number(found.gl_pathv[i], "");
+        sum += read_core_time(found.gl_pathv[i]).run;
     globfree(&found);
-    return sum / 1e9;
+    return sum;
 }
 
 /* User time in ticks (proc(5)). */
@@ -889,10 +1030,12 @@ static struct usage usage_now(void)
 {
     char path[64], text[1024] = "";
     unsigned long user = 0;
-    struct usage usage = { 0 };
+    struct usage usage = { NAN, NAN, NAN, NAN };
     FILE *file;
     const char *end;
 
+    if (options.pid < 1)
+        return usage;
     snprintf(path, sizeof(path), "/proc/%d/stat", (int)options.pid);
     file = fopen(path, "re");
     if (!file || !fgets(text, sizeof(text), file))
@@ -917,12 +1060,11 @@ static struct usage usage_now(void)
 
 /* ---------------------------------------------------------------- report */
 
-struct report {
-    struct tally all;
-    uint64_t began; /* of the monotonic clock */
-    double publish_seconds;
-    struct usage idle, before, after;
-};
+/* Of all deliveries, in nanoseconds. */
+static double latency(const struct tally *tally, double part)
+{
+    return part < 1 ? percentile(tally, part) : (double)tally->longest;
+}
 
 static int by_value(const void *a, const void *b)
 {
@@ -931,9 +1073,7 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Of each event, the latest receipt; and of these p50, p99 and the greatest,
- * in milliseconds. */
-static void find_last_receipts(double last[3])
+static void find_last_receipts(struct report *report)
 {
     static double latest[TIMED_MAX];
     size_t count = 0;
@@ -945,14 +1085,14 @@ static void find_last_receipts(double last[3])
             if (shared->tallies[k].last_receipt[i] > longest)
                 longest = shared->tallies[k].last_receipt[i];
         if (longest)
-            latest[count++] = (double)longest / 1e6;
+            latest[count++] = (double)longest;
     }
-    if (count == 0)
-        return;
     qsort(latest, count, sizeof(latest[0]), by_value);
-    last[0] = latest[count / 2];
-    last[1] = latest[count * 99 / 100];
-    last[2] = latest[count - 1];
+    for (size_t i = 0; count > 0 && i < PARTS; i++) {
+        size_t at = (size_t)(parts[i] * (double)count);
+
+        report->last[i] = latest[at < count ? at : count - 1];
+    }
 }
 
 static void add_tally(struct tally *all, const struct tally *tally)
@@ -967,6 +1107,8 @@ static void add_tally(struct tally *all, const struct tally *tally)
     all->refused += tally->refused;
     all->id_gaps += tally->id_gaps;
     all->own_seconds += tally->own_seconds;
+    if (tally->own_core > all->own_core)
+        all->own_core = tally->own_core;
     if (tally->connect_seconds > all->connect_seconds)
         all->connect_seconds = tally->connect_seconds;
     if (tally->ended > all->ended)
@@ -977,113 +1119,417 @@ static void add_tally(struct tally *all, const struct tally *tally)
         all->histogram[i] += tally->histogram[i];
 }
 
-static double at_least_1(double number)
+static void sum_up(struct report *report)
 {
-    return number > 1 ? number : 1;
+    for (int k = 0; k < (int)options.processes; k++)
+        add_tally(&report->all, &shared->tallies[k]);
+    report->deliver_seconds =
+        ((double)report->all.ended - (double)shared->began) / 1e9;
+    if (options.replay == 0 &&
+        report->deliver_seconds < report->publish_seconds)
+        report->deliver_seconds = report->publish_seconds;
+    find_last_receipts(report);
 }
 
-static void print_figure(const char *name, double value)
+/* The books of events. */
+static bool is_balanced(const struct tally *all)
+{
+    return !all->lost && !all->doubled && !all->refused;
+}
+
+static double at_least_1(double count)
+{
+    return count > 1 ? count : 1;
+}
+
+static double server_seconds(const struct report *report)
+{
+    return report->after.total - report->before.total;
+}
+
+static double bytes_per_subscriber(const struct report *report)
+{
+    double bytes = report->before.resident - report->idle.resident;
+
+    return options.ask || options.replay > 0
+               ? NAN
+               : bytes / at_least_1((double)report->all.connected);
+}
+
+/* ------------------------------------------------- report, for a program */
+
+static void json_figure(const char *name, double value)
 {
     static bool printed;
 
-    if (options.json)
-        printf("%s\"%s\": %.3f", printed ? ", " : "{", name, value);
+    printf("%s\"%s\": ", printed ? ", " : "{", name);
+    if (isnan(value))
+        printf("null");
     else
-        printf("%-32s %14.3f\n", name, value);
+        printf("%.3f", value);
     printed = true;
 }
 
-static void print_counts(const struct report *report)
+static void json_counts(const struct report *report)
 {
     const struct tally *all = &report->all;
     double published = (double)shared->published;
-    double seconds = (double)(all->ended - report->began) / 1e9;
+    double seconds = report->deliver_seconds;
 
-    print_figure("published", published);
-    print_figure("delivered", (double)all->events);
-    print_figure("lost", (double)all->lost);
-    print_figure("doubled_or_out_of_order", (double)all->doubled);
-    print_figure("ids_with_gaps", (double)all->id_gaps);
-    print_figure("refused", (double)all->refused);
-    print_figure("cut", (double)all->cut);
-    print_figure("reconnects", (double)all->reconnects);
-    print_figure("connects_per_second",
-                 (double)all->connected /
-                     (all->connect_seconds > 0 ? all->connect_seconds : 1));
-    print_figure(
-        "published_per_second",
-        report->publish_seconds > 0 ? published / report->publish_seconds : 0);
-    print_figure("delivered_per_second", (double)all->events / seconds);
-    print_figure("delivered_megabytes_per_second",
-                 (double)all->bytes / seconds / 1e6);
+    json_figure("published", published);
+    json_figure("delivered", (double)all->events);
+    json_figure("lost", (double)all->lost);
+    json_figure("doubled_or_out_of_order", (double)all->doubled);
+    json_figure("ids_with_gaps", (double)all->id_gaps);
+    json_figure("refused", (double)all->refused);
+    json_figure("cut", (double)all->cut);
+    json_figure("reconnects", (double)all->reconnects);
+    json_figure("connects_per_second",
+                (double)all->connected /
+                    (all->connect_seconds > 0 ? all->connect_seconds : 1));
+    json_figure("published_per_second", published / report->publish_seconds);
+    json_figure("delivered_per_second", (double)all->events / seconds);
+    json_figure("delivered_megabytes_per_second",
+                (double)all->bytes / seconds / 1e6);
 }
 
-static void print_latencies(const struct report *report)
+static void json_latencies(const struct report *report)
 {
     const struct tally *all = &report->all;
-    double last[3] = { 0 };
 
-    find_last_receipts(last);
-    print_figure("latency_p50_ms", percentile(all->histogram, 0.5));
-    print_figure("latency_p90_ms", percentile(all->histogram, 0.9));
-    print_figure("latency_p99_ms", percentile(all->histogram, 0.99));
-    print_figure("latency_p99.9_ms", percentile(all->histogram, 0.999));
-    print_figure("latency_max_ms", (double)all->longest / 1e6);
-    print_figure("last_subscriber_p50_ms", last[0]);
-    print_figure("last_subscriber_p99_ms", last[1]);
-    print_figure("last_subscriber_max_ms", last[2]);
+    json_figure("latency_p50_ms", latency(all, 0.5) / 1e6);
+    json_figure("latency_p90_ms", latency(all, 0.9) / 1e6);
+    json_figure("latency_p99_ms", latency(all, 0.99) / 1e6);
+    json_figure("latency_p99.9_ms", latency(all, 0.999) / 1e6);
+    json_figure("latency_max_ms", latency(all, 1) / 1e6);
+    json_figure("last_subscriber_p50_ms", report->last[0] / 1e6);
+    json_figure("last_subscriber_p99_ms", report->last[2] / 1e6);
+    json_figure("last_subscriber_max_ms", report->last[4] / 1e6);
 }
 
-static void print_costs(const struct report *report)
+static void json_costs(const struct report *report)
 {
     const struct tally *all = &report->all;
     const struct usage *before = &report->before, *after = &report->after;
     double delivered = at_least_1((double)all->events);
-    double connected = at_least_1((double)all->connected);
     double published = at_least_1((double)shared->published);
-    double spent = (after->total - before->total) * 1e9;
+    double spent = server_seconds(report) * 1e9;
 
-    print_figure("server_ns_per_delivered", spent / delivered);
-    print_figure("server_user_ns_per_delivered",
-                 (after->user - before->user) * 1e9 / delivered);
-    print_figure("server_ns_per_published", spent / published);
-    print_figure("server_ns_per_byte", spent / at_least_1((double)all->bytes));
-    print_figure("server_bytes_per_subscriber",
-                 (before->resident - report->idle.resident) / connected);
+    json_figure("server_ns_per_delivered", spent / delivered);
+    json_figure("server_user_ns_per_delivered",
+                (after->user - before->user) * 1e9 / delivered);
+    json_figure("server_ns_per_published", spent / published);
+    json_figure("server_ns_per_byte", spent / at_least_1((double)all->bytes));
+    json_figure("server_bytes_per_subscriber", bytes_per_subscriber(report));
     /* a connection to oneself has both its ends on this machine */
-    print_figure("kernel_bytes_per_two_ends",
-                 (before->kernel - report->idle.kernel) / connected);
-    print_figure("own_ns_per_delivered", all->own_seconds * 1e9 / delivered);
+    json_figure("kernel_bytes_per_two_ends",
+                (before->kernel - report->idle.kernel) /
+                    at_least_1((double)all->connected));
+    json_figure("own_ns_per_delivered", all->own_seconds * 1e9 / delivered);
+    json_figure("own_core", all->own_core);
 }
 
-static void print_report(struct report *report)
+static void print_json(const struct report *report)
 {
-    for (int k = 0; k < (int)options.processes; k++)
-        add_tally(&report->all, &shared->tallies[k]);
-    print_counts(report);
-    print_latencies(report);
-    print_costs(report);
-    if (options.json)
-        printf("}\n");
+    json_counts(report);
+    json_latencies(report);
+    json_costs(report);
+    printf("}\n");
+}
+
+/* -------------------------------------------------- report, for a person */
+
+struct text {
+    char s[48];
+};
+
+/* In groups of three digits: 100,000; in three digits, if it is no integer. */
+static struct text number(double value)
+{
+    char digits[32];
+    int length = snprintf(digits, sizeof(digits), "%.0f", value), used = 0;
+    struct text text = { "" };
+
+    if (value < 999.5) {
+        snprintf(text.s, sizeof(text.s), "%.3g", value);
+        return text;
+    }
+    for (int i = 0; i < length; i++) {
+        if (i > 0 && (length - i) % 3 == 0)
+            text.s[used++] = ',';
+        text.s[used++] = digits[i];
+    }
+    return text;
+}
+
+/* In the unit, of four, in which it has at most three digits before the
+ * point. */
+static struct text scaled(double value, const char *const *units)
+{
+    struct text text = { "-" };
+    int unit = 0;
+
+    for (; unit < 3 && value >= 999.5; unit++)
+        value /= 1000;
+    if (!isnan(value))
+        snprintf(text.s, sizeof(text.s), "%.3g %s", value, units[unit]);
+    return text;
+}
+
+static struct text duration(double ns)
+{
+    static const char *const units[] = { "ns", "us", "ms", "s" };
+
+    return scaled(ns, units);
+}
+
+static struct text volume(double bytes)
+{
+    static const char *const units[] = { "bytes", "kB", "MB", "GB" };
+
+    return scaled(bytes, units);
+}
+
+static void print_server(void)
+{
+    char path[64], name[32] = "?";
+    FILE *file;
+
+    printf("http://127.0.0.1:%.0f%s", options.port,
+           options.ask ? options.ask : options.target);
+    snprintf(path, sizeof(path), "/proc/%.0f/comm", options.pid);
+    if ((file = fopen(path, "re"))) {
+        if (fgets(name, sizeof(name), file))
+            name[strcspn(name, "\n")] = '\0';
+        fclose(file);
+        printf(", served by %s (pid %.0f)", name, options.pid);
+    }
+    printf("\n");
+}
+
+static void print_task(void)
+{
+    if (options.ask) {
+        printf("%s requests a second, each on a fresh connection\n",
+               number(options.rate).s);
+        return;
+    }
+    printf("%s subscriber%s", number(options.subscribers).s,
+           options.subscribers == 1 ? "" : "s");
+    if (options.topics > 1)
+        printf(" of %s topics", number(options.topics).s);
+    if (options.idle)
+        printf(", nothing published");
+    else if (options.replay > 0)
+        printf(" that come to %s events", number(options.replay).s);
+    else if (options.stream)
+        printf(", one body as fast as it is taken, events");
+    else if (options.depth > 0)
+        printf(", %s publishes at a time", number(options.depth).s);
+    else
+        printf(", %s events a second", number(options.rate).s);
+    if (!options.idle)
+        printf(" of %s bytes", number(options.size).s);
+    printf("\n");
+}
+
+static void print_amounts(const struct report *report)
+{
+    const struct tally *all = &report->all;
+    double published = (double)shared->published, events = (double)all->events;
+    double seconds = report->deliver_seconds;
+
+    if (options.ask) {
+        printf("answered   %s\n", number(events).s);
+        return;
+    }
+    printf("published  %-24s %s a second for %s\n", number(published).s,
+           number(published / report->publish_seconds).s,
+           duration(report->publish_seconds * 1e9).s);
+    printf("delivered  %s of %-*s %s a second, %s a second\n", number(events).s,
+           20 - (int)strlen(number(events).s),
+           number(events + (double)all->lost).s, number(events / seconds).s,
+           volume((double)all->bytes / seconds).s);
+}
+
+/* How long after it was due an event has arrived. */
+static void print_lateness(const struct report *report)
+{
+    printf("\n%-18s%11s%11s%11s%11s%11s\n", "latency", "p50", "p90", "p99",
+           "p99.9", "max");
+    printf("  %-16s", options.ask ? "each answer" : "each delivery");
+    for (size_t i = 0; i < PARTS; i++)
+        printf("%11s", duration(latency(&report->all, parts[i])).s);
+    if (!options.ask) {
+        printf("\n  until all have it");
+        for (size_t i = 0; i < PARTS; i++)
+            printf("%*s", i ? 11 : 10, duration(report->last[i]).s);
+    }
+    printf("\n\n");
+}
+
+/* Ten of them to a power of ten; with a step of 3 they double. */
+static double row_limit(int row)
+{
+    static const double preferred[] = {
+        1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8
+    };
+    double limit = preferred[row % 10];
+
+    for (; row >= 10; row -= 10)
+        limit *= 10;
+    return limit;
+}
+
+/* The least row of this step that has the value below its limit. */
+static int row_of(double ns, int step)
+{
+    int row = 0;
+
+    while (row_limit(row) <= ns)
+        row += step;
+    return row;
+}
+
+static void print_row(const char *which, double limit, double part,
+                      double of_longest)
+{
+    static const char bar[] = "########################################";
+
+    printf("  %-4s %7s  %-40.*s %6.2f %%\n", which, duration(limit).s,
+           (int)(of_longest * 39) + (part > 0), bar, 100 * part);
+}
+
+/* From p0.1 to p99.9 in the finest rows that fit; what is below is in the
+ * first, what is above in one more. */
+static void print_histogram(const struct tally *tally)
+{
+    double low = percentile(tally, 0.001), high = percentile(tally, 0.999);
+    double rows[ROWS_MAX + 1] = { 0 }, longest = 0;
+    int first, count, step = 0;
+
+    do {
+        step++;
+        first = row_of(low, step);
+        count = (row_of(high, step) - first) / step + 1;
+    } while (count > ROWS_MAX);
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        int row = (row_of((double)bucket_value(i), step) - first) / step;
+
+        row = row < 0 ? 0 : row > count ? count : row;
+        rows[row] += (double)tally->histogram[i] / (double)tally->events;
+        longest = rows[row] > longest ? rows[row] : longest;
+    }
+    for (int i = 0; i < count; i++)
+        print_row("to", row_limit(first + i * step), rows[i],
+                  rows[i] / longest);
+    if (rows[count] > 0)
+        print_row("over", row_limit(first + (count - 1) * step), rows[count],
+                  rows[count] / longest);
+}
+
+static void print_use(const char *who, double seconds,
+                      const struct report *report)
+{
+    printf("%-7s", who);
+    if (report->all.events)
+        printf(" %s CPU per event,",
+               duration(seconds * 1e9 / (double)report->all.events).s);
+    printf(" %.1f %% of a core", 100 * seconds / report->deliver_seconds);
+}
+
+static void print_uses(const struct report *report)
+{
+    double each = bytes_per_subscriber(report);
+
+    if (options.pid > 0)
+        print_use("server", server_seconds(report), report);
+    else
+        printf("server  its process cannot be seen by this user from here: "
+               "give its --pid");
+    if (!isnan(each))
+        printf("; grew by %s a subscriber", volume(each).s);
+    printf("\n");
+    print_use("fan", report->all.own_seconds, report);
+    printf("\n");
+}
+
+static void print_verdict(const struct report *report)
+{
+    const struct tally *all = &report->all;
+    double lost = (double)all->lost;
+
+    if (all->lost)
+        printf("LOST: %s of %s events did not arrive.\n", number(lost).s,
+               number(lost + (double)all->events).s);
+    if (all->cut)
+        printf("CUT: the server ended %s connections.\n",
+               number((double)all->cut).s);
+    if (all->doubled)
+        printf("DOUBLED: %s events came twice, or not in order.\n",
+               number((double)all->doubled).s);
+    if (all->refused)
+        printf("REFUSED: %s subscribers got an answer that is not 200.\n",
+               number((double)all->refused).s);
+    if (is_balanced(all) && all->events && !options.ask)
+        printf("Each subscriber got each event, once and in order.\n");
+    if (all->own_core > own_core_max)
+        printf("fan was the limit: %.0f %% of the time it ran or waited for a "
+               "core (--processes).\n",
+               100 * (all->own_core < 1 ? all->own_core : 1));
+}
+
+static void print_report(const struct report *report)
+{
+    print_server();
+    print_task();
+    if (report->all.events)
+        print_amounts(report);
+    if (report->all.events && options.replay == 0) {
+        print_lateness(report);
+        print_histogram(&report->all);
+    }
+    printf("\n");
+    print_uses(report);
+    print_verdict(report);
 }
 
 /* -------------------------------------------------------------- progress */
 
+/* How much of what is going on is done, from 0 to 1. */
+static double progress(double connected, double delivered)
+{
+    double published = (double)shared->published;
+    double elapsed = (double)(now_ns() - shared->began) / 1e9;
+    double part;
+
+    if (shared->act == CONNECTING)
+        part = connected / at_least_1(options.subscribers);
+    else if (shared->act == WAITING)
+        part = delivered * options.topics /
+               at_least_1(published * options.subscribers);
+    else if (elapsed / options.seconds > published / options.count)
+        part = elapsed / options.seconds;
+    else
+        part = published / options.count;
+    return part < 1 ? part : 1;
+}
+
 static void print_progress(void)
 {
-    uint64_t connected = 0, delivered = 0, lost = 0;
+    static const char *const acts[] = { "connecting", "publishing", "waiting" };
+    static const char bar[] = "####################";
+    double connected = 0, delivered = 0, part;
 
     for (int k = 0; k < (int)options.processes; k++) {
-        connected += shared->tallies[k].connected;
-        delivered += shared->tallies[k].events;
-        lost += shared->tallies[k].lost;
+        connected += (double)shared->tallies[k].connected;
+        delivered += (double)shared->tallies[k].events;
     }
+    part = progress(connected, delivered);
     fprintf(stderr,
-            "\r%s: %llu connected, %llu published, %llu delivered, %llu "
-            "lost ",
-            shared->act, (unsigned long long)connected,
-            (unsigned long long)shared->published,
-            (unsigned long long)delivered, (unsigned long long)lost);
+            "\r%s [%-20.*s] %s connected, %s published, %s delivered\033[K",
+            acts[shared->act], (int)(part * 20), bar, number(connected).s,
+            number((double)shared->published).s, number(delivered).s);
 }
 
 /* A process that shows how it gets on; 0 if nobody is looking. */
@@ -1098,7 +1544,7 @@ static pid_t start_progress(void)
         return pid;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (;;) {
-        sleep_until(now_ns() + 500000000);
+        sleep_until(now_ns() + 200000000);
         print_progress();
     }
 }
@@ -1109,31 +1555,34 @@ static void end_progress(pid_t pid)
         return;
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
-    print_progress();
-    fputc('\n', stderr);
+    wipe_progress();
 }
 
 /* ------------------------------------------------------------------ main */
 
 static const char usage[] =
-    "usage: fan --port N --pid PID [OPTION...]\n"
-    "  --port N, --pid PID    the server on 127.0.0.1\n"
+    "usage: fan [OPTION...]\n"
+    "Measures how a server of event streams on 127.0.0.1 delivers. Latency is\n"
+    "from when an event was due to when a subscriber has read it. Exits with\n"
+    "0 if each subscriber got each event, once and in order, else with 1.\n"
+    "  --port N               where it listens (3000)\n"
+    "  --pid PID              its process (the one that listens)\n"
     "  --target PATH          of the stream (/events/fan)\n"
     "  --topics N             PATH-0, PATH-1 and so on\n"
     "  --subscribers N        (1000)\n"
     "  --processes N          to hold them (1)\n"
-    "  --publish-rate N       events a second (10), or\n"
+    "  --publish-rate N       events a second (20), or\n"
     "  --depth N              so many requests at a time, or\n"
     "  --stream               one body, as fast as it is taken, or\n"
     "  --idle                 nothing, or\n"
     "  --ask PATH             no event: a page, each on a fresh connection\n"
-    "  --seconds N            for so long (10)\n"
+    "  --seconds N            for so long (5)\n"
     "  --count N              events at most\n"
     "  --size BYTES           of an event's data (100)\n"
     "  --replay N             publish N events, then let them come\n"
     "  --mute PERCENT         never read\n"
     "  --reconnect PERCENT    come again each second\n"
-    "  --json                 print one line of JSON\n"
+    "  --json                 print one line of JSON, for a program\n"
     "  --quiet                show no progress\n"
     "  --help                 this text\n";
 
@@ -1209,8 +1658,7 @@ static void parse_options(int argc, char **argv)
         options.json = options.json || code == 'j';
         options.quiet = options.quiet || code == 'q';
     }
-    if (options.port < 1 || options.pid < 1 || optind < argc ||
-        (options.stream && options.topics > 1)) {
+    if (optind < argc || (options.stream && options.topics > 1)) {
         fputs(usage, stderr);
         exit(2);
     }
@@ -1238,7 +1686,7 @@ static void raise_descriptors(void)
 
 static void start_all(pid_t *children)
 {
-    shared->act = "connecting";
+    shared->act = CONNECTING;
     for (int i = 0; i < (int)options.processes; i++)
         children[i] = start_crowd(i);
     while (__atomic_load_n(&shared->ready, __ATOMIC_SEQ_CST) <
@@ -1257,8 +1705,7 @@ static void run_live(struct report *report, pid_t *children)
     start_all(children);
     sleep_until(now_ns() + SETTLE * UINT64_C(1000000));
     report->before = usage_now();
-    report->began = now_ns();
-    report->publish_seconds = publish();
+    publish(report);
     __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
 }
 
@@ -1267,11 +1714,24 @@ static void run_replay(struct report *report, pid_t *children)
 {
     options.depth = REPLAY_DEPTH;
     options.count = options.replay;
-    report->publish_seconds = publish();
+    publish(report);
     report->before = usage_now();
-    report->began = now_ns();
+    shared->began = now_ns();
     __atomic_store_n(&shared->over, true, __ATOMIC_SEQ_CST);
     start_all(children);
+}
+
+/* One that has failed has said why. */
+static void wait_for(const pid_t *children)
+{
+    shared->act = WAITING;
+    for (int i = 0; i < (int)options.processes; i++) {
+        int status = 0;
+
+        waitpid(children[i], &status, 0);
+        if (status)
+            exit(2);
+    }
 }
 
 int main(int argc, char **argv)
@@ -1281,22 +1741,25 @@ int main(int argc, char **argv)
 
     parse_options(argc, argv);
     raise_descriptors();
+    if (options.pid < 1)
+        options.pid = find_server();
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
         fail("mmap");
-    shared->act = "beginning";
     progress = start_progress();
     report.idle = usage_now();
     if (options.replay > 0)
         run_replay(&report, children);
     else
         run_live(&report, children);
-    shared->act = "waiting for the last";
-    for (int i = 0; i < (int)options.processes; i++)
-        waitpid(children[i], NULL, 0);
+    wait_for(children);
     report.after = usage_now();
     end_progress(progress);
-    print_report(&report);
-    return report.all.lost || report.all.doubled || report.all.refused;
+    sum_up(&report);
+    if (options.json)
+        print_json(&report);
+    else
+        print_report(&report);
+    return !is_balanced(&report.all);
 }

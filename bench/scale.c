@@ -161,9 +161,7 @@ static void add_subscriber(uint32_t fd)
 static void publish_to_all(const struct event *event)
 {
     for (uint64_t i = 0; i < wanted.topics; i++) {
-        uint64_t id;
-
-        if (publish_event(&server, topics[i], event, &id) == PUBLISHED)
+        if (publish_event(&server, topics[i], event) == PUBLISHED)
             continue;
         deliver(&server); /* the ring is full of what is under way */
         i--;
@@ -172,7 +170,8 @@ static void publish_to_all(const struct event *event)
 
 static bool is_delivered(void)
 {
-    return !server.ring.pass_first && !server.http.queues[QUEUE_READY].count;
+    return !server.ring.queue_first[TOPICS_IN_PASS] &&
+           !server.http.queues[QUEUE_READY].count;
 }
 
 /* Publishes and delivers to the end; returns the nanoseconds per delivery. */

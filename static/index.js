@@ -115,6 +115,7 @@ let publishing = false;
 let entries = [];
 let unshown = 0;
 let following = true;
+let logWidth = 0;
 let frame = 0;
 
 // Only what this page itself has moved is written: a tab that was left
@@ -191,8 +192,16 @@ function renderLog() {
 function scrolled() {
   const log = element("messages");
 
+  // by other line breaks, of which resized() is told next
+  if (log.clientWidth !== logWidth) return;
   following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   element("newest-btn").hidden = following;
+}
+
+// A phone is turned, or a result below takes some of the room.
+function resized() {
+  logWidth = element("messages").clientWidth;
+  if (following) toNewest();
 }
 
 function renderTime() {
@@ -425,6 +434,7 @@ element("newest-btn").onclick = () => {
   toNewest();
 };
 element("messages").onscroll = scrolled;
+new ResizeObserver(resized).observe(element("messages"));
 // A page that is hidden or goes gets no frames: its position is kept without.
 addEventListener("pagehide", savePosition);
 addEventListener("visibilitychange", savePosition);

@@ -14,6 +14,10 @@ enum {
     PAGE_SIZE = 4096,
     STATE_SIZE = 512, /* of each of two, behind as many bytes of the header */
     RECORD_SIZE = 336,
+    PROMISE_SIZE = 260,
+    PROMISES_MAX = 16384,
+
+    HEADER_VERSION = 8,
 
     HEADER_CHECK = 12, /* of what is behind it */
     HEADER_LIMIT = 16,
@@ -46,6 +50,10 @@ enum {
     RECORD_END = 72,
     RECORD_NAME_LENGTH = 73,
     RECORD_NAME = 74,
+
+    PROMISE_CHECK = 0,
+    PROMISE_NAME_LENGTH = 4,
+    PROMISE_NAME = 5,
 };
 
 static inline uint64_t get64(const char *bytes)
@@ -101,6 +109,18 @@ static inline size_t memory_of(uint64_t limit)
     return PAGE_SIZE + pages_of((size_t)slots_of(limit) * RECORD_SIZE);
 }
 
+static inline size_t promises_of(uint64_t limit, size_t size)
+{
+    return memory_of(limit) + pages_of(size);
+}
+
+static inline size_t file_of(uint64_t limit, size_t size)
+{
+    size_t count = limit < PROMISES_MAX ? (size_t)limit : PROMISES_MAX;
+
+    return promises_of(limit, size) + pages_of(count * PROMISE_SIZE);
+}
+
 static inline char *state_in(char *file, int which)
 {
     return file + (size_t)STATE_SIZE * (size_t)(1 + which);
@@ -109,6 +129,12 @@ static inline char *state_in(char *file, int which)
 static inline char *record_in(char *file, uint64_t slot)
 {
     return file + PAGE_SIZE + slot * RECORD_SIZE;
+}
+
+static inline char *promise_in(char *file, uint64_t limit, size_t size,
+                               uint64_t slot)
+{
+    return file + promises_of(limit, size) + slot * PROMISE_SIZE;
 }
 
 static inline void fix_header(char *file)
@@ -131,6 +157,14 @@ static inline void fix_record(char *record)
     put_bytes(record + RECORD_CHECK,
               crc_of(0, record + RECORD_BYTES_CHECK, end - RECORD_BYTES_CHECK),
               4);
+}
+
+static inline void fix_promise(char *promise)
+{
+    size_t length = (unsigned char)promise[PROMISE_NAME_LENGTH];
+
+    put_bytes(promise + PROMISE_CHECK,
+              crc_of(0, promise + PROMISE_NAME_LENGTH, length + 1), 4);
 }
 
 /* The check of the frame's bytes, where they can be in a memory of that size;
@@ -159,6 +193,9 @@ static inline void fix_file(char *file, uint64_t limit, size_t size)
         fix_state(state_in(file, which));
     for (uint64_t slot = 0; slot < slots_of(limit); slot++)
         fix_frame(record_in(file, slot), file + memory_of(limit), size);
+    for (uint64_t slot = 0; slot < limit && slot < PROMISES_MAX; slot++)
+        if (get32(promise_in(file, limit, size, slot)))
+            fix_promise(promise_in(file, limit, size, slot));
 }
 
 /* The fields, for changing them at random. */
@@ -230,6 +267,7 @@ static inline void change_file(char *file, uint64_t limit, size_t size,
                                uint64_t (*below)(uint64_t limit))
 {
     char *record = record_in(file, below(slots_of(limit)));
+    char *promise = promise_in(file, limit, size, below(limit));
 
     switch (below(16)) {
     case 0:
@@ -250,6 +288,12 @@ static inline void change_file(char *file, uint64_t limit, size_t size,
     case 4:
     case 5:
         file[memory_of(limit) + below(size)] = (char)below(256);
+        break;
+    case 6: /* any check: fix_file() puts it right */
+        promise[PROMISE_CHECK] = 1;
+        promise[PROMISE_NAME_LENGTH] = (char)below(256);
+        memcpy(promise + PROMISE_NAME, record + RECORD_NAME, TOPIC_NAME_MAX);
+        promise[PROMISE_NAME + below(TOPIC_NAME_MAX)] = (char)below(256);
         break;
     default:
         change_field(record, &record_fields[below(12)], below);

@@ -75,6 +75,13 @@ curl -s -o /dev/null -w '%{http_code}\n' "localhost:$main/events/chat/42" |
 run 5 "printf 'data: Hel" | expect "a stream of events" '"count":2'
 curl -s "localhost:$main/events/chat/43?lastEventId=earliest" |
     expect "and its end" "event: ssed.end"
+run 5 "method=\"HEAD\"" | expect "a snapshot with Python" "lastEventId=[0-9]"
+run 5 'method: "HEAD"' | expect "a snapshot with Node" "lastEventId=[0-9]"
+run 5 "curl -d '已发货'" | expect "in Chinese: publish" '"id"'
+run 1 "dingdan/7?lastEventId=earliest" | expect "subscribe" "data: 已发货"
+run 2 "ping localhost | ./ssed - --topic ping --port 0" |
+    expect "standard input" "event=input topic=ping"
+run 5 "curl -X DELETE localhost:3000/events/dingdan" | expect "finish" '"id"'
 run 3 "while sleep 1" | expect "a shell loop" '"id"'
 run 20 "import http.client" | expect "publish with Python" '"count":5'
 run 20 'method: "POST"' | expect "publish with Node" "subscribers: 0"

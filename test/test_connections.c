@@ -7,8 +7,6 @@
 
 #include <criterion/criterion.h>
 
-#define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
 static void ignore_closing(struct server *server, struct conn *conn,
                            const char *reason)
 {
@@ -78,6 +76,22 @@ Test(queues, are_lists_from_which_any_can_leave)
             continue;
         cr_assert(queue_pop(&http, QUEUE_READY) == conn_at(&http, expected[0]));
         memmove(expected, expected + 1, --count * sizeof(*expected));
+    }
+    finish(&http);
+}
+
+/* Whatever has something to be read or to be answered keeps a drain from its
+ * end: also one that has just been accepted, which is taken for busy. */
+Test(queues, are_not_idle_while_an_answer_is_to_come)
+{
+    struct http http;
+
+    begin(&http, 1);
+    for (enum queue_name name = QUEUE_WORK; name < QUEUES; name++) {
+        queue_push(&http, name, conn_at(&http, 0));
+        cr_assert(http_is_idle(&http) == (name > QUEUE_ANSWERS_BUSY));
+        queue_remove(&http, conn_at(&http, 0));
+        cr_assert(http_is_idle(&http));
     }
     finish(&http);
 }

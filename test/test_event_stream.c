@@ -172,8 +172,6 @@ static const struct {
     { TEXT(""), TEXT("") },
 };
 
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
 Test(event_stream, means_the_same_however_it_is_split)
 {
     struct result result;

@@ -864,8 +864,8 @@ Test(history, an_address_in_it_is_known)
     open_ring(&ring, "boot");
     map = ring.memory - memory_of(LIMIT);
     cr_assert(ring_is_mapped(map) && ring_is_mapped(ring.memory));
-    cr_assert(ring_is_mapped(map + memory_of(LIMIT) + pages_of(SIZE) - 1));
-    cr_assert(!ring_is_mapped(map + memory_of(LIMIT) + pages_of(SIZE)));
+    cr_assert(ring_is_mapped(map + file_of(LIMIT, SIZE) - 1));
+    cr_assert(!ring_is_mapped(map + file_of(LIMIT, SIZE)));
     cr_assert(!ring_is_mapped(map - 1) && !ring_is_mapped(NULL));
     cr_assert(!ring_is_mapped(ring.frames));
     ring_release(&ring);
@@ -1249,7 +1249,7 @@ Test(history, recovery_is_bounded_by_the_records)
     put_bytes(image + HEADER_BYTES, HISTORY_BYTES_MAX, 8);
     fix_header(image);
     write_file(image, length);
-    if (truncate(path, (off_t)(memory_of(LIMIT) + HISTORY_BYTES_MAX)) < 0)
+    if (truncate(path, (off_t)file_of(LIMIT, HISTORY_BYTES_MAX)) < 0)
         cr_skip("no file may be so large here");
     cr_assert(ring_inspect(&ring, &wanted, &recovery, &pid, error) == 0, "%s",
               error);
@@ -1389,4 +1389,160 @@ Test(history, changed_files_with_right_checks)
         opened += open_changed();
     }
     cr_assert(opened > 1200 && opened < 2500, "%d", opened);
+}
+
+/* ---------------------------------------------------------------- promises */
+
+/* The names of the topics in TOPICS_BROKEN, which is empty then. */
+static const char *broken_topics(struct ring *ring)
+{
+    static char names[600];
+    const struct topic *topic;
+
+    *names = '\0';
+    while ((topic = ring->queue_first[TOPICS_BROKEN])) {
+        cr_assert(topic->broken);
+        sprintf(names + strlen(names), "%.*s ", (int)topic->name.length,
+                topic->name.data);
+        topic_mended(ring);
+    }
+    return names;
+}
+
+static struct topic *promise(struct ring *ring, const char *name)
+{
+    struct topic *topic = topic_hold(ring, slice_of(name));
+
+    cr_assert(topic_promise(ring, topic));
+    return topic;
+}
+
+/* Whatever was promised and not settled when the process was killed; each topic
+ * once; in a file of another size too. */
+Test(history, promises_outlive_a_kill)
+{
+    struct history_wanted wanted = wanted_like("boot");
+    struct ring ring;
+
+    for (int resized = 0; resized < 2; resized++) {
+        struct topic *twice, *broken, *kept;
+
+        open_wanted(&ring, &wanted);
+        cr_assert_str_eq(broken_topics(&ring), "");
+        twice = promise(&ring, "twice");
+        cr_assert(topic_promise(&ring, twice));
+        topic_settle(&ring, twice, false);
+        broken = promise(&ring, "broken");
+        topic_settle(&ring, broken, true);
+        topic_drop(&ring, broken);
+        kept = promise(&ring, "kept");
+        topic_settle(&ring, kept, false);
+        topic_drop(&ring, kept);
+        cr_assert(!topic_find(&ring, SLICE("kept")));
+        ring_release(&ring);
+        if (resized)
+            wanted.limit = 100;
+        cr_assert(open_wanted(&ring, &wanted).resized == resized);
+        cr_assert_str_eq(broken_topics(&ring), "twice broken ");
+        ring_release(&ring);
+    }
+}
+
+/* After a good end they have been taken back. */
+Test(history, promises_end_with_a_good_end)
+{
+    struct ring ring;
+
+    open_ring(&ring, "boot");
+    promise(&ring, "a");
+    cr_assert(ring_end(&ring) == 0);
+    ring_release(&ring);
+    open_ring(&ring, "boot");
+    cr_assert_str_eq(broken_topics(&ring), "");
+    cr_assert(!topic_find(&ring, SLICE("a")));
+    ring_release(&ring);
+    open_ring(&ring, "boot");
+    cr_assert_str_eq(broken_topics(&ring), "", "also after a kill then");
+    ring_release(&ring);
+}
+
+/* As many as there may be events, in slots that are used again. */
+Test(history, promises_have_bounded_room)
+{
+    struct topic *topics[LIMIT], *one_more;
+    struct ring ring;
+    char name[16];
+
+    open_ring(&ring, "boot");
+    for (int i = 0; i < LIMIT; i++) {
+        sprintf(name, "t%d", i);
+        topics[i] = promise(&ring, name);
+    }
+    one_more = topic_hold(&ring, SLICE("one/more"));
+    for (int i = 0; i < 3 * LIMIT; i++) {
+        struct topic *topic = topics[i * 7 % LIMIT];
+
+        cr_assert(!topic_promise(&ring, one_more));
+        cr_assert(topic_promise(&ring, topic), "it is remembered already");
+        topic_settle(&ring, topic, false);
+        topic_settle(&ring, topic, false);
+        cr_assert(topic_promise(&ring, one_more));
+        topic_settle(&ring, one_more, false);
+        cr_assert(topic_promise(&ring, topic));
+    }
+    ring_release(&ring);
+}
+
+/* Slots that no server writes, and a topic that has been finished. */
+Test(history, promises_that_none_writes_are_dropped)
+{
+    static const char *const names[] = { "good", "good", "",      "/",
+                                         "a//b", ".",    "chat/1" };
+    size_t length = make_image(1030); /* 1030 finishes chat/1 or another */
+    struct ring ring;
+
+    cr_assert(is_end(1030));
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        char *slot = promise_in(image, LIMIT, SIZE, i);
+        const char *name = i == 6 ? topic_of(1030) : names[i];
+
+        slot[PROMISE_NAME_LENGTH] = (char)strlen(name);
+        memcpy(slot + PROMISE_NAME, name, strlen(name));
+        fix_promise(slot);
+    }
+    memcpy(promise_in(image, LIMIT, SIZE, 8), promise_in(image, LIMIT, SIZE, 0),
+           PROMISE_SIZE);
+    promise_in(image, LIMIT, SIZE, 8)[PROMISE_NAME] = 'w'; /* a wrong check */
+    write_file(image, length);
+    open_ring(&ring, "boot");
+    cr_assert_str_eq(broken_topics(&ring), "good ");
+    ring_release(&ring);
+}
+
+/* A file of version 2, which has no promises, is written anew. */
+Test(history, version_2_is_taken_over)
+{
+    struct history_wanted wanted = wanted_like("boot");
+    struct recovery recovery;
+    struct ring ring;
+    uint32_t pid;
+
+    make_image(1020);
+    put_bytes(image + HEADER_VERSION, 2, 4);
+    write_file(image, promises_of(LIMIT, SIZE));
+    cr_assert(ring_inspect(&ring, &wanted, &recovery, &pid, error) == 0, "%s",
+              error);
+    cr_assert(recovery.count > 0 && recovery.last_id == 1020);
+    ring_release(&ring);
+    recovery = open_ring(&ring, "boot");
+    cr_assert(recovery.resized && recovery.last_id == 1020);
+    promise(&ring, "a");
+    ring_release(&ring);
+    recovery = open_ring(&ring, "boot");
+    cr_assert(!recovery.resized && recovery.last_id == 1020);
+    cr_assert_str_eq(broken_topics(&ring), "a ");
+    ring_release(&ring);
+    put_bytes(image + HEADER_VERSION, 1, 4);
+    write_file(image, promises_of(LIMIT, SIZE));
+    refused_by_both("version 1");
 }

@@ -8,8 +8,6 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 
-#define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
 /* Appends an event; returns its ordinal. */
 static uint64_t append(struct ring *ring, struct topic *topic, uint64_t id,
                        bool finishes)
@@ -111,7 +109,7 @@ Test(passes, reach_every_subscriber)
         check(&crowd);
     }
     cr_assert(crowd.ring.newest_id > ROUNDS / 4);
-    while (crowd.ring.pass_first)
+    while (crowd.ring.queue_first[TOPICS_IN_PASS])
         deliver(&crowd, SUBSCRIBERS);
     for (uint32_t i = 0; i < SUBSCRIBERS; i++)
         if (crowd.places[i].topic) {
@@ -183,6 +181,93 @@ Test(passes, go_on_with_another_topic)
     cr_assert(pass_next(&ring) == 1);
     cr_assert(pass_next(&ring) == 0);
     cr_assert(pass_next(&ring) == NONE);
+    ring_release(&ring);
+}
+
+/* With a pace a topic's passes begin that far apart; what comes meanwhile goes
+ * out with the next one, and is not evicted before. The first does not wait. */
+Test(passes, keep_their_pace)
+{
+    struct ring ring;
+    struct topic *topics[2];
+    struct place places[2];
+
+    cr_assert(ring_init(&ring, 3, 4096, 0, SLICE("")) == 0);
+    ring.pace = 50;
+    ring.now = 1000;
+    for (uint32_t i = 0; i < 2; i++) {
+        topics[i] = topic_hold(&ring, (struct slice){ &"ab"[i], 1 });
+        places[i] = (struct place){ .topic = topics[i] };
+        cr_assert(topic_reserve(topics[i]));
+        topic_join(&ring, &places[i], i);
+    }
+    cr_assert(ring_due(&ring) == NEVER);
+    append(&ring, topics[0], 1, false);
+    cr_assert(ring_due(&ring) == 0 && pass_next(&ring) == 0);
+    cr_assert(pass_next(&ring) == NONE && ring_due(&ring) == 1050);
+    ring.now = 1020;
+    append(&ring, topics[1], 2, false);
+    cr_assert(pass_next(&ring) == 1);
+    cr_assert(pass_next(&ring) == NONE);
+    append(&ring, topics[0], 3, false);
+    pass_wake(&ring);
+    cr_assert(pass_next(&ring) == NONE && ring_due(&ring) == 1050);
+    cr_assert(!ring_would_overrun(&ring, 64, 0));
+    append(&ring, topics[0], 4, false);
+    append(&ring, topics[1], 5, false);
+    cr_assert(ring_would_overrun(&ring, 64, 0), "3 waits for its pass");
+    ring.now = 1050;
+    pass_wake(&ring);
+    cr_assert(pass_next(&ring) == 0, "3 and 4 at once");
+    cr_assert(pass_next(&ring) == NONE && ring_due(&ring) == 1070);
+    cr_assert(!ring_would_overrun(&ring, 64, 0));
+    ring.now = 2000;
+    pass_wake(&ring);
+    cr_assert(pass_next(&ring) == 1);
+    cr_assert(pass_next(&ring) == NONE);
+    ring.now = 3000;
+    pass_wake(&ring);
+    cr_assert(ring_due(&ring) == NEVER && topics[0]->references == 1);
+    for (int i = 0; i < 2; i++) {
+        topic_leave(&places[i]);
+        topic_drop(&ring, topics[i]);
+    }
+    ring_release(&ring);
+}
+
+/* A pass that takes longer than the pace is followed by the next one at once,
+ * and a topic that is forgotten meanwhile is let go. */
+Test(passes, may_be_slower_than_their_pace)
+{
+    struct ring ring;
+    struct topic *topic;
+    struct place places[2];
+
+    cr_assert(ring_init(&ring, 8, 4096, 0, SLICE("")) == 0);
+    ring.pace = 50;
+    topic = topic_hold(&ring, SLICE("a"));
+    for (uint32_t i = 0; i < 2; i++) {
+        places[i] = (struct place){ .topic = topic };
+        cr_assert(topic_reserve(topic));
+        topic_join(&ring, &places[i], i);
+    }
+    append(&ring, topic, 1, false);
+    cr_assert(pass_next(&ring) == 1);
+    append(&ring, topic, 2, false);
+    ring.now = 60;
+    pass_wake(&ring);
+    cr_assert(pass_next(&ring) == 0);
+    cr_assert(pass_next(&ring) == 1, "2, at once");
+    append(&ring, topic, 3, false);
+    cr_assert(pass_next(&ring) == 0);
+    cr_assert(pass_next(&ring) == NONE);
+    cr_assert(ring_due(&ring) == 110, "3 waits");
+    for (int i = 0; i < 2; i++)
+        topic_leave(&places[i]);
+    topic_drop(&ring, topic);
+    ring.now = 110;
+    pass_wake(&ring);
+    cr_assert(pass_next(&ring) == NONE && !topic->undelivered);
     ring_release(&ring);
 }
 

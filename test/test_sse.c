@@ -12,8 +12,6 @@ int ssed_main(int argc, char **argv);
 
 #include <criterion/criterion.h>
 
-#define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
 /* A server that has a history, and neither connections nor a loop. */
 static void begin(struct server *server)
 {
@@ -88,10 +86,9 @@ Test(start, is_where_the_request_says)
     topic = topic_hold(&server.ring, SLICE("t"));
     for (uint64_t i = 1; i <= 150; i++) {
         struct event event = { .data = SLICE("x") };
-        uint64_t id;
 
-        cr_assert(publish_event(&server, topic, &event, &id) == PUBLISHED);
-        cr_assert(id == i);
+        cr_assert(publish_event(&server, topic, &event) == PUBLISHED);
+        cr_assert(server.ring.newest_id == i);
     }
     for (size_t i = 0; i < COUNT(rows); i++) {
         struct place place = { .topic = topic };
@@ -110,6 +107,39 @@ Test(start, is_where_the_request_says)
         cr_assert(start.replay == rows[i].replay, "row %zu", i);
         cr_assert(start.gap == rows[i].gap, "row %zu", i);
     }
+    finish(&server);
+}
+
+/* ------------------------------------------------------------------ ends */
+
+/* An end that would evict what a subscriber waits for is made later; one that
+ * has been made otherwise is not made twice, also if the topic goes on. */
+Test(ends, of_broken_promises_wait_for_room)
+{
+    struct event event = { .data = SLICE("x") };
+    struct event end = { .finishes = true };
+    struct server server;
+    struct topic *topic;
+
+    begin(&server);
+    server.ring.limit = 2;
+    topic = topic_hold(&server.ring, SLICE("t"));
+    for (int i = 0; i < 2; i++)
+        publish_event(&server, topic, &event);
+    server.ready_from = server.ring.oldest;
+    cr_assert(topic_promise(&server.ring, topic));
+    topic_settle(&server.ring, topic, true);
+    cr_assert(!finish_broken(&server) && !topic_finished(&server.ring, topic));
+    server.ready_from = 0;
+    cr_assert(finish_broken(&server) && topic_finished(&server.ring, topic));
+    cr_assert(server.ring.newest_id == 3);
+    cr_assert(topic_promise(&server.ring, topic));
+    topic_settle(&server.ring, topic, true);
+    publish_event(&server, topic, &event);
+    publish_event(&server, topic, &end);
+    publish_event(&server, topic, &event);
+    cr_assert(finish_broken(&server) && !topic_finished(&server.ring, topic));
+    cr_assert(topic->references == 1);
     finish(&server);
 }
 

@@ -10,7 +10,7 @@ void run_in_another_boot(const char *path, bool kept_ids)
 {
     struct history_wanted wanted = {
         .path = path,
-        .limit = 1000,
+        .limit = 100000,
         .size = 64 << 20,
         .kept_ids = kept_ids,
         .boot_id = "another-boot",

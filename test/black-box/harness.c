@@ -537,6 +537,35 @@ void post(const struct server *server, const char *target, const char *type,
     free(request);
 }
 
+void body_begin(struct client *client, const struct server *server,
+                const char *target)
+{
+    char head[256];
+
+    client_connect(client, server);
+    snprintf(head, sizeof(head),
+             "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: " EVENTS
+             "; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n",
+             target);
+    client_send(client, head);
+}
+
+void body_send(struct client *client, const char *text)
+{
+    char size[32];
+
+    snprintf(size, sizeof(size), "%zx\r\n", strlen(text));
+    client_send(client, size);
+    client_send(client, text);
+    client_send(client, "\r\n");
+}
+
+void body_end(struct client *client, struct response *response)
+{
+    client_send(client, "0\r\n\r\n");
+    client_response(client, response, false);
+}
+
 uint64_t publish_to(const struct server *server, const char *target,
                     const char *text)
 {

@@ -130,6 +130,13 @@ const char *response_field(const struct response *response, const char *name);
 /* One POST with this media type (NULL: none) and body. */
 void post(const struct server *server, const char *target, const char *type,
           const char *body, struct response *response);
+/* A body of events, in chunks: its head; a chunk; the last one, and the
+ * answer. */
+#define EVENTS "text/event-stream"
+void body_begin(struct client *client, const struct server *server,
+                const char *target);
+void body_send(struct client *client, const char *text);
+void body_end(struct client *client, struct response *response);
 /* Publishes to a topic on a connection of its own; the id of the event. */
 uint64_t publish_to(const struct server *server, const char *target,
                     const char *text);

@@ -110,8 +110,9 @@ Test(input, may_be_a_file)
         snprintf(text, sizeof(text), "line %d", i);
         stream_expect_event(&stream, id, NULL, text);
     }
-    stream_expect_event(&stream, "5001", "ssed.end",
-                        "{\"topic\":\"t\",\"last\":\"5000\"}");
+    stream_expect_event(
+        &stream, "5001", "ssed.end",
+        "{\"topic\":\"t\",\"last\":\"5000\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     close(input);
@@ -200,7 +201,7 @@ Test(input, the_writers_of_a_fifo_may_be_gone_at_the_start)
     stream_expect_event(&stream, "0", NULL, NULL);
     stream_expect_event(&stream, "1", NULL, "x");
     stream_expect_event(&stream, "2", "ssed.end",
-                        "{\"topic\":\"t\",\"last\":\"1\"}");
+                        "{\"topic\":\"t\",\"last\":\"1\",\"complete\":true}");
     stream_close(&stream);
     server_stop(&server);
 }
@@ -355,7 +356,7 @@ Test(input, passes_on_what_another_server_says)
     put(out, "id: 21\ndata: b\n\nid: 22\nevent: ssed.end\ndata: {}\n\n");
     stream_expect_event(&stream, "21", NULL, "b");
     stream_expect_event(&stream, "22", "ssed.end",
-                        "{\"topic\":\"t\",\"last\":\"21\"}");
+                        "{\"topic\":\"t\",\"last\":\"21\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     /* nothing of it is the other topic's */
@@ -396,6 +397,61 @@ Test(input, a_gap_of_the_source_is_one_here)
     stream_close(&stream);
     close(out);
     close(input);
+    server_stop(&server);
+}
+
+/* One feed for many topics: a block says its own, an empty one is the main
+ * stream, one that is none is skipped and logged. The end is --topic's. */
+Test(input, names_topics_in_its_blocks)
+{
+    char long_name[300];
+    struct server server;
+    struct stream t, a, chat, main_stream;
+    struct block block;
+    int pipes[2];
+
+    memset(long_name, 'x', sizeof(long_name));
+    cr_assert(pipe(pipes) == 0);
+    server_start_input(&server, pipes[0], "--first-id", "1", "--topic", "t",
+                       "--stdin", "events", "--end", "-");
+    close(pipes[0]);
+    stream_open(&t, &server, "/events/t", "");
+    stream_open(&a, &server, "/events/a", "");
+    stream_open(&chat, &server, "/events/chat/1", "");
+    stream_open(&main_stream, &server, "/events", "");
+    stream_expect_event(&t, "0", NULL, NULL);
+    stream_expect_event(&a, "0", NULL, NULL);
+    stream_expect_event(&chat, "0", NULL, NULL);
+    stream_expect(&main_stream, &block, "connected");
+    put(pipes[1], "data: 1\n\n"
+                  "topic: a\ndata: 2\n\n"
+                  "data: 3\ntopic: b\ntopic:chat/1\nevent: e\n\n"
+                  "topic\ndata: 4\n\n"
+                  "topic: /bad\ndata: no\n\n");
+    dprintf(pipes[1], "topic: %.300s\ndata: no\n\n", long_name);
+    stream_expect_event(&t, "1", NULL, "1");
+    stream_expect_event(&a, "2", NULL, "2");
+    stream_expect_event(&chat, "3", "e", "3");
+    stream_expect_message(&main_stream, "message", 4, "4");
+    put(pipes[1], "topic: a\nevent: ssed.end\ndata: {}\n\n"
+                  "topic: chat/1\nevent: ssed.gap\ndata: {}\n\n"
+                  "data: 6\n\n");
+    stream_expect_event(&a, "5", "ssed.end",
+                        "{\"topic\":\"a\",\"last\":\"2\",\"complete\":true}");
+    stream_expect_end(&a);
+    client_await_end(&chat.client); /* its subscribers are to be told */
+    server_await_log(&server, "input_skipped");
+    cr_assert(strstr(server_log(&server), "neither begins nor ends"));
+    cr_assert(strstr(server_log(&server), "a topic has 1 to 255 bytes"));
+    close(pipes[1]);
+    stream_expect_event(&t, "7", NULL, "6");
+    stream_expect_event(&t, "8", "ssed.end",
+                        "{\"topic\":\"t\",\"last\":\"7\",\"complete\":true}");
+    stream_expect_end(&t);
+    stream_close(&t);
+    stream_close(&a);
+    stream_close(&chat);
+    stream_close(&main_stream);
     server_stop(&server);
 }
 

@@ -116,6 +116,34 @@ Test(listen, a_port_in_use_is_named)
     server_stop(&server);
 }
 
+/* With --reuse-port several servers share a port; both have to ask for it. */
+Test(listen, a_port_may_be_shared)
+{
+    struct server servers[2];
+    char out[4096], err[4096];
+    unsigned answered = 0;
+    int64_t deadline = 0;
+
+    server_start(&servers[0], "--reuse-port", "--ids", "keep");
+    server_start(&servers[1], "--reuse-port", "--ids", "keep", "--listen",
+                 servers[0].address, "--access-log");
+    cr_assert(
+        run_to_end((const char *[]){ "--listen", servers[0].address, NULL },
+                   out, err) == 1);
+    cr_assert(strstr(err, "in use"), "%s", err);
+    while (!answered) { /* by the second one, at some time */
+        struct response response;
+
+        ask(&servers[0], "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            &response);
+        cr_assert(response.status == 200);
+        answered = strstr(server_log(&servers[1]), "event=request") != NULL;
+        await_tick(&deadline, "no request came to the second server");
+    }
+    server_stop(&servers[1]);
+    server_stop(&servers[0]);
+}
+
 Test(listen, on_several_addresses)
 {
     struct server server;

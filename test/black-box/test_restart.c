@@ -464,8 +464,8 @@ Test(restart, a_full_disk_is_an_error_at_the_start_and_none_later)
     refused((const char *[]){ "--history-file", path, "--port", "0", NULL },
             "no room for");
     cr_assert(access(path, F_OK) < 0);
-    server_start(&server, "--history-file", path, "--history-bytes", "400K",
-                 "--max-event", "1K");
+    server_start(&server, "--history-file", path, "--history", "1000",
+                 "--history-bytes", "100K", "--max-event", "1K");
     fd = open(flag, O_CREAT | O_WRONLY, 0600);
     while (write(fd, filler, sizeof(filler)) > 0)
         ;

@@ -10,7 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define EVENTS "text/event-stream"
 #define HEAD "POST /events/a HTTP/1.1\r\nHost: localhost\r\n"
 
 static void open_topic(struct stream *stream, const struct server *server,
@@ -22,36 +21,6 @@ static void open_topic(struct stream *stream, const struct server *server,
     cr_assert(stream_next(stream, &block) && block.id[0]);
 }
 
-/* Begins a chunked body. */
-static void begin_body(struct client *client, const struct server *server,
-                       const char *target)
-{
-    char head[256];
-
-    client_connect(client, server);
-    snprintf(head, sizeof(head),
-             "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: " EVENTS
-             "; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n",
-             target);
-    client_send(client, head);
-}
-
-static void send_chunk(struct client *client, const char *text)
-{
-    char size[32];
-
-    snprintf(size, sizeof(size), "%zx\r\n", strlen(text));
-    client_send(client, size);
-    client_send(client, text);
-    client_send(client, "\r\n");
-}
-
-static void end_body(struct client *client, struct response *response)
-{
-    client_send(client, "0\r\n\r\n");
-    client_response(client, response, false);
-}
-
 Test(streamed, goes_out_as_each_blank_line_arrives)
 {
     struct server server;
@@ -61,13 +30,13 @@ Test(streamed, goes_out_as_each_blank_line_arrives)
 
     server_start(&server, "--first-id", "1");
     open_topic(&stream, &server, "/events/a");
-    begin_body(&client, &server, "/events/a");
-    send_chunk(&client, "\xEF\xBB\xBF: hello\nid: 77\ndata: one\n\n");
+    body_begin(&client, &server, "/events/a");
+    body_send(&client, "\xEF\xBB\xBF: hello\nid: 77\ndata: one\n\n");
     stream_expect_event(&stream, "1", NULL, "one");
-    send_chunk(&client, "event: x\r\nretry: 5\r\ndata: t");
+    body_send(&client, "event: x\r\nretry: 5\r\ndata: t");
     publish_to(&server, "/events/a", "between");
     stream_expect_event(&stream, "2", NULL, "between");
-    send_chunk(&client, "wo\r\ndata:three\r\n\r");
+    body_send(&client, "wo\r\ndata:three\r\n\r");
     {
         struct block block;
 
@@ -77,10 +46,10 @@ Test(streamed, goes_out_as_each_blank_line_arrives)
         cr_assert_str_eq(block.retry, "5");
         cr_assert_str_eq(block.data, "two\nthree");
     }
-    send_chunk(&client, "\n\n\nevent: nothing\n\ndata: caf\xE9 \xE4\xBD.\n\n"
-                        "data: dropped at the end\n");
+    body_send(&client, "\n\n\nevent: nothing\n\ndata: caf\xE9 \xE4\xBD.\n\n"
+                       "data: dropped at the end\n");
     stream_expect_event(&stream, "4", NULL, "caf\xEF\xBF\xBD \xEF\xBF\xBD.");
-    end_body(&client, &response);
+    body_end(&client, &response);
     cr_assert(response.status == 201);
     cr_assert_str_eq(
         response.body,
@@ -239,22 +208,22 @@ Test(streamed, finishes_the_topic_at_a_proper_end)
 
     server_start(&server, "--first-id", "1");
     open_topic(&stream, &server, "/events/a");
-    begin_body(&client, &server, "/events/a?end=1");
-    send_chunk(&client, "data: x\n\ndata: half");
+    body_begin(&client, &server, "/events/a");
+    body_send(&client, "data: x\n\ndata: half");
     stream_expect_event(&stream, "1", NULL, "x");
-    client_close(&client); /* dies: the topic stays open */
+    client_close(&client); /* has promised no end: the topic stays open */
     publish_to(&server, "/events/a", "y");
     stream_expect_event(&stream, "2", NULL, "y");
-    begin_body(&client, &server, "/events/a?end=1");
-    send_chunk(&client, "data: z\n\n");
-    end_body(&client, &response);
+    body_begin(&client, &server, "/events/a?end=1");
+    body_send(&client, "data: z\n\n");
+    body_end(&client, &response);
     cr_assert(response.status == 201);
     cr_assert_str_eq(
         response.body,
         "{\"count\":1,\"skipped\":0,\"first\":\"3\",\"last\":\"3\"}\n");
     stream_expect_event(&stream, "3", NULL, "z");
     stream_expect_event(&stream, "4", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":\"3\"}");
+                        "{\"topic\":\"a\",\"last\":\"3\",\"complete\":true}");
     stream_expect_end(&stream);
     client_close(&client);
     stream_close(&stream);
@@ -284,7 +253,8 @@ Test(streamed, may_be_nothing_but_an_end)
             response.body,
             "{\"count\":0,\"skipped\":0,\"first\":null,\"last\":null}\n");
         snprintf(id, sizeof(id), "%d", 2 * i + 2);
-        snprintf(end, sizeof(end), "{\"topic\":\"a\",\"last\":\"%d\"}",
+        snprintf(end, sizeof(end),
+                 "{\"topic\":\"a\",\"last\":\"%d\",\"complete\":true}",
                  2 * i + 1);
         stream_expect_event(&stream, id, "ssed.end", end);
         stream_expect_end(&stream);
@@ -320,8 +290,8 @@ Test(streamed, says_how_far_it_came)
         struct response response;
         char expected[128];
 
-        begin_body(&client, &server, "/events/a");
-        send_chunk(&client, cases[i].body);
+        body_begin(&client, &server, "/events/a");
+        body_send(&client, cases[i].body);
         client_response(&client, &response, false);
         snprintf(id, sizeof(id), "%d", i + 1);
         snprintf(expected, sizeof(expected),
@@ -429,8 +399,8 @@ Test(streamed, may_be_silent)
     server_start(&server, "--first-id", "1", "--head-timeout", "1",
                  "--idle-timeout", "1");
     open_topic(&stream, &server, "/events/a");
-    begin_body(&client, &server, "/events/a");
-    send_chunk(&client, "data: stal");
+    body_begin(&client, &server, "/events/a");
+    body_send(&client, "data: stal");
     for (int i = 1; i <= 30; i++) {
         char id[16];
 
@@ -439,9 +409,9 @@ Test(streamed, may_be_silent)
         stream_expect_event(&stream, id, NULL, "x");
         usleep(100000);
     }
-    send_chunk(&client, "led\n\n");
+    body_send(&client, "led\n\n");
     stream_expect_event(&stream, "31", NULL, "stalled");
-    end_body(&client, &response);
+    body_end(&client, &response);
     cr_assert(response.status == 201);
     client_close(&client);
     stream_close(&stream);
@@ -457,8 +427,8 @@ Test(streamed, is_told_of_the_drain)
 
     server_start(&server, "--first-id", "1");
     open_topic(&stream, &server, "/events/a");
-    begin_body(&client, &server, "/events/a");
-    send_chunk(&client, "data: x\n\ndata: y");
+    body_begin(&client, &server, "/events/a");
+    body_send(&client, "data: x\n\ndata: y");
     stream_expect_event(&stream, "1", NULL, "x");
     server_stop(&server);
     client_response(&client, &response, false);
@@ -481,15 +451,15 @@ Test(streamed, is_logged_with_its_path)
 
     server_start(&server, "--first-id", "1", "--access-log");
     open_topic(&stream, &server, "/events/a/b");
-    begin_body(&client, &server, "/events/a/b?end=1");
+    body_begin(&client, &server, "/events/a/b?end=1");
     for (int i = 1; i <= 9; i++) {
         char id[16];
 
-        send_chunk(&client, "data: x\n\n");
+        body_send(&client, "data: x\n\n");
         snprintf(id, sizeof(id), "%d", i);
         stream_expect_event(&stream, id, NULL, "x");
     }
-    end_body(&client, &response);
+    body_end(&client, &response);
     server_await_log(&server, " method=POST path=/events/a/b status=201 ");
     client_send(&client, "POST /events HTTP/1.1\r\nHost: localhost\r\n"
                          "Content-Length: 2\r\n\r\n");
@@ -511,7 +481,7 @@ Test(streamed, must_be_framed)
     struct response response;
 
     server_start(&server, "--first-id", "1");
-    begin_body(&client, &server, "/events/a");
+    body_begin(&client, &server, "/events/a");
     client_send(&client, "9\r\ndata: x\n\nX");
     client_response(&client, &response, false);
     cr_assert(response.status == 400);
@@ -625,7 +595,7 @@ Test(kept_ids, are_the_publishers)
         &response);
     cr_assert_str_eq(response.body, "{\"id\":\"40\",\"subscribers\":1}\n");
     stream_expect_event(&stream, "40", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":\"27\"}");
+                        "{\"topic\":\"a\",\"last\":\"27\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     server_stop(&server);
@@ -648,7 +618,7 @@ Test(kept_ids, an_end_is_always_stored)
     stream_open(&stream, &server, "/events/a", "Last-Event-ID: 100\r\n");
     stream_expect_event(&stream, "100", NULL, NULL);
     stream_expect_event(&stream, "101", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":null}");
+                        "{\"topic\":\"a\",\"last\":null,\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     ask(&server, "DELETE /events/a?id=105 HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -685,7 +655,7 @@ Test(kept_ids, a_position_ahead_is_behind_no_end)
     ask(&server, "DELETE /events/k?id=22 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         &response);
     stream_expect_event(&early, "22", "ssed.end",
-                        "{\"topic\":\"k\",\"last\":\"21\"}");
+                        "{\"topic\":\"k\",\"last\":\"21\",\"complete\":true}");
     stream_expect_end(&early);
     stream_close(&early);
     stream_close(&stream);

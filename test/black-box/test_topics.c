@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EVENTS "text/event-stream"
-
 static void remove_topic(const struct server *server, const char *target,
                          struct response *response)
 {
@@ -117,7 +115,7 @@ Test(topics, replay_in_http_1_0_too)
     publish_to(&server, "/events/a?end=1", "four");
     stream_expect_event(&stream, "4", NULL, "four");
     stream_expect_event(&stream, "5", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":\"4\"}");
+                        "{\"topic\":\"a\",\"last\":\"4\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     server_stop(&server);
@@ -314,7 +312,7 @@ Test(topics, end_and_then_204)
     cr_assert_str_eq(response.body, "{\"id\":\"1\",\"subscribers\":1}\n");
     stream_expect_event(&stream, "1", NULL, "last words");
     stream_expect_event(&stream, "2", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":\"1\"}");
+                        "{\"topic\":\"a\",\"last\":\"1\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     expect_status(&server, "/events/a", "", 204);
@@ -330,7 +328,7 @@ Test(topics, end_and_then_204)
     open_at(&stream, &server, "/events/a", "1");
     expect_position(&stream, "1");
     stream_expect_event(&stream, "2", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":\"1\"}");
+                        "{\"topic\":\"a\",\"last\":\"1\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     stream_open(&stream, &server, "/events/a?last=2", "");
@@ -360,13 +358,13 @@ Test(topics, end_when_all_have)
     cr_assert(response.status == 200);
     cr_assert_str_eq(response.body, "{\"id\":\"1\",\"subscribers\":1}\n");
     stream_expect_event(&stream, "1", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":null}");
+                        "{\"topic\":\"a\",\"last\":null,\"complete\":true}");
     publish_to(&server, "/events/b", "still here");
     stream_expect_event(&stream, "2", NULL, "still here");
     remove_topic(&server, "/events/b", &response);
     cr_assert_str_eq(response.body, "{\"id\":\"3\",\"subscribers\":1}\n");
     stream_expect_event(&stream, "3", "ssed.end",
-                        "{\"topic\":\"b\",\"last\":\"2\"}");
+                        "{\"topic\":\"b\",\"last\":\"2\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     expect_status(&server, "/events?topic=a&topic=b", "", 204);
@@ -375,7 +373,7 @@ Test(topics, end_when_all_have)
     open_at(&stream, &server, "/events?topic=a&topic=b", "2");
     expect_position(&stream, "2");
     stream_expect_event(&stream, "3", "ssed.end",
-                        "{\"topic\":\"b\",\"last\":\"2\"}");
+                        "{\"topic\":\"b\",\"last\":\"2\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     server_stop(&server);
@@ -393,12 +391,12 @@ Test(topics, end_when_all_have_though_one_is_evicted)
     expect_position(&stream, "0");
     remove_topic(&server, "/events/a", &response);
     stream_expect_event(&stream, "1", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":null}");
+                        "{\"topic\":\"a\",\"last\":null,\"complete\":true}");
     for (int i = 0; i < 4; i++)
         publish_to(&server, "/events/z", "x"); /* 2 to 5 */
     remove_topic(&server, "/events/b", &response);
     stream_expect_event(&stream, "6", "ssed.end",
-                        "{\"topic\":\"b\",\"last\":null}");
+                        "{\"topic\":\"b\",\"last\":null,\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     server_stop(&server);
@@ -422,7 +420,7 @@ Test(topics, an_end_names_the_last_event)
         &response);
     cr_assert(response.status == 200);
     stream_expect_event(&stream, "4", "ssed.end",
-                        "{\"topic\":\"job\",\"last\":\"1\"}");
+                        "{\"topic\":\"job\",\"last\":\"1\",\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     server_stop(&server);
@@ -457,7 +455,7 @@ Test(topics, are_finished_once)
     cr_assert(response.status == 200);
     cr_assert_str_eq(response.body, "{\"id\":\"6\",\"subscribers\":1}\n");
     stream_expect_event(&stream, "6", "ssed.end",
-                        "{\"topic\":\"a\",\"last\":null}");
+                        "{\"topic\":\"a\",\"last\":null,\"complete\":true}");
     stream_expect_end(&stream);
     stream_close(&stream);
     ask(&server, "DELETE /events HTTP/1.1\r\nHost: localhost\r\n\r\n",

@@ -4,8 +4,10 @@
     test/browser/run.py ./ssed [NAME…]
 
 runs those whose name (test_chat.Chat.test_stop) contains a NAME, or all.
+--pictures instead of names makes the pictures of README.md, see pictures.py.
 """
 
+import glob
 import importlib.util
 import os
 import signal
@@ -66,10 +68,17 @@ def each_test(suite):
 
 def main(ssed, *names):
     os.environ["SSED"] = os.path.abspath(ssed)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.dont_write_bytecode = True
-    found = each_test(unittest.defaultTestLoader.discover(FOLDER))
-    tests = [test for test in found
+    for old in glob.glob(".build/screenshots/failed-*.png"):
+        os.remove(old)
+    loader = unittest.defaultTestLoader
+    if names == ("--pictures",):
+        loader.testMethodPrefix = "pictures"
+        found, names = loader.discover(FOLDER, "pictures.py"), ()
+    else:
+        found = loader.discover(FOLDER)
+    tests = [test for test in each_test(found)
              if not names or any(name in test.id() for name in names)]
     result = Result()
     started = time.monotonic()
@@ -84,4 +93,7 @@ def main(ssed, *names):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

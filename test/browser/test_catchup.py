@@ -267,6 +267,25 @@ class CatchUp(PageTest):
         self.wait(lambda: not self.find("#newest-btn").is_displayed(), "gone")
         self.assertGreater(self.scrolled(), 1000)
 
+    def test_the_newest_stays_in_view(self):
+        self.begin()
+        self.send(*(f"message {n} " + "word " * 40 for n in range(12)))
+        for width in (375, 1280, 375):
+            self.look(width)
+            self.wait(lambda: self.below() == 0, f"the newest, {width} wide")
+        # and when the answer below takes some of the room
+        self.type("#publish-text", "published\n")
+        self.wait(lambda: self.text("#publish-result"), "the answer")
+        self.wait(lambda: self.below() == 0, "what was published")
+        self.assertFalse(self.find("#newest-btn").is_displayed())
+
+    def below(self):
+        """Pixels of the log that are out of view below."""
+        return self.script("""
+            const log = document.getElementById("messages");
+            return Math.floor(log.scrollHeight - log.scrollTop -
+              log.clientHeight);""")
+
     def stream(self, body):
         return self.server.request("POST", "/events", body.encode(),
                                    {"Content-Type": "text/event-stream"})
@@ -355,9 +374,13 @@ class CatchUp(PageTest):
         self.wait_for_all()
         self.switch(0)
         self.assertEqual(len(self.shown_ids()), 1)
-        # its old position has not replaced that of the other
+        # its old position does not replace that of the other
         self.switch(1)
-        self.reload()
+        self.driver.get("about:blank")
+        self.switch(0)
+        self.script("dispatchEvent(new Event('visibilitychange'))")
+        self.switch(1)
+        self.open("index.html")
         self.wait_for_state("connected")
         self.assertEqual(self.shown_ids(), [])
         self.switch(0)
