@@ -75,6 +75,14 @@ curl -s -o /dev/null -w '%{http_code}\n' "localhost:$main/events/chat/42" |
 run 5 "printf 'data: Hel" | expect "a stream of events" '"count":2'
 curl -s "localhost:$main/events/chat/43?lastEventId=earliest" |
     expect "and its end" "event: ssed.end"
+# a stand-in for a model's API
+python3 "$root/test/browser/model.py" 0.01 >"$work/model" &
+servers+=($!)
+until API=$(sed -n 's/.*\(http.*\)\/v1\/.*/\1/p' "$work/model") && [ -n "$API" ]; do :; done
+export API KEY=none
+run 20 'curl -sN "$API' | expect "an answer of a model" '"count":[0-9]'
+run 2 "chat/44?lastEventId=earliest" | expect "word by word" 'content": "An'
+run 2 "-X DELETE localhost:3000/events/chat/44" | expect "stop it" '"id"'
 run 5 "method=\"HEAD\"" | expect "a snapshot with Python" "lastEventId=[0-9]"
 run 5 'method: "HEAD"' | expect "a snapshot with Node" "lastEventId=[0-9]"
 run 5 "curl -d '已发货'" | expect "in Chinese: publish" '"id"'
