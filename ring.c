@@ -345,12 +345,12 @@ static void event_begin_value(struct event_parser *parser)
 {
     struct slice name = { parser->field_name, parser->field_length };
 
-    parser->field = slice_is(name, "data")    ? FIELD_DATA
-                    : slice_is(name, "event") ? FIELD_EVENT
-                    : slice_is(name, "id")    ? FIELD_ID
-                    : slice_is(name, "retry") ? FIELD_RETRY
-                    : slice_is(name, "topic") ? FIELD_TOPIC
-                                              : FIELD_OTHER;
+    parser->field = slice_is(name, "data")                     ? FIELD_DATA
+                    : slice_is(name, "event")                  ? FIELD_EVENT
+                    : slice_is(name, "id")                     ? FIELD_ID
+                    : slice_is(name, "retry")                  ? FIELD_RETRY
+                    : parser->topic && slice_is(name, "topic") ? FIELD_TOPIC
+                                                               : FIELD_OTHER;
     parser->candidate_length = 0;
     parser->candidate_has_nul = false;
     if (parser->field == FIELD_EVENT)
@@ -1058,13 +1058,17 @@ uint32_t pass_next(struct ring *ring)
     return NONE;
 }
 
+/* From some size on the memory is pages of its own, which cost nothing before
+ * they are used, and move without a copy: so it grows by much then, and leaves
+ * no large hole behind. */
 bool topic_reserve(struct topic *topic)
 {
-    uint32_t room = topic->subscriber_room ? topic->subscriber_room * 2 : 4;
+    uint32_t room = topic->subscriber_room;
     uint32_t *subscribers;
 
     if (topic->subscriber_count < topic->subscriber_room)
         return true;
+    room = room == 0 ? 4 : room < 4096 ? room * 2 : room * 16;
     subscribers = realloc(topic->subscribers, room * sizeof(*subscribers));
     if (!subscribers)
         return false;

@@ -2983,6 +2983,7 @@ static void announce(const struct server *server)
 static void init_input(struct server *server)
 {
     const struct options *options = &server->options;
+    static char input_topic[TOPIC_NAME_MAX + 1];
     const char *topic = options->topic;
     bool lines = !options->stdin_events;
     char error[ERROR_SIZE];
@@ -3002,6 +3003,7 @@ static void init_input(struct server *server)
                      &publication->content_room, publication->content_max))
         die(EXIT_RUN_TIME, "no memory for standard input: --max-event");
     event_parser_init(&publication->parser, NULL, 0);
+    publication->parser.topic = input_topic;
     log_event(LEVEL_INFO, "input", "topic=%s form=%s", *topic ? topic : "-",
               stdin_names[options->stdin_events]);
 }

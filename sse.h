@@ -233,6 +233,8 @@ struct event_parser {
     bool too_long; /* the data has more than `room` bytes */
     bool candidate_has_nul;
     char *data;         /* not owned */
+    char *topic;        /* likewise: room for a name, and one byte; or NULL,
+                           and the field is ignored */
     size_t room;        /* of it */
     size_t length;      /* of the data; its lines end in LF, but the last */
     size_t name_length; /* over EVENT_NAME_MAX: it is longer than that */
@@ -244,7 +246,6 @@ struct event_parser {
     char name[EVENT_NAME_MAX + 1];
     char id[EVENT_NUMBER_MAX + 1];
     char retry[EVENT_NUMBER_MAX + 1]; /* digits alone */
-    char topic[TOPIC_NAME_MAX + 1];
     char candidate[EVENT_NUMBER_MAX + 1];
     char field_name[EVENT_FIELD_NAME_MAX + 1];
 };

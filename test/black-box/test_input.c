@@ -408,13 +408,12 @@ Test(input, names_topics_in_its_blocks)
     struct server server;
     struct stream t, a, chat, main_stream;
     struct block block;
-    int pipes[2];
+    int input, out = make_pipe(&input);
 
     memset(long_name, 'x', sizeof(long_name));
-    cr_assert(pipe(pipes) == 0);
-    server_start_input(&server, pipes[0], "--first-id", "1", "--topic", "t",
+    server_start_input(&server, input, "--first-id", "1", "--topic", "t",
                        "--stdin", "events", "--end", "-");
-    close(pipes[0]);
+    close(input);
     stream_open(&t, &server, "/events/t", "");
     stream_open(&a, &server, "/events/a", "");
     stream_open(&chat, &server, "/events/chat/1", "");
@@ -423,19 +422,19 @@ Test(input, names_topics_in_its_blocks)
     stream_expect_event(&a, "0", NULL, NULL);
     stream_expect_event(&chat, "0", NULL, NULL);
     stream_expect(&main_stream, &block, "connected");
-    put(pipes[1], "data: 1\n\n"
-                  "topic: a\ndata: 2\n\n"
-                  "data: 3\ntopic: b\ntopic:chat/1\nevent: e\n\n"
-                  "topic\ndata: 4\n\n"
-                  "topic: /bad\ndata: no\n\n");
-    dprintf(pipes[1], "topic: %.300s\ndata: no\n\n", long_name);
+    put(out, "data: 1\n\n"
+             "topic: a\ndata: 2\n\n"
+             "data: 3\ntopic: b\ntopic:chat/1\nevent: e\n\n"
+             "topic\ndata: 4\n\n"
+             "topic: /bad\ndata: no\n\n");
+    dprintf(out, "topic: %.300s\ndata: no\n\n", long_name);
     stream_expect_event(&t, "1", NULL, "1");
     stream_expect_event(&a, "2", NULL, "2");
     stream_expect_event(&chat, "3", "e", "3");
     stream_expect_message(&main_stream, "message", 4, "4");
-    put(pipes[1], "topic: a\nevent: ssed.end\ndata: {}\n\n"
-                  "topic: chat/1\nevent: ssed.gap\ndata: {}\n\n"
-                  "data: 6\n\n");
+    put(out, "topic: a\nevent: ssed.end\ndata: {}\n\n"
+             "topic: chat/1\nevent: ssed.gap\ndata: {}\n\n"
+             "data: 6\n\n");
     stream_expect_event(&a, "5", "ssed.end",
                         "{\"topic\":\"a\",\"last\":\"2\",\"complete\":true}");
     stream_expect_end(&a);
@@ -443,7 +442,7 @@ Test(input, names_topics_in_its_blocks)
     server_await_log(&server, "input_skipped");
     cr_assert(strstr(server_log(&server), "neither begins nor ends"));
     cr_assert(strstr(server_log(&server), "a topic has 1 to 255 bytes"));
-    close(pipes[1]);
+    close(out);
     stream_expect_event(&t, "7", NULL, "6");
     stream_expect_event(&t, "8", "ssed.end",
                         "{\"topic\":\"t\",\"last\":\"7\",\"complete\":true}");
