@@ -1063,8 +1063,13 @@ onPress(element("reload-btn"), () => location.reload());
 onPress(element("second-btn"), toggleSecond);
 onPress(element("stop-btn"), stop);
 onPress(element("kill-btn"), () => model.kill());
-// Back and forward are other topics; the browser's cache has dead connections.
+// Back and forward are other topics.
 addEventListener("popstate", () => location.reload());
+// The browser keeps a page for the way back, and its streams with it.
+addEventListener("pagehide", () => {
+  model?.source?.close();
+  for (const reader of readers) reader.source?.close();
+});
 addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
 });

@@ -7,6 +7,7 @@
     proxy.hold(), proxy.let_go()   # nothing gets through, and nobody is told
 """
 
+import contextlib
 import socket
 import threading
 
@@ -23,7 +24,9 @@ class Proxy:
         self.run(self.accept)
 
     def run(self, *call):
-        threading.Thread(target=call[0], args=call[1:], daemon=True).start()
+        thread = threading.Thread(target=call[0], args=call[1:], daemon=True)
+        thread.start()
+        return thread
 
     def accept(self):
         while True:
@@ -34,39 +37,32 @@ class Proxy:
             self.run(self.serve, client)
 
     def serve(self, client):
-        try:
+        with client, contextlib.suppress(OSError):
             if self.status:
                 client.recv(65536)
                 client.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n"
                                b"Connection: close\r\n\r\n" % self.status)
-                client.close()
                 return
-            server = socket.create_connection(self.target)
-        except OSError:
-            client.close()
-            return
-        self.sockets |= {client, server}
-        self.run(self.pump, client, server)
-        self.run(self.pump, server, client)
+            with socket.create_connection(self.target) as server:
+                self.sockets |= {client, server}
+                back = self.run(self.pump, server, client)
+                self.pump(client, server)
+                back.join()
 
     def pump(self, source, sink):
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self.flowing.wait()
                 sink.sendall(data)
-        except OSError:
-            pass
         self.end(source)
         self.end(sink)
 
     def end(self, connection):
+        """Not closed here: its number could be another connection's while the
+        other thread still uses it. A shutdown wakes that thread."""
         self.sockets.discard(connection)
-        try:
-            # wakes the thread that reads it, which a close does not
+        with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        connection.close()
 
     def cut(self):
         for connection in list(self.sockets):
