@@ -26,6 +26,7 @@ const TEXTS = {
     elsewhere: "Somewhere else",
     writing: "Writing",
     modelElsewhere: "Another tab is writing this answer",
+    modelStarting: "Starting",
     modelWriting: "Writing: token {next} of {count}",
     modelAway: "No answer from the server; goes on by itself at token {next} of {count}",
     modelDone: "Done: {count} tokens, each with a POST of its own",
@@ -58,7 +59,7 @@ const TEXTS = {
     fragment: "Fragment",
     badTopic: "No topic has such a name",
     finishedNote: "Finished: whoever comes back is told that nothing follows",
-    stoppedNote: "Stopped here, before the model was done",
+    stoppedNote: "Ended here, before the model was done",
     fragmentNote: "A fragment: the model broke off here",
     gap: "The server says that something may be gone here: asked to go on from {requested}, nothing is missing from {oldest} on",
     gapEmpty: "The server says that something may be gone here: asked to go on from {requested}, nothing is held that came after it",
@@ -79,6 +80,7 @@ const TEXTS = {
     elsewhere: "在别处",
     writing: "正在写",
     modelElsewhere: "另一个标签页正在写这个回答",
+    modelStarting: "正在开始",
     modelWriting: "正在写：第 {next} 个词元，共 {count} 个",
     modelAway: "服务器没有应答，恢复后从第 {next} 个词元接着写（共 {count} 个）",
     modelDone: "写完了：{count} 个词元，每个一次 POST",
@@ -111,7 +113,7 @@ const TEXTS = {
     fragment: "片段",
     badTopic: "主题名称无效",
     finishedNote: "已写完：再来的读者会得知后面没有内容了",
-    stoppedNote: "到此停止，模型还没有写完",
+    stoppedNote: "到此为止，模型还没有写完",
     fragmentNote: "这是片段：模型在这里中断了",
     gap: "服务器提示这里可能缺了内容：请求从 {requested} 继续，从 {oldest} 起没有缺失",
     gapEmpty: "服务器提示这里可能缺了内容：请求从 {requested} 继续，此后的内容也没有了",
@@ -241,7 +243,7 @@ class Model {
   }
 
   get busy() {
-    return ["elsewhere", "writing", "away"].includes(this.state);
+    return ["elsewhere", "starting", "writing", "away"].includes(this.state);
   }
 
   get count() {
@@ -261,6 +263,7 @@ class Model {
   }
 
   async write() {
+    this.become("starting");
     if (!this.busy) return;
     this.listen();
     await this.settle();
@@ -341,8 +344,10 @@ class Model {
   }
 
   async failed(response) {
-    this.reason = `${response.status} ${(await response.text()).trim()}`;
-    if (response.status < 500) {
+    const { status } = response;
+
+    this.reason = `${status} ${(await response.text()).trim()}`;
+    if (status >= 400 && status < 500) {
       this.end("refused");
       return;
     }

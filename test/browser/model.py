@@ -3,7 +3,7 @@
 
     model = Model(text, pause)     # any request to model.url streams the text,
                                    # with `pause` seconds between its tokens
-    model.sent                     # how many of its chunks have gone out
+    model.most = 7                 # after so many chunks it breaks off
     model.gone                     # an Event: a client went away before the end
     model.close()
 
@@ -41,20 +41,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
+        self.close_connection = True
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
-            for data in self.server.chunks:
+            for data in self.server.chunks[:self.server.model.most]:
                 self.send(f"data: {data}\n\n")
-                self.server.model.sent += 1
                 self.rest()
-            self.wfile.write(b"0\r\n\r\n")
+            if self.server.model.most is None:
+                self.wfile.write(b"0\r\n\r\n")
         except ConnectionError:
             self.server.model.gone.set()
-            self.close_connection = True
 
     def send(self, text):
         data = text.encode()
@@ -74,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Model:
     def __init__(self, text=TEXT, pause=0):
         self.pause = pause
-        self.sent = 0
+        self.most = None
         self.gone = threading.Event()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
