@@ -1,37 +1,26 @@
-"use strict";
-
-// SsedSource: an EventSource of ssed's streams for pages that are open in many
-// tabs or sit behind bad networks.
-//
+// SsedSource: an EventSource for pages in many tabs, and for bad networks.
 //   const source = new SsedSource("events/chat/42");
 //   source.onmessage = (event) => show(event.data, event.lastEventId);
-//   source.addEventListener("gap", …); // ssed.gap, or the main stream's gap
-//   source.addEventListener("end", …); // ssed.end
-//
+//   source.addEventListener("gap", …); // and "end": what ssed itself says
 // The tabs of a browser share one connection for each URL. The tab that has the
-// Web Lock reads and tells the others by BroadcastChannel; when it is closed or
-// hangs, another reads on. For one that is behind it reads again from there:
-// each gets each event once, in order. Without Web Locks (a file, http: to
-// another machine) each has its own connection. A tab that is reloaded goes on
-// where it was (sessionStorage); a new one begins where the URL says.
-//
+// Web Lock reads and tells the others by BroadcastChannel; when it is left or
+// hangs, another reads on. For one that is behind it reads again from there.
+// Without Web Locks (a file, http: to another machine) each has its own. A tab
+// that is reloaded goes on where it was; a new one begins where the URL says.
 // It also reconnects where an EventSource gives up, as at a proxy's 502, and
-// when three heartbeats have not come: after the stream's retry:, then ever
-// later, at random, up to six times that. It is CLOSED at 204 (all topics are
-// finished), 400, 401 and 403. Options, a second argument: heartbeat: 15 (the
-// server's, in seconds), remember: true, and those of fetch().
+// when three heartbeats have not come: after retry:, later and later. It is
+// CLOSED at 204 (all topics are finished), 400, 401 and 403. Options, a second
+// argument: heartbeat: 15 (s), remember: true, and those of fetch().
 class SsedSource extends EventTarget {
   static CONNECTING = 0; static OPEN = 1; static CLOSED = 2;
   static #memory = (() => {
     try { return sessionStorage; } catch { return {}; } // it is turned off
   })();
-  readyState = SsedSource.CONNECTING;
   #options = { heartbeat: 15, remember: true, cache: "no-store" };
   #position; // the newest id here; -1: all that the URL asks for is to come
   #at; // the newest id that was read, in the tab that reads
-  #retry = 3000;
-  #failures = 0;
-  #connection; #channel; #timer; #reading;
+  #retry = 3000; #failures = 0;
+  #connection; #channel; #timer; #reading; #run;
   #read = () => (this.#reading ??= this.#connect());
 
   constructor(url, options) {
@@ -42,19 +31,30 @@ class SsedSource extends EventTarget {
     if (kept >= 0 || /[?&]last/.test(this.url)) this.#position = Number(kept);
     for (const type of ["open", "message", "error"])
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
+    let left = SsedSource.CLOSED; // the browser keeps a page for the way back
+    addEventListener("pagehide", () => this.close((left = this.readyState)));
+    addEventListener("pageshow", () => this.readyState > left && this.#begin());
+    this.#begin();
+  }
+
+  #begin() {
+    const { signal } = (this.#run = new AbortController());
+    this.readyState = SsedSource.CONNECTING;
     if (!navigator.locks || origin === "null") return void this.#read();
     this.#channel = new BroadcastChannel(this.url);
     this.#channel.onmessage = ({ data }) => this.#hear(data);
     this.#channel.postMessage({ hello: true, wanted: this.#position });
     this.#expect();
-    navigator.locks.request(this.url, this.#read);
+    navigator.locks.request(this.url, { signal }, this.#read).catch(() => {});
   }
 
   close() {
     this.readyState = SsedSource.CLOSED;
     clearTimeout(this.#timer);
     this.#channel?.close();
+    this.#run.abort();
     this.#connection?.abort();
+    this.#reading = undefined;
   }
 
   // By then something has to come, from the server or from the tab that reads.
@@ -94,14 +94,14 @@ class SsedSource extends EventTarget {
     if (skips) return this.#channel.postMessage({ wanted: here });
     if (after < id ? id <= here : id === after && id < here) return;
     SsedSource.#memory[this.url] = this.#position = id;
-    const { origin } = new URL(this.url);
-    const init = { data, origin, lastEventId: String(id) };
+    const init = { data, origin: new URL(this.url).origin, lastEventId: id };
     if (type) this.dispatchEvent(new MessageEvent(type, init));
   }
 
   async #connect() {
+    const run = this.#run.signal;
     this.#at = this.#position ?? -1;
-    while (this.readyState !== SsedSource.CLOSED) {
+    while (!run.aborted) {
       const { signal } = (this.#connection = new AbortController());
       await this.#receive(signal).catch(() => {}); // refused, cut or silent
       if (signal.aborted && signal.reason !== "silent") continue;

@@ -217,6 +217,32 @@ class SsedJs(PageTest):
             self.wait_for_all()
         self.wait(lambda: self.readers() == 1, "one connection")
 
+    def test_leaving_the_tab_that_reads(self):
+        """The browser keeps the page for the way back; its lock and its
+        connection go, and it goes on when it comes back."""
+        self.begin()
+        for n in range(2):
+            if n:
+                self.tab()
+            self.visit()
+            self.wait_for_state(1)
+        self.send(5)
+        self.switch(0)
+        self.wait_for_all()
+        self.driver.get("about:blank")
+        self.send(5)
+        self.switch(1)
+        self.wait_for_all()
+        self.assertEqual(self.readers(), 1)
+        self.switch(0)
+        self.driver.back()
+        self.wait_for_all()
+        self.wait(lambda: self.readers() == 1, "one connection")
+        self.send(5)
+        for tab in range(2):
+            self.switch(tab)
+            self.wait_for_all()
+
     def test_tabs_that_come_late_or_reload(self):
         self.begin()
         self.visit("/events/x?lastEventId=earliest")
