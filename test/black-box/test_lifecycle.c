@@ -121,7 +121,7 @@ Test(listen, a_port_may_be_shared)
 {
     struct server servers[2];
     char out[4096], err[4096];
-    unsigned answered = 0;
+    bool answered = false;
     int64_t deadline = 0;
 
     server_start(&servers[0], "--reuse-port", "--ids", "keep");
@@ -133,11 +133,14 @@ Test(listen, a_port_may_be_shared)
     cr_assert(strstr(err, "in use"), "%s", err);
     while (!answered) { /* by the second one, at some time */
         struct response response;
+        char *log;
 
         ask(&servers[0], "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
             &response);
         cr_assert(response.status == 200);
-        answered = strstr(server_log(&servers[1]), "event=request") != NULL;
+        log = server_log(&servers[1]);
+        answered = strstr(log, "event=request") != NULL;
+        free(log);
         await_tick(&deadline, "no request came to the second server");
     }
     server_stop(&servers[1]);
