@@ -9,11 +9,11 @@
 //   event: token    data: {"i":540,"t":".","last":true}    published with end=1
 //
 // When a POST breaks off, nobody knows whether it was published. So the model
-// looks what the topic holds before it goes on, and the numbers make a token
-// that comes twice after all (one that a proxy had held back, say) harmless:
-// a reader passes over a number that it has had, and tells of one that it has
-// not. What others publish needs no numbers: plain text, and the chunks of
-// OpenAI-compatible APIs, are readable too.
+// looks what the topic holds before it goes on. A token can come twice all the
+// same, as a browser by itself sends a POST again whose connection broke before
+// the answer. The numbers make that harmless: a reader passes over one that it
+// has had, and tells of one that it has not. What others publish needs none:
+// plain text, and the chunks of OpenAI-compatible APIs, are readable too.
 
 const TEXTS = {
   en: {
@@ -142,7 +142,7 @@ const TICK = 500;
 const element = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const query = new URLSearchParams(location.search);
-// for tests: everything that takes its time, but no less than it shows
+// for tests: so many times as fast the model writes, and a cut is over
 const speed = Number(query.get("speed")) || 1;
 
 const page = ssedPage(TEXTS, renderTexts);
@@ -703,7 +703,7 @@ class Reader {
     const { i, text, marked, last } = read(data);
 
     if (i === undefined) {
-      if (!text && !last) return;
+      if (!text && !marked) return;
       if (!this.answer || (this.answer.outcome && text)) this.begin();
     } else if (!this.follows(i)) {
       return;
@@ -749,6 +749,9 @@ class Reader {
     const node = make("div", "answer");
 
     this.type();
+    // an answer that never had a word
+    if (this.answer && !this.answer.node.childElementCount)
+      this.answer.node.remove();
     if (question !== undefined) {
       const asked = make("p", "question");
 

@@ -103,6 +103,8 @@ class Scissors(Proxy):
 
 
 class Chat(PageTest):
+    seconds = 240
+
     def begin(self, page="chat.html", *options, **view):
         self.start("--interval", "0", "--retry", "100", "--drain-spread", "100",
                    *options)
@@ -291,7 +293,7 @@ class Chat(PageTest):
             "GET", f"/events/{topic}?lastEventId=earliest")
         return re.findall(r"id: (\d+)", text)
 
-    def test_an_answer_without_end_does_not_slow_the_page(self):
+    def test_an_answer_without_end_is_bounded(self):
         self.begin(self.address(topic="chat/1"))
         line = "const answer = 42; // as always\n"
         body = "data: ```js\ndata:\n\n" + (
@@ -614,7 +616,7 @@ class Chat(PageTest):
             elif kind == "button":
                 self.script("document.querySelector('.cut').click()")
             else:
-                proxy.cut_after(kind, chance.randrange(1, 200))
+                proxy.cut_after(kind, chance.randrange(200))
                 self.wait(lambda: kind not in proxy.armed
                           or self.state() == "finished", f"a cut {kind}")
             shown = self.shown()
@@ -658,7 +660,6 @@ class Chat(PageTest):
 
     def test_looks(self):
         self.begin()
-        self.matrix("chat-idle")
         self.ask("retry")
         self.wait_for_tokens(150)
         self.click(".cut")
