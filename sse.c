@@ -1079,6 +1079,35 @@ static const char *take_query(const struct server *server,
     return name_refused(event->name);
 }
 
+/* Takes the query, and the promise of an end that a stream may give. Returns
+ * why the publication is refused, or NULL; *status is 400 before. */
+static const char *publication_refused(struct server *server,
+                                       struct publication *publication,
+                                       const struct request *request,
+                                       int *status)
+{
+    struct topic *topic = publication->topic;
+    const char *refused = take_query(server, publication, request->query);
+
+    if (refused)
+        return refused;
+    if (!http_has_body(request) &&
+        (publication->from == FROM_PLAIN || !publication->finishes))
+        return "the request has no body";
+    if (publication->from == FROM_DELETE && !server->options.kept_ids &&
+        !topic->newest && !topic->subscriber_count && !topic->publications) {
+        *status = 404;
+        return "nothing is known of this topic";
+    }
+    if (publication->from != FROM_EVENTS || !publication->finishes)
+        return NULL;
+    publication->promises = topic_promise(&server->ring, topic);
+    if (publication->promises)
+        return NULL;
+    *status = 503;
+    return "too many publishers with end=1: the history file remembers no more";
+}
+
 /* Begins a publication, which holds its topic; or answers why not. A plain body
  * may be as long as an event may be, and a line end. */
 static void begin_publication(struct server *server, struct conn *conn,
@@ -1106,27 +1135,11 @@ static void begin_publication(struct server *server, struct conn *conn,
         respond_error(&server->http, conn, 503, "no memory for the topic");
         return;
     }
-    refused = take_query(server, publication, request->query);
+    refused = publication_refused(server, publication, request, &status);
     if (streams)
         event_parser_init(&publication->parser, NULL, 0);
     else if (plain && request->content_length >= 0)
         publication->content_max = (size_t)request->content_length;
-    if (!refused && !http_has_body(request) &&
-        (plain || !publication->finishes))
-        refused = "the request has no body";
-    if (!refused && deletes && !server->options.kept_ids &&
-        !publication->topic->newest && !publication->topic->subscriber_count &&
-        !publication->topic->publications) {
-        status = 404;
-        refused = "nothing is known of this topic";
-    }
-    publication->promises = !refused && streams && publication->finishes &&
-                            topic_promise(&server->ring, publication->topic);
-    if (!refused && streams && publication->finishes != publication->promises) {
-        status = 503;
-        refused = "too many publishers with end=1: the history file remembers "
-                  "no more";
-    }
     if (refused)
         respond_error(&server->http, conn, status, refused);
     else if (plain && request->content_length > (int64_t)max_event + 2)
