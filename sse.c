@@ -833,7 +833,7 @@ static const char *change_topic(struct server *server,
     return NULL;
 }
 
-/* In topic->publications a stream is found by whoever finishes the topic. */
+/* An end of the topic finds what is streamed into it in topic->publications. */
 static void join_topic(struct publication *publication, uint32_t fd)
 {
     struct publication **link = &publication->topic->publications;
