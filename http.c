@@ -66,6 +66,9 @@
 #define ACCEPTS_MAX 32 /* connections of one listener in one turn */
 #endif
 
+#define RANGE_COUNT_TEXT "512"
+#define REDIS_WAIT_TEXT "1000" /* ms that Redis holds an XREAD back */
+
 /*
  * TURN_WORK is the time of a turn for a queue of connections, TURN_BUSY that
  * for a queue of busy ones. So a few connections that send without end do not
@@ -88,7 +91,16 @@ enum {
     USER_TIMEOUT = 120 * 1000, /* ms until an unreachable peer is given up */
     UNIX_MODE_DEFAULT = 0600,  /* of a Unix socket */
     LOCK_PATIENCE = 5000,      /* ms for other servers to make theirs */
-    TICK_SHIFT = 7,            /* a tick of the timer wheel is 128 ms */
+    REDIS_PAUSE = 100,         /* ms before Redis is tried again, at first */
+    REDIS_PAUSE_MAX = 5000,
+    REDIS_PATIENCE = 5000,   /* ms for Redis to answer */
+    FLIGHT_PATIENCE = 10000, /* ms for an event to come back from the log */
+    REDIS_STEPS = 64,        /* tokens between two looks at the clock */
+    REDIS_IN = 65536,        /* bytes that are read at once */
+    REDIS_OUT = 1 << 20,     /* bytes that wait to be sent, and an event */
+    WORD_REST = 32,          /* bytes around a word of a command */
+    RANGE_COUNT = 512,       /* entries that are asked for at once */
+    TICK_SHIFT = 7,          /* a tick of the timer wheel is 128 ms */
 };
 
 /* -------------------------------------------------------------- slices
@@ -787,6 +799,174 @@ ssize_t http_body_read(struct body *body, struct slice data,
         body->state = body->chunked ? BODY_DATA_END_CR : BODY_DONE;
     body->left -= piece->length;
     return (ssize_t)(taken + piece->length);
+}
+
+/* ---------------------------------------------------------- replies of Redis
+ *
+ * resp_read() reads RESP2. It keeps how many elements each open array still
+ * has, and the line under way; a bulk string's bytes it hands on. So memory
+ * does not depend on what comes.
+ *
+ * Callers: the section "the log".
+ */
+
+static enum resp_token resp_malformed(struct resp *resp, const char *why)
+{
+    resp->piece = slice_of(why);
+    return resp->token = RESP_MALFORMED;
+}
+
+/* A value is complete, and with it each array whose last element it is. */
+static void resp_value(struct resp *resp)
+{
+    while (resp->depth && --resp->left[resp->depth - 1] == 0)
+        resp->depth--;
+    resp->done = resp->depth == 0;
+}
+
+/* The number in a line: decimal digits, perhaps after a minus. */
+static bool resp_number(const struct resp *resp, int64_t *number)
+{
+    struct slice digits = { resp->line, resp->line_length };
+    bool negative = digits.length && digits.data[0] == '-';
+    uint64_t value;
+
+    if (!slice_number(slice_from(digits, negative), INT64_MAX, &value))
+        return false;
+    *number = negative ? -(int64_t)value : (int64_t)value;
+    return true;
+}
+
+static enum resp_token resp_length(struct resp *resp)
+{
+    bool is_array = resp->type == '*';
+    int64_t number;
+
+    if (!resp_number(resp, &number) || number < -1 ||
+        (!is_array && number > RESP_BULK_MAX))
+        return resp_malformed(resp, "a length that cannot be");
+    resp->number = number;
+    if (number < 0) {
+        resp_value(resp);
+        return resp->token = RESP_NIL;
+    }
+    if (!is_array) {
+        resp->piece.length = 0;
+        resp->bulk_left = (size_t)number;
+        resp->state = number ? RESP_IN_BULK : RESP_AT_BULK_CR;
+        return RESP_NOTHING;
+    }
+    if (resp->depth == RESP_DEPTH_MAX)
+        return resp_malformed(resp, "too many arrays in arrays");
+    if (number)
+        resp->left[resp->depth++] = number;
+    else
+        resp_value(resp);
+    return resp->token = RESP_ARRAY;
+}
+
+/* A line is complete. */
+static enum resp_token resp_line(struct resp *resp)
+{
+    resp->state = RESP_AT_TYPE;
+    resp->piece = (struct slice){ resp->line, resp->line_length };
+    switch (resp->type) {
+    case '+':
+        resp->last = true;
+        resp->token = RESP_TEXT;
+        break;
+    case '-':
+        resp->token = RESP_ERROR;
+        break;
+    case ':':
+        if (!resp_number(resp, &resp->number))
+            return resp_malformed(resp, "an integer that is none");
+        resp->token = RESP_INTEGER;
+        break;
+    default:
+        return resp_length(resp);
+    }
+    resp_value(resp);
+    return resp->token;
+}
+
+/* Takes a byte that is in no bulk string. */
+static enum resp_token resp_byte(struct resp *resp, char byte)
+{
+    switch (resp->state) {
+    case RESP_AT_TYPE:
+        if (!byte || !strchr("+-:$*", byte))
+            return resp_malformed(resp, "a type that RESP2 does not have");
+        resp->type = byte;
+        resp->line_length = 0;
+        resp->level = resp->depth;
+        resp->state = RESP_IN_LINE;
+        break;
+    case RESP_IN_LINE:
+        if (byte == '\r')
+            resp->state = RESP_AT_LINE_LF;
+        else if (resp->line_length < RESP_LINE_MAX)
+            resp->line[resp->line_length++] = byte;
+        else if (resp->type != '-')
+            return resp_malformed(resp, "a line that is too long");
+        break;
+    case RESP_AT_LINE_LF:
+        return byte == '\n' ? resp_line(resp)
+                            : resp_malformed(resp, "a CR without LF");
+    case RESP_IN_BULK:
+        break;
+    case RESP_AT_BULK_CR:
+        if (byte != '\r')
+            return resp_malformed(resp, "a string that is too long");
+        resp->state = RESP_AT_BULK_LF;
+        break;
+    case RESP_AT_BULK_LF:
+        if (byte != '\n')
+            return resp_malformed(resp, "a CR without LF");
+        resp->state = RESP_AT_TYPE;
+        resp->last = true;
+        resp_value(resp);
+        return resp->token = RESP_TEXT;
+    }
+    return RESP_NOTHING;
+}
+
+size_t resp_read(struct resp *resp, struct slice data)
+{
+    size_t taken = 0;
+
+    if (resp->token == RESP_MALFORMED)
+        return 0;
+    resp->token = RESP_NOTHING;
+    resp->last = resp->done = false;
+    resp->piece.length = 0;
+    while (taken < data.length) {
+        size_t length = data.length - taken;
+
+        if (resp->state != RESP_IN_BULK) {
+            if (resp_byte(resp, data.data[taken++]) != RESP_NOTHING)
+                break;
+            continue;
+        }
+        if (length > resp->bulk_left)
+            length = resp->bulk_left;
+        resp->piece = (struct slice){ data.data + taken, length };
+        resp->token = RESP_TEXT;
+        resp->bulk_left -= length;
+        taken += length;
+        if (resp->bulk_left)
+            break;
+        resp->state = RESP_AT_BULK_CR;
+        /* mostly its end is there as well: then this is the last piece */
+        if (data.length - taken >= 2 && data.data[taken] == '\r' &&
+            data.data[taken + 1] == '\n') {
+            resp->state = RESP_AT_BULK_LF;
+            resp_byte(resp, '\n');
+            taken += 2;
+        }
+        break;
+    }
+    return taken;
 }
 
 /* ------------------------------------------------------ response heads
@@ -1501,10 +1681,13 @@ static void exchange_release(struct http *http, struct exchange *exchange)
 
 /* Which states may follow; the picture is in sse.h. */
 static const unsigned next_states[CONN_STATES] = {
-    [CONN_FREE] = MAY(CONN_LISTENER) | MAY(CONN_REQUEST) | MAY(CONN_BODY),
+    [CONN_FREE] = MAY(CONN_LISTENER) | MAY(CONN_REDIS) | MAY(CONN_REQUEST) |
+                  MAY(CONN_BODY),
     [CONN_LISTENER] = MAY(CONN_FREE),
-    [CONN_REQUEST] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_RESPOND) |
-                     MAY(CONN_STREAM) | MAY(CONN_LINGER) | MAY(CONN_CLOSED),
+    [CONN_REDIS] = MAY(CONN_CLOSED),
+    [CONN_REQUEST] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_WAITING) |
+                     MAY(CONN_RESPOND) | MAY(CONN_STREAM) | MAY(CONN_LINGER) |
+                     MAY(CONN_CLOSED),
     [CONN_BODY] = MAY(CONN_REQUEST) | MAY(CONN_WAITING) | MAY(CONN_CLOSED),
     [CONN_WAITING] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_CLOSED),
     [CONN_RESPOND] = MAY(CONN_REQUEST) | MAY(CONN_RESPOND) | MAY(CONN_LINGER) |
@@ -1595,7 +1778,7 @@ static void reap(struct http *http)
 
         conn_set_state(http, conn, CONN_FREE);
         if (!(conn->flags & FLAG_INPUT)) {
-            http->connections--;
+            http->connections -= !(conn->flags & FLAG_OWN);
             close((int)conn_fd(http, conn));
             continue;
         }
@@ -1661,14 +1844,18 @@ void conn_cut(struct http *http, struct conn *conn, const char *reason)
     conn_close(http, conn, reason);
 }
 
-void conn_wait(struct http *http, struct conn *conn)
+void conn_wait(struct http *http, struct conn *conn, enum queue_name queue)
 {
-    if (conn->state == CONN_WAITING)
-        return;
-    conn_set_state(http, conn, CONN_WAITING);
+    bool busy = queue == QUEUE_WAITING && (conn->flags & FLAG_BUSY);
+
+    if (conn->state != CONN_WAITING)
+        conn_set_state(http, conn, CONN_WAITING);
     conn_set_interest(http, conn, 0);
     timer_stop(http, conn);
-    requeue(http, conn, QUEUE_WAITING, conn->flags & FLAG_BUSY);
+    if (queue == QUEUE_NONE)
+        queue_remove(http, conn);
+    else if (conn->queue != (uint8_t)(queue + busy))
+        requeue(http, conn, queue, busy);
 }
 
 void conn_go_on(struct http *http, struct conn *conn)
@@ -1679,6 +1866,23 @@ void conn_go_on(struct http *http, struct conn *conn)
     conn_set_state(http, conn, CONN_BODY);
     conn->exchange->left = true;
     work_push(http, conn);
+}
+
+void conn_park(struct http *http, struct conn *conn, uint64_t patience)
+{
+    conn_set_state(http, conn, CONN_WAITING);
+    conn_set_interest(http, conn, 0);
+    queue_remove(http, conn);
+    queue_push(http, QUEUE_LOG, conn);
+    if (patience)
+        timer_start(http, conn, patience);
+}
+
+void conn_resume(struct http *http, struct conn *conn)
+{
+    queue_remove(http, conn);
+    conn_set_state(http, conn, CONN_REQUEST);
+    http->handlers->request(http->server, conn);
 }
 
 void conn_begin_stream(struct http *http, struct conn *conn)
@@ -2297,6 +2501,1123 @@ void conn_begin_body(struct http *http, struct conn *conn, bool streams,
     answers_push(http, conn);
 }
 
+/* -------------------------------------------------------------- credentials
+ *
+ * The token that a request has to bear. sse.c has it read from its file at the
+ * start and at SIGHUP. If the file is refused, the token stays as it was.
+ */
+
+/* Whether two looks at a file have found the same file, unchanged. */
+static bool is_unchanged(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* Reads a file, and refuses it if it is written or replaced meanwhile: half of
+ * a token would be a valid token. NULL, or why it is refused. */
+static const char *read_unchanged(const char *path, int fd, char *bytes,
+                                  size_t size, size_t *length,
+                                  struct stat *status)
+{
+    struct stat after, at_path;
+    ssize_t n = 0;
+
+    if (fstat(fd, status) < 0)
+        return strerror(errno);
+    if (!S_ISREG(status->st_mode))
+        return "it is not a regular file";
+    while (*length < size &&
+           (n = read(fd, bytes + *length, size - *length)) > 0)
+        *length += (size_t)n;
+    if (n < 0 || fstat(fd, &after) < 0 || stat(path, &at_path) < 0)
+        return strerror(errno);
+    if (!is_unchanged(status, &after) || !is_unchanged(status, &at_path))
+        return "it changed while it was read";
+    return NULL;
+}
+
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
+ * it is none. */
+static struct slice bearer(struct slice authorization)
+{
+    if (!slice_begins(authorization, "Bearer "))
+        return SLICE("");
+    return slice_trimmed(slice_from(authorization, 7));
+}
+
+int http_load_token(struct http *http, const char *path, mode_t *mode,
+                    char error[ERROR_SIZE])
+{
+    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
+    const char *refused;
+    size_t length = 0;
+    struct stat status;
+    /* O_NONBLOCK: opening a FIFO must not wait for its other end */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    if (fd < 0)
+        return fail_with(error, "%s", strerror(errno));
+    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    close(fd);
+    if (refused)
+        return fail_with(error, "%s", refused);
+    if (length && bytes[length - 1] == '\n')
+        length--;
+    if (length && bytes[length - 1] == '\r')
+        length--;
+    if (length == 0)
+        return fail_with(error, "it is empty");
+    for (size_t i = 0; i < length; i++) {
+        if (bytes[i] == '\n' || bytes[i] == '\r')
+            return fail_with(error, "it has more than one line");
+        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
+            return fail_with(error, "it has a blank or a control character");
+    }
+    if (length > TOKEN_MAX)
+        return fail_with(error, "it has more than %d bytes", TOKEN_MAX);
+    memcpy(http->token, bytes, length);
+    http->token_length = length;
+    *mode = status.st_mode;
+    return 0;
+}
+
+/* No branch depends on a byte, so the time does not tell how many are right. */
+bool http_token_matches(const struct http *http, const struct request *request)
+{
+    struct slice given = bearer(request->authorization);
+    size_t difference = given.length ^ http->token_length;
+
+    for (size_t i = 0; i < given.length; i++)
+        difference |= (unsigned char)given.data[i] ^
+                      (unsigned char)http->token[i % http->token_length];
+    return difference == 0;
+}
+
+/* --------------------------------------------------------------------- the log
+ *
+ * A Redis stream that several nodes share: what is said to Redis, and what its
+ * replies mean. What an entry is for, and who waits for a flight, is sse.c's
+ * business. The picture is in sse.h, at struct redis.
+ *
+ * Invariants:
+ *
+ * - The two connections are made and broken together, and lead to one run of
+ *   one server: redis->run_id.
+ * - The reader has one XRANGE under way at most. Where there may be nothing to
+ *   read an XREAD goes before it, which Redis holds back until there is.
+ * - Entries are handed on in order, each once, with one entry's memory.
+ * - A flight is over when its entry has been read, and not before: who
+ *   publishes here and then subscribes here finds the event. That entries were
+ *   read without a hole since it began makes its id prove that.
+ *
+ * Callers: http_event(), http_serve() and http_next(); sse.c, to append.
+ */
+
+/* The greatest of Redis's clock, the last id + 1, the floor + 1 is the id. An
+ * XADD that is refused for its id shows that the clock is behind. */
+const char redis_script[] =
+    "-- Appends an event to the log of ssed; returns its id, 0-N.\n"
+    "-- KEYS[1]  the stream\n"
+    "-- ARGV[1]  how many events to keep, about\n"
+    "-- ARGV[2]  the newest N that the caller has seen, or 0\n"
+    "-- ARGV[3]  and so on: fields and values: t topic, d data, e event name,\n"
+    "--          r retry, k end, abort or begin\n"
+    "local time = redis.call('TIME')\n"
+    "local ms = string.format('%.0f',\n"
+    "    time[1] * 1000 + math.floor(time[2] / 1000))\n"
+    "local id = math.max(time[1] * 1000000 + time[2], ARGV[2] + 1)\n"
+    "\n"
+    "local function last_id()\n"
+    "  local info = redis.pcall('XINFO', 'STREAM', KEYS[1])\n"
+    "  for i = 1, #info, 2 do\n"
+    "    if info[i] == 'last-generated-id' then return info[i + 1] end\n"
+    "  end\n"
+    "end\n"
+    "\n"
+    "local function add(...)\n"
+    "  local name = string.format('0-%.0f', id)\n"
+    "  local added = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1],\n"
+    "      name, 'm', ms, ...)\n"
+    "  if type(added) ~= 'table' or not added.err then return added end\n"
+    "  local last = last_id()\n"
+    "  if not last then return added end\n"
+    "  local high, low = string.match(last, '^(%d+)%-(%d+)$')\n"
+    "  if high ~= '0' then\n"
+    "    return redis.error_reply('SSED the newest id is ' .. last)\n"
+    "  end\n"
+    "  if tonumber(low) < id then return added end\n"
+    "  id = tonumber(low) + 1\n"
+    "  if id > 9007199254740991 then\n"
+    "    return redis.error_reply('SSED all ids are used up')\n"
+    "  end\n"
+    "  return add(...)\n"
+    "end\n"
+    "\n"
+    "if redis.call('EXISTS', KEYS[1]) == 0 and\n"
+    "    not (ARGV[3] == 'k' and ARGV[4] == 'begin') then\n"
+    "  local begun = add('k', 'begin')\n"
+    "  if type(begun) == 'table' then return begun end\n"
+    "  id = id + 1\n"
+    "end\n"
+    "return add(unpack(ARGV, 3))\n";
+
+/* The newest id that the stream ever had; "" if there is no stream. */
+static const char last_id_script[] =
+    "local info = redis.pcall('XINFO', 'STREAM', KEYS[1])\n"
+    "for i = 1, #info, 2 do\n"
+    "  if info[i] == 'last-generated-id' then return info[i + 1] end\n"
+    "end\n"
+    "return redis.call('EXISTS', KEYS[1]) == 0 and '' or info\n";
+
+/* Errors that say what is to be done. After one that breaks, the connections
+ * are made anew: they may then lead to another server. */
+static const struct redis_error {
+    const char *code, *meaning;
+    bool breaks;
+} redis_errors[] = {
+    { "LOADING", "Redis is loading its data", true },
+    { "MASTERDOWN", "Redis is a replica without its master", true },
+    { "MISCONF", "Redis cannot write its file: see its log", false },
+    { "NOAUTH", "Redis asks for a password: --redis-auth-file", true },
+    { "NOPERM", "Redis does not permit it: the user's rights, ACL SETUSER",
+      false },
+    { "OOM", "Redis has no memory left: its maxmemory, --redis-length", false },
+    { "READONLY", "Redis is a replica: the log is where its master is", true },
+    { "SSED",
+      "the stream's newest entry has an id that is not 0-N: XDEL it, "
+      "then XSETID to the newest 0-N",
+      false },
+    { "UNBLOCKED", "Redis has become a replica", true },
+    { "WRONGPASS", "Redis does not accept what is in --redis-auth-file", true },
+    { "WRONGTYPE",
+      "the key is no stream: DEL or RENAME it, or take another --redis-key",
+      true },
+};
+
+static const struct redis_error *find_error(struct slice line)
+{
+    static const struct redis_error other = { "", "Redis refuses it", false };
+    const char *end = memchr(line.data, ' ', line.length);
+    struct slice code = { line.data,
+                          end ? (size_t)(end - line.data) : line.length };
+
+    for (size_t i = 0; i < COUNT(redis_errors); i++)
+        if (slice_is(code, redis_errors[i].code))
+            return &redis_errors[i];
+    return &other;
+}
+
+static void peer_drop(struct http *http, struct redis_peer *peer)
+{
+    struct conn *conn = peer->fd < 0 ? NULL : conn_at(http, (uint32_t)peer->fd);
+
+    peer->fd = -1;
+    if (!conn)
+        return;
+    conn_set_state(http, conn, CONN_CLOSED);
+    queue_push(http, QUEUE_CLOSED, conn);
+}
+
+static struct flight *flight_at(struct redis *redis, uint64_t flight)
+{
+    return &redis->flights[flight % FLIGHTS_MAX];
+}
+
+/* Those at the front that are over, and have been answered, make room. */
+static void flights_leave(struct redis *redis)
+{
+    while (redis->flight_first < redis->flight_answered &&
+           flight_at(redis, redis->flight_first)->state == FLIGHT_OVER)
+        redis->flight_first++;
+}
+
+static void flight_over(struct http *http, struct flight *flight,
+                        enum flight_end end, const char *why)
+{
+    if (flight->state == FLIGHT_OVER)
+        return;
+    flight->state = FLIGHT_OVER;
+    if (flight->context == &http->redis) /* redis_begin() */
+        http->redis.begins = end == FLIGHT_LOGGED;
+    else
+        http->handlers->flight_ended(http->server, flight->fd, flight->context,
+                                     end, flight->id, why);
+}
+
+/* Whether a flight's event is in the log is not known any more; but one of
+ * whose command no byte was sent, up to `sent` of all, is not. */
+static void flights_lost(struct http *http, uint64_t sent, const char *why)
+{
+    struct redis *redis = &http->redis;
+
+    for (uint64_t i = redis->flight_first; i < redis->flight_next; i++) {
+        struct flight *flight = flight_at(redis, i);
+
+        flight_over(http, flight,
+                    flight->begin >= sent ? FLIGHT_REFUSED : FLIGHT_UNKNOWN,
+                    why);
+    }
+}
+
+/* Ends both connections for a while: longer each time until they have been
+ * ready, and at random, so that nodes do not all come back at once. */
+__attribute__((format(printf, 2, 3))) static void
+redis_break(struct http *http, const char *format, ...)
+{
+    struct redis *redis = &http->redis;
+    uint64_t pause = (uint64_t)REDIS_PAUSE << redis->failures;
+    va_list arguments;
+
+    if (redis->state == REDIS_RESTING)
+        return;
+    if (redis->failures < 6)
+        redis->failures++;
+    va_start(arguments, format);
+    vsnprintf(redis->reason, sizeof(redis->reason), format, arguments);
+    va_end(arguments);
+    if (pause > REDIS_PAUSE_MAX)
+        pause = REDIS_PAUSE_MAX;
+    redis->again =
+        http->now + pause / 2 + clock_us(CLOCK_MONOTONIC) % (pause / 2 + 1);
+    redis->state = REDIS_RESTING;
+    flights_lost(http,
+                 redis->writer.out_total - buffer_length(&redis->writer.out),
+                 redis->reason);
+    redis->flight_first = redis->flight_answered = redis->flight_next;
+    redis->begins = redis->entry_waits = false;
+    peer_drop(http, &redis->writer);
+    peer_drop(http, &redis->reader);
+    http->handlers->log_changed(http->server);
+}
+
+static enum redis_reply peer_expects(const struct redis *redis,
+                                     const struct redis_peer *peer)
+{
+    if (peer->expected_count)
+        return peer->expected[0];
+    if (peer == &redis->writer && redis->flight_answered < redis->flight_next)
+        return REPLY_APPEND;
+    return REPLY_NONE;
+}
+
+static void put_word(struct buffer *out, struct slice word)
+{
+    out->end += (size_t)sprintf(out->bytes + out->end, "$%zu\r\n", word.length);
+    memcpy(out->bytes + out->end, word.data, word.length);
+    memcpy(out->bytes + out->end + word.length, "\r\n", 2);
+    out->end += word.length + 2;
+}
+
+/* Has a command sent with the others of this turn. False if there is no room
+ * for it now. */
+static bool peer_say(struct http *http, struct redis_peer *peer,
+                     enum redis_reply expected, const struct slice *words,
+                     unsigned count)
+{
+    struct buffer *out = &peer->out;
+    size_t size = WORD_REST;
+
+    for (unsigned i = 0; i < count; i++)
+        size += words[i].length + WORD_REST;
+    if (out->room - out->end < size) {
+        memmove(out->bytes, out->bytes + out->start, buffer_length(out));
+        out->end -= out->start;
+        out->start = 0;
+    }
+    if (out->room - out->end < size)
+        return false;
+    if (peer_expects(&http->redis, peer) == REPLY_NONE)
+        peer->since = http->now;
+    if (expected != REPLY_APPEND)
+        peer->expected[peer->expected_count++] = expected;
+    size = out->end;
+    out->end += (size_t)sprintf(out->bytes + out->end, "*%u\r\n", count);
+    for (unsigned i = 0; i < count; i++)
+        put_word(out, words[i]);
+    peer->out_total += out->end - size;
+    return true;
+}
+
+static void say_script(struct http *http)
+{
+    const struct slice words[] = { SLICE("SCRIPT"), SLICE("LOAD"),
+                                   slice_of(redis_script) };
+
+    peer_say(http, &http->redis.writer, REPLY_SCRIPT, words, 3);
+}
+
+/* The entry that was read last, or what stands before all. */
+static struct slice cursor_text(const struct redis *redis, char text[48])
+{
+    snprintf(text, 48, "%" PRIu64 "-%" PRIu64, redis->cursor_ms, redis->cursor);
+    return slice_of(text);
+}
+
+static void say_range(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    char cursor[48];
+    const struct slice words[] = {
+        SLICE("XRANGE"), slice_of(redis->key), cursor_text(redis, cursor),
+        SLICE("+"),      SLICE("COUNT"),       SLICE(RANGE_COUNT_TEXT)
+    };
+
+    redis->rounds_begun++;
+    peer_say(http, &redis->reader, REPLY_RANGE, words, COUNT(words));
+}
+
+/* Waits until the log goes on, for REDIS_WAIT at the most, and then reads. */
+static void say_wait(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    char cursor[48];
+    const struct slice words[] = { SLICE("XREAD"),
+                                   SLICE("COUNT"),
+                                   SLICE("1"),
+                                   SLICE("BLOCK"),
+                                   SLICE(REDIS_WAIT_TEXT),
+                                   SLICE("STREAMS"),
+                                   slice_of(redis->key),
+                                   cursor_text(redis, cursor) };
+
+    peer_say(http, &redis->reader, REPLY_WAIT, words, COUNT(words));
+    say_range(http);
+}
+
+uint64_t redis_append(struct http *http, const struct slice *pairs,
+                      unsigned count, uint32_t fd, void *context)
+{
+    struct redis *redis = &http->redis;
+    struct slice words[REDIS_WORDS_MAX];
+    uint64_t begin = redis->writer.out_total;
+    char length[24], floor[24];
+    unsigned n = 0;
+
+    assert(count + 6 <= REDIS_WORDS_MAX);
+    if (!redis->sha[0] ||
+        redis->flight_next - redis->flight_first >= FLIGHTS_MAX)
+        return 0;
+    snprintf(length, sizeof(length), "%" PRIu64, redis->length);
+    snprintf(floor, sizeof(floor), "%" PRIu64, redis->newest);
+    words[n++] = SLICE("EVALSHA");
+    words[n++] = slice_of(redis->sha);
+    words[n++] = SLICE("1");
+    words[n++] = slice_of(redis->key);
+    words[n++] = slice_of(length);
+    words[n++] = slice_of(floor);
+    for (unsigned i = 0; i < count; i++)
+        words[n++] = pairs[i];
+    if (!peer_say(http, &redis->writer, REPLY_APPEND, words, n))
+        return 0;
+    *flight_at(redis, redis->flight_next) = (struct flight){
+        .fd = fd, .context = context, .begin = begin, .since = http->now
+    };
+    return redis->flight_next++;
+}
+
+void redis_abandon(struct http *http, uint64_t flight, void *context)
+{
+    flight_at(&http->redis, flight)->fd = NONE;
+    flight_at(&http->redis, flight)->context = context;
+}
+
+/* The log went back: a new beginning, above all that was ever read here, tells
+ * all nodes. */
+static void redis_begin(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    const struct slice pairs[] = { SLICE("k"), SLICE("begin"), SLICE("d"),
+                                   slice_of(redis->run_id) };
+
+    if (!redis->begins)
+        redis->begins = redis_append(http, pairs, 4, NONE, redis) != 0;
+}
+
+/* All that there was has been read. In another run of the server the log may
+ * have lost its end without a trace, so that run begins it anew. */
+static void round_ended(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    bool ran_on = !redis->ready_run_id[0] ||
+                  strcmp(redis->run_id, redis->ready_run_id) == 0 ||
+                  strcmp(redis->run_id, redis->begun_run_id) == 0;
+
+    redis->rounds = redis->rounds_begun;
+    redis->doubts = 0;
+    if (redis->state == REDIS_CATCHING_UP && !ran_on) {
+        redis_begin(http);
+    } else if (redis->state == REDIS_CATCHING_UP && redis->sha[0]) {
+        strcpy(redis->ready_run_id, redis->run_id);
+        redis->failures = 0;
+        redis->state = REDIS_READY;
+        http->handlers->log_changed(http->server);
+    }
+    http->handlers->log_round(http->server);
+    say_wait(http);
+}
+
+static bool is_before(uint64_t ms, uint64_t id, const struct redis *redis)
+{
+    return ms != redis->cursor_ms ? ms < redis->cursor_ms : id < redis->cursor;
+}
+
+static void move_cursor(struct redis *redis, uint64_t ms, uint64_t id)
+{
+    redis->has_cursor = true;
+    redis->cursor_ms = ms;
+    redis->cursor = id;
+    if (ms == 0 && id > redis->newest)
+        redis->newest = id;
+}
+
+/* Something is missing between the cursor and what follows. */
+static void redis_gap(struct http *http, uint64_t id)
+{
+    if (http->redis.has_cursor)
+        flights_lost(http, UINT64_MAX, "the log has a gap");
+    http->handlers->log_gap(http->server, id);
+}
+
+/* "ms-id". */
+static bool parse_entry_id(struct slice text, uint64_t *ms, uint64_t *id)
+{
+    const char *minus = memchr(text.data, '-', text.length);
+    size_t length = minus ? (size_t)(minus - text.data) : 0;
+
+    return minus &&
+           slice_number((struct slice){ text.data, length }, UINT64_MAX, ms) &&
+           slice_number(slice_from(text, length + 1), UINT64_MAX, id);
+}
+
+/* The stream's last id, or that there is no stream: what does it mean that
+ * nothing follows the cursor, and not even the cursor is there? */
+static void stream_told(struct http *http, bool exists, uint64_t ms,
+                        uint64_t id)
+{
+    struct redis *redis = &http->redis;
+
+    if (!exists || (redis->has_cursor && is_before(ms, id, redis))) {
+        redis_begin(http);
+        say_wait(http);
+    } else if (redis->has_cursor && ms == redis->cursor_ms &&
+               id == redis->cursor) {
+        round_ended(http);
+    } else if (redis->has_cursor && redis->doubts++ == 0) {
+        say_range(http); /* it went on meanwhile */
+    } else {
+        redis_gap(http, ms ? redis->newest + 1 : id);
+        move_cursor(redis, ms, id);
+        round_ended(http);
+    }
+}
+
+static void range_ended(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    const struct slice words[] = { SLICE("EVAL"), slice_of(last_id_script),
+                                   SLICE("1"), slice_of(redis->key) };
+
+    if (redis->range_count == 0)
+        peer_say(http, &redis->reader, REPLY_STREAM, words, COUNT(words));
+    else if (redis->range_count < RANGE_COUNT)
+        round_ended(http);
+    else
+        say_range(http);
+}
+
+/* The reply under way is complete. */
+static void peer_answered(struct http *http, struct redis_peer *peer)
+{
+    peer->expected_count--;
+    memmove(peer->expected, peer->expected + 1,
+            peer->expected_count * sizeof(*peer->expected));
+    peer->text_length = 0;
+    peer->since = http->now;
+}
+
+/* Hands on the entry that has been read; false if there is no room for it. */
+static bool take_entry(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    const struct log_entry *entry = &redis->entry;
+    struct slice run_id = entry->fields[ENTRY_DATA];
+
+    if (!http->handlers->entry(http->server, entry))
+        return false;
+    redis->entry_waits = false;
+    if (slice_is(entry->fields[ENTRY_KIND], "begin")) {
+        snprintf(redis->begun_run_id, RUN_ID_SIZE, "%.*s", (int)run_id.length,
+                 run_id.data);
+        redis->begins = false;
+    }
+    move_cursor(redis, entry->ms, entry->id);
+    if (redis->reader.resp.done) {
+        peer_answered(http, &redis->reader);
+        range_ended(http);
+    }
+    return true;
+}
+
+/* An entry is complete. The first one has to be the cursor. */
+static void entry_ended(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    struct log_entry *entry = &redis->entry;
+    struct slice id = { redis->entry_id, redis->entry_id_length };
+
+    redis->reader.since = http->now;
+    if (!parse_entry_id(id, &entry->ms, &entry->id)) {
+        redis_break(http, "Redis: an entry without an id");
+        return;
+    }
+    if (redis->range_count++ == 0 && redis->has_cursor &&
+        entry->ms == redis->cursor_ms && entry->id == redis->cursor) {
+        if (!redis->reader.resp.done)
+            return;
+        peer_answered(http, &redis->reader);
+        range_ended(http);
+        return;
+    }
+    if (redis->range_count == 1)
+        redis_gap(http, entry->ms ? redis->newest + 1 : entry->id - 1);
+    redis->entry_waits = true;
+}
+
+/* The values lie in entry_bytes one behind the other, each with room for what
+ * it may be at the most, and a byte. */
+static size_t field_room(const struct redis *redis, enum entry_field field)
+{
+    switch (field) {
+    case ENTRY_TOPIC:
+        return TOPIC_NAME_MAX + 1;
+    case ENTRY_DATA:
+        return redis->max_event + 1;
+    case ENTRY_EVENT:
+        return EVENT_NAME_MAX + 1;
+    default:
+        return EVENT_NUMBER_MAX + 1;
+    }
+}
+
+static size_t field_begin(const struct redis *redis, enum entry_field field)
+{
+    size_t begin = 0;
+
+    for (enum entry_field i = 0; i < field; i++)
+        begin += field_room(redis, i);
+    return begin;
+}
+
+/* A name is complete: the value that follows is that field's, or nobody's. */
+static void begin_field(struct redis *redis)
+{
+    static const char names[] = "tderkm";
+    const char *found = memchr(names, redis->name, ENTRY_FIELDS);
+    enum entry_field field = ENTRY_FIELDS;
+
+    if (redis->name_length == 1 && found)
+        field = (enum entry_field)(found - names);
+    redis->field = field;
+    if (field < ENTRY_FIELDS)
+        redis->entry.fields[field] =
+            (struct slice){ redis->entry_bytes + field_begin(redis, field), 0 };
+}
+
+static void take_value(struct redis *redis, struct slice piece)
+{
+    enum entry_field field = redis->field;
+    struct slice *value = &redis->entry.fields[field];
+    size_t room;
+
+    if (field == ENTRY_FIELDS)
+        return;
+    room = field_room(redis, field) - value->length;
+    if (piece.length > room)
+        piece.length = room;
+    memcpy(redis->entry_bytes + field_begin(redis, field) + value->length,
+           piece.data, piece.length);
+    value->length += piece.length;
+}
+
+/* A piece of a name or a value; they alternate. */
+static void take_field(struct redis *redis, const struct resp *resp)
+{
+    bool is_name = redis->field_count % 2 == 0;
+
+    if (is_name && resp->piece.length) {
+        redis->name = resp->piece.data[0];
+        redis->name_length += resp->piece.length;
+    } else if (!is_name) {
+        take_value(redis, resp->piece);
+    }
+    if (!resp->last)
+        return;
+    if (is_name)
+        begin_field(redis);
+    redis->name_length = 0;
+    redis->field_count++;
+}
+
+static void take_entry_id(struct redis *redis, struct slice piece)
+{
+    size_t room = sizeof(redis->entry_id) - redis->entry_id_length;
+
+    if (piece.length > room)
+        piece.length = room;
+    memcpy(redis->entry_id + redis->entry_id_length, piece.data, piece.length);
+    redis->entry_id_length += piece.length;
+}
+
+/* XRANGE: an array of entries; each is an id and an array of names and values.
+ * False if this is none. */
+static bool range_token(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    const struct resp *resp = &redis->reader.resp;
+    bool is_array = resp->token == RESP_ARRAY;
+
+    switch (resp->level) {
+    case 0:
+        if (!is_array)
+            return false;
+        redis->range_count = 0;
+        if (resp->done) {
+            peer_answered(http, &redis->reader);
+            range_ended(http);
+        }
+        return true;
+    case 1:
+        redis->entry = (struct log_entry){ 0 };
+        redis->entry_id_length = 0;
+        return is_array && resp->number == 2;
+    case 2:
+        if (!is_array && resp->token != RESP_TEXT)
+            return false;
+        if (!is_array)
+            take_entry_id(redis, resp->piece);
+        redis->field_count = redis->name_length = 0;
+        break;
+    default:
+        if (resp->token != RESP_TEXT || resp->level > 3)
+            return false;
+        take_field(redis, resp);
+    }
+    if (resp->depth < 2)
+        entry_ended(http);
+    return true;
+}
+
+static void keep_text(struct redis_peer *peer)
+{
+    size_t room = sizeof(peer->text) - 1 - peer->text_length;
+    struct slice piece = peer->resp.piece;
+
+    if (piece.length > room)
+        piece.length = room;
+    memcpy(peer->text + peer->text_length, piece.data, piece.length);
+    peer->text_length += piece.length;
+    peer->text[peer->text_length] = '\0';
+}
+
+/* The value of "NAME:" in INFO's reply. */
+static struct slice info_value(const char *text, const char *name)
+{
+    const char *found = strstr(text, name);
+
+    if (!found)
+        return SLICE("");
+    found += strlen(name);
+    return (struct slice){ found, strcspn(found, "\r\n") };
+}
+
+/* Each connection has said which server it leads to. */
+static void take_info(struct http *http, const struct redis_peer *peer)
+{
+    struct redis *redis = &http->redis;
+    struct slice version = info_value(peer->text, "redis_version:");
+    struct slice run_id = info_value(peer->text, "run_id:");
+
+    if (strtol(version.data, NULL, 10) < 7)
+        redis_break(http, "Redis 7.0 or newer is needed");
+    else if (run_id.length == 0 || run_id.length >= RUN_ID_SIZE)
+        redis_break(http, "Redis: INFO has no run_id");
+    else if (redis->run_id[0] && !slice_is(run_id, redis->run_id))
+        redis_break(http, "two connections have led to two servers");
+    else
+        snprintf(redis->run_id, RUN_ID_SIZE, "%.*s", (int)run_id.length,
+                 run_id.data);
+}
+
+/* The reader begins when the writer has all that it needs. */
+static void take_sha(struct http *http, struct slice sha)
+{
+    struct redis *redis = &http->redis;
+
+    snprintf(redis->sha, SHA_SIZE, "%.*s", (int)sha.length, sha.data);
+    if (redis->state != REDIS_OPENING)
+        return;
+    redis->state = REDIS_CATCHING_UP;
+    say_range(http);
+}
+
+/* The reply to what was appended first. */
+static void take_flight(struct http *http, struct slice id)
+{
+    struct redis *redis = &http->redis;
+    struct flight *flight = flight_at(redis, redis->flight_answered++);
+    uint64_t ms;
+
+    redis->writer.text_length = 0;
+    redis->writer.since = http->now;
+    if (flight->state == FLIGHT_OVER)
+        return;
+    flight->state = FLIGHT_HAS_ID;
+    if (!parse_entry_id(id, &ms, &flight->id) || ms)
+        redis_break(http, "Redis: the script has returned no id");
+}
+
+/* A reply that is one string is complete. */
+static void take_text(struct http *http, struct redis_peer *peer)
+{
+    enum redis_reply reply = peer_expects(&http->redis, peer);
+    struct slice text = { peer->text, peer->text_length };
+    uint64_t ms = 0, id = 0;
+
+    if (reply == REPLY_APPEND) {
+        take_flight(http, text);
+        return;
+    }
+    peer_answered(http, peer);
+    if (reply == REPLY_INFO)
+        take_info(http, peer);
+    else if (reply == REPLY_SCRIPT)
+        take_sha(http, text);
+    else if (reply == REPLY_STREAM && text.length &&
+             !parse_entry_id(text, &ms, &id))
+        redis_break(http, "Redis: no last id of the stream");
+    else if (reply == REPLY_STREAM)
+        stream_told(http, text.length > 0, ms, id);
+}
+
+/* A refused flight is told why. Without the script it is not even refused: it
+ * is loaded again when all flights have come back. */
+static void take_error(struct http *http, struct redis_peer *peer)
+{
+    struct redis *redis = &http->redis;
+    const struct redis_error *error = find_error(peer->resp.piece);
+    bool lacks_script = slice_begins(peer->resp.piece, "NOSCRIPT");
+
+    if (peer_expects(redis, peer) == REPLY_APPEND) {
+        struct flight *flight = flight_at(redis, redis->flight_answered++);
+        bool begins = flight->context == redis;
+
+        if (lacks_script)
+            redis->sha[0] = '\0';
+        flight_over(http, flight, lacks_script ? FLIGHT_AGAIN : FLIGHT_REFUSED,
+                    error->meaning);
+        peer->since = http->now;
+        if (lacks_script || (!error->breaks && !begins))
+            return;
+    }
+    redis_break(http, *error->code ? "%s" : "%s: %.*s", error->meaning,
+                (int)peer->resp.piece.length, peer->resp.piece.data);
+}
+
+/* What Redis says is taken by what was asked for. */
+static void take_token(struct http *http, struct redis_peer *peer)
+{
+    const struct resp *resp = &peer->resp;
+    enum redis_reply reply = peer_expects(&http->redis, peer);
+    bool well = true;
+
+    if (resp->token == RESP_MALFORMED) {
+        redis_break(http, "not the protocol of Redis: %s", resp->piece.data);
+        return;
+    }
+    if (resp->token == RESP_ERROR && resp->level == 0) {
+        take_error(http, peer);
+        return;
+    }
+    if (reply == REPLY_RANGE) {
+        well = range_token(http);
+    } else if (reply == REPLY_WAIT) {
+        if (resp->done)
+            peer_answered(http, peer);
+    } else if (resp->token != RESP_TEXT || resp->level || !reply) {
+        well = false;
+    } else {
+        keep_text(peer);
+        if (resp->last)
+            take_text(http, peer);
+    }
+    if (!well)
+        redis_break(http, "a reply that does not fit what was asked");
+}
+
+/* Takes what has been received. False if it cannot go on now. */
+static bool peer_take(struct http *http, struct redis_peer *peer, uint64_t end)
+{
+    struct redis *redis = &http->redis;
+    bool reads = peer == &redis->reader;
+
+    for (unsigned n = 1; peer->in.start < peer->in.end; n++) {
+        struct slice data = { peer->in.bytes + peer->in.start,
+                              buffer_length(&peer->in) };
+
+        if (reads && redis->entry_waits && !take_entry(http))
+            return false;
+        if (n % REDIS_STEPS == 0 && clock_us(CLOCK_MONOTONIC) >= end)
+            return false;
+        peer->in.start += resp_read(&peer->resp, data);
+        if (peer->resp.token != RESP_NOTHING)
+            take_token(http, peer);
+        if (redis->state == REDIS_RESTING)
+            return false;
+    }
+    peer->in.start = peer->in.end = 0;
+    return !reads || !redis->entry_waits || take_entry(http);
+}
+
+static void peer_read(struct http *http, struct redis_peer *peer)
+{
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_WORK;
+
+    while (http->redis.state != REDIS_RESTING && peer_take(http, peer, end) &&
+           peer->readable) {
+        ssize_t n = recv(peer->fd, peer->in.bytes, peer->in.room, 0);
+
+        if (n > 0)
+            peer->in.end = (size_t)n;
+        peer->readable = n == (ssize_t)peer->in.room;
+        if (n == 0)
+            redis_break(http, "Redis has closed the connection");
+        else if (n < 0 && !is_not_yet(n))
+            redis_break(http, "Redis: %s", strerror(errno));
+    }
+}
+
+static void peer_write(struct http *http, struct redis_peer *peer)
+{
+    struct buffer *out = &peer->out;
+    ssize_t n = 0;
+
+    while (peer->fd >= 0 && buffer_length(out) > 0) {
+        n = send(peer->fd, out->bytes + out->start, buffer_length(out),
+                 MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            break;
+        out->start += (size_t)n;
+        if (out->start == out->end)
+            out->start = out->end = 0;
+    }
+    if (n < 0 && errno != EAGAIN)
+        redis_break(http, "Redis: %s", strerror(errno));
+    else if (peer->fd >= 0)
+        conn_set_interest(http, conn_at(http, (uint32_t)peer->fd),
+                          EPOLLIN | (n < 0 ? (uint32_t)EPOLLOUT : 0));
+}
+
+static void say_auth(struct http *http, struct redis_peer *peer,
+                     struct slice credentials)
+{
+    struct slice words[3] = { SLICE("AUTH") };
+    const char *blank = memchr(credentials.data, ' ', credentials.length);
+    size_t user = blank ? (size_t)(blank - credentials.data) : 0;
+    unsigned count = 1;
+
+    if (blank)
+        words[count++] = (struct slice){ credentials.data, user };
+    words[count++] = blank ? slice_from(credentials, user + 1) : credentials;
+    if (credentials.length)
+        peer_say(http, peer, REPLY_AUTH, words, count);
+}
+
+/* Connects and says what is said first. False if that fails. */
+static bool peer_open(struct http *http, struct redis_peer *peer,
+                      struct slice credentials)
+{
+    const struct slice info[] = { SLICE("INFO"), SLICE("server") };
+    const struct redis *redis = &http->redis;
+    const struct sockaddr *address = (const void *)&redis->peer_address;
+    int one = 1;
+    int fd = socket(address->sa_family,
+                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+    struct conn *conn;
+
+    if (fd < 0)
+        return false;
+    if ((uint32_t)fd >= http->conn_limit)
+        errno = EMFILE;
+    else if (address->sa_family != AF_UNIX &&
+             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) < 0)
+        ;
+    else if ((connect(fd, address, redis->peer_address_length) == 0 ||
+              errno == EINPROGRESS) &&
+             epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) == 0)
+        peer->fd = fd;
+    if (peer->fd < 0) {
+        int error = errno;
+
+        close(fd);
+        errno = error;
+        return false;
+    }
+    conn = conn_at(http, (uint32_t)fd);
+    *conn = (struct conn){ .flags = FLAG_OWN, .interest = EPOLLIN };
+    conn_set_state(http, conn, CONN_REDIS);
+    peer->in.start = peer->in.end = peer->out.start = peer->out.end = 0;
+    peer->resp = (struct resp){ 0 };
+    peer->expected_count = 0;
+    peer->text_length = 0;
+    peer->readable = false;
+    say_auth(http, peer, credentials);
+    peer_say(http, peer, REPLY_INFO, info, 2);
+    return true;
+}
+
+/* The password is read at each connect, so it can be changed at any time. */
+static void redis_open(struct http *http)
+{
+    struct redis *redis = &http->redis;
+    char bytes[REDIS_KEY_MAX + 1];
+    struct slice credentials = { bytes, 0 };
+    const char *refused = NULL;
+    struct stat status;
+    int fd = -1;
+
+    redis->state = REDIS_OPENING;
+    redis->run_id[0] = redis->sha[0] = '\0';
+    if (redis->auth_file) {
+        fd = open(redis->auth_file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        refused =
+            fd < 0 ? strerror(errno)
+                   : read_unchanged(redis->auth_file, fd, bytes, sizeof(bytes),
+                                    &credentials.length, &status);
+        if (fd >= 0)
+            close(fd);
+        while (credentials.length &&
+               strchr("\r\n", bytes[credentials.length - 1]))
+            credentials.length--;
+        if (!refused && credentials.length == 0)
+            refused = "it is empty";
+    }
+    if (refused)
+        redis_break(http, "--redis-auth-file: %s", refused);
+    else if (!peer_open(http, &redis->writer, credentials) ||
+             !peer_open(http, &redis->reader, credentials))
+        redis_break(http, "Redis: %s", strerror(errno));
+    else
+        say_script(http);
+}
+
+/* Flights whose entry has been read are over; so are those whose entry should
+ * have been read long ago. */
+static void flights_land(struct http *http)
+{
+    struct redis *redis = &http->redis;
+
+    for (uint64_t i = redis->flight_first; i < redis->flight_answered; i++) {
+        struct flight *flight = flight_at(redis, i);
+
+        if (flight->state == FLIGHT_OVER)
+            continue;
+        if (redis->has_cursor &&
+            (redis->cursor_ms || flight->id <= redis->cursor))
+            flight_over(http, flight, FLIGHT_LOGGED, NULL);
+        else if (http->now >= flight->since + FLIGHT_PATIENCE)
+            flight_over(http, flight, FLIGHT_UNKNOWN,
+                        "the event has not come back from the log");
+        else
+            break;
+    }
+    flights_leave(redis);
+}
+
+static bool is_late(const struct http *http, const struct redis_peer *peer)
+{
+    return peer_expects(&http->redis, peer) != REPLY_NONE &&
+           http->now >= peer->since + REDIS_PATIENCE;
+}
+
+/* A turn's part before the requests. */
+static void redis_serve(struct http *http)
+{
+    struct redis *redis = &http->redis;
+
+    if (redis->state == REDIS_RESTING) {
+        if (http->now >= redis->again)
+            redis_open(http);
+        return;
+    }
+    peer_read(http, &redis->writer);
+    peer_read(http, &redis->reader);
+    flights_land(http);
+    if (redis->state == REDIS_RESTING)
+        return;
+    if (!redis->sha[0] && redis->state > REDIS_OPENING &&
+        peer_expects(redis, &redis->writer) == REPLY_NONE)
+        say_script(http);
+    if (is_late(http, &redis->writer) || is_late(http, &redis->reader))
+        redis_break(http, "Redis has not answered for %d s",
+                    REDIS_PATIENCE / 1000);
+}
+
+/* And after them: all that was said goes out. */
+static void redis_flush(struct http *http)
+{
+    peer_write(http, &http->redis.writer);
+    peer_write(http, &http->redis.reader);
+}
+
+static void redis_event(struct http *http, uint32_t fd)
+{
+    struct redis *redis = &http->redis;
+
+    if ((int)fd == redis->writer.fd)
+        redis->writer.readable = true;
+    else if ((int)fd == redis->reader.fd)
+        redis->reader.readable = true;
+}
+
+/* When something is to be done: ms, 0 for at once. */
+static uint64_t redis_next(const struct http *http)
+{
+    const struct redis *redis = &http->redis;
+    const struct redis_peer *peers[] = { &redis->writer, &redis->reader };
+    uint64_t next =
+        redis->flight_first < redis->flight_answered
+            ? redis->flights[redis->flight_first % FLIGHTS_MAX].since +
+                  FLIGHT_PATIENCE
+            : NEVER;
+
+    if (!redis->address)
+        return NEVER;
+    if (redis->state == REDIS_RESTING)
+        return redis->again;
+    for (int i = 0; i < 2; i++) {
+        const struct redis_peer *peer = peers[i];
+        uint64_t late = peer_expects(redis, peer) == REPLY_NONE
+                            ? NEVER
+                            : peer->since + REDIS_PATIENCE;
+
+        /* what waits for EPOLLOUT is not to be waited for otherwise */
+        if (buffer_length(&peer->in) > 0 || peer->readable ||
+            (buffer_length(&peer->out) > 0 &&
+             !(conn_at(http, (uint32_t)peer->fd)->interest & EPOLLOUT)))
+            return 0;
+        if (late < next)
+            next = late;
+    }
+    return redis->entry_waits ? 0 : next;
+}
+
 /* ------------------------------------------------------------------ a turn
  *
  * The parts of a turn, in the order in which sse.c's loop calls them. An event
@@ -2327,6 +3648,8 @@ static void conn_expired(struct http *http, struct conn *conn)
         conn_cut(http, conn, "cannot send");
     } else if (conn->state == CONN_LINGER) {
         conn_close(http, conn, "closed");
+    } else if (conn->state == CONN_WAITING) {
+        http->handlers->waited(http->server, conn);
     } else {
         assert(conn->state == CONN_REQUEST);
         if (conn->exchange && conn->exchange->in.end > 0)
@@ -2366,6 +3689,9 @@ void http_event(struct http *http, const struct epoll_event *event)
     switch (conn->state) {
     case CONN_LISTENER:
         accept_all(http, (int)event->data.u32);
+        break;
+    case CONN_REDIS:
+        redis_event(http, event->data.u32);
         break;
     case CONN_REQUEST:
     case CONN_BODY:
@@ -2432,8 +3758,12 @@ void http_expire(struct http *http)
 
 void http_serve(struct http *http)
 {
+    if (http->redis.address)
+        redis_serve(http);
     serve(http, QUEUE_WORK, TURN_WORK, conn_visit);
     serve(http, QUEUE_WORK_BUSY, TURN_BUSY, conn_visit);
+    if (http->redis.address)
+        redis_flush(http);
     serve(http, QUEUE_ANSWERS, TURN_WORK, send_answers);
     serve(http, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
 }
@@ -2458,8 +3788,10 @@ void http_end_turn(struct http *http)
 
 uint64_t http_next(const struct http *http)
 {
-    uint64_t next = wheel_next(http);
+    uint64_t next = wheel_next(http), redis = redis_next(http);
 
+    if (redis < next)
+        next = redis;
     for (int i = QUEUE_WORK; i <= QUEUE_READY; i++)
         if (http->queues[i].count)
             return 0;
@@ -2469,7 +3801,8 @@ uint64_t http_next(const struct http *http)
 
 bool http_is_idle(const struct http *http)
 {
-    uint32_t count = http->in_state[CONN_RESPOND] + http->in_state[CONN_LINGER];
+    uint32_t count = http->in_state[CONN_RESPOND] +
+                     http->in_state[CONN_LINGER] + http->in_state[CONN_WAITING];
 
     for (int i = QUEUE_WORK; i <= QUEUE_ANSWERS_BUSY; i++)
         count += http->queues[i].count;
@@ -2852,102 +4185,6 @@ int http_serve_root(struct http *http, const char *root, char error[ERROR_SIZE])
     return status != 0;
 }
 
-/* -------------------------------------------------------------- credentials
- *
- * The token that a request has to bear. sse.c has it read from its file at the
- * start and at SIGHUP. If the file is refused, the token stays as it was.
- */
-
-/* Whether two looks at a file have found the same file, unchanged. */
-static bool is_unchanged(const struct stat *a, const struct stat *b)
-{
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
-           a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
-           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
-           a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
-           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
-}
-
-/* Reads a file, and refuses it if it is written or replaced meanwhile: half of
- * a token would be a valid token. NULL, or why it is refused. */
-static const char *read_unchanged(const char *path, int fd, char *bytes,
-                                  size_t size, size_t *length,
-                                  struct stat *status)
-{
-    struct stat after, at_path;
-    ssize_t n = 0;
-
-    if (fstat(fd, status) < 0)
-        return strerror(errno);
-    if (!S_ISREG(status->st_mode))
-        return "it is not a regular file";
-    while (*length < size &&
-           (n = read(fd, bytes + *length, size - *length)) > 0)
-        *length += (size_t)n;
-    if (n < 0 || fstat(fd, &after) < 0 || stat(path, &at_path) < 0)
-        return strerror(errno);
-    if (!is_unchanged(status, &after) || !is_unchanged(status, &at_path))
-        return "it changed while it was read";
-    return NULL;
-}
-
-/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
- * it is none. */
-static struct slice bearer(struct slice authorization)
-{
-    if (!slice_begins(authorization, "Bearer "))
-        return SLICE("");
-    return slice_trimmed(slice_from(authorization, 7));
-}
-
-int http_load_token(struct http *http, const char *path, mode_t *mode,
-                    char error[ERROR_SIZE])
-{
-    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
-    const char *refused;
-    size_t length = 0;
-    struct stat status;
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-
-    if (fd < 0)
-        return fail_with(error, "%s", strerror(errno));
-    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
-    close(fd);
-    if (refused)
-        return fail_with(error, "%s", refused);
-    if (length && bytes[length - 1] == '\n')
-        length--;
-    if (length && bytes[length - 1] == '\r')
-        length--;
-    if (length == 0)
-        return fail_with(error, "it is empty");
-    for (size_t i = 0; i < length; i++) {
-        if (bytes[i] == '\n' || bytes[i] == '\r')
-            return fail_with(error, "it has more than one line");
-        if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
-            return fail_with(error, "it has a blank or a control character");
-    }
-    if (length > TOKEN_MAX)
-        return fail_with(error, "it has more than %d bytes", TOKEN_MAX);
-    memcpy(http->token, bytes, length);
-    http->token_length = length;
-    *mode = status.st_mode;
-    return 0;
-}
-
-/* No branch depends on a byte, so the time does not tell how many are right. */
-bool http_token_matches(const struct http *http, const struct request *request)
-{
-    struct slice given = bearer(request->authorization);
-    size_t difference = given.length ^ http->token_length;
-
-    for (size_t i = 0; i < given.length; i++)
-        difference |= (unsigned char)given.data[i] ^
-                      (unsigned char)http->token[i % http->token_length];
-    return difference == 0;
-}
-
 /* ------------------------------------------------------- the start, the end
  *
  * The table of connections has an entry for every descriptor that the process
@@ -3016,8 +4253,81 @@ int http_init(struct http *http, char error[ERROR_SIZE])
     return 0;
 }
 
+/* The address of Redis. */
+static int find_redis(struct redis *redis, char error[ERROR_SIZE])
+{
+    struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
+                              .ai_socktype = SOCK_STREAM };
+    struct sockaddr_un *local = (void *)&redis->peer_address;
+    const char *name = redis->address, *port;
+    struct addrinfo *found;
+    char host[64];
+
+    if (strncmp(name, "unix:", 5) == 0 && name[5] &&
+        strlen(name + 5) < sizeof(local->sun_path)) {
+        local->sun_family = AF_UNIX;
+        strcpy(local->sun_path, name + 5);
+        redis->peer_address_length = sizeof(*local);
+        return 0;
+    }
+    if (!strchr(name, ':') || !split_address(name, host, &port) ||
+        getaddrinfo(host, port, &hints, &found) != 0) {
+        fail_with(error,
+                  "'%s' is not ADDR:PORT such as 127.0.0.1:6379, nor "
+                  "unix:PATH; for a name, TLS or Sentinel see README.md",
+                  name);
+        return -2;
+    }
+    memcpy(&redis->peer_address, found->ai_addr, found->ai_addrlen);
+    redis->peer_address_length = found->ai_addrlen;
+    freeaddrinfo(found);
+    return 0;
+}
+
+static bool buffer_init(struct buffer *buffer, size_t room)
+{
+    *buffer = (struct buffer){ malloc(room), room, 0, 0 };
+    return buffer->bytes;
+}
+
+int redis_init(struct http *http, char error[ERROR_SIZE])
+{
+    struct redis *redis = &http->redis;
+    size_t event = (size_t)redis->max_event + TOPIC_NAME_MAX + EVENT_NAME_MAX +
+                   REDIS_KEY_MAX + 1024;
+
+    redis->writer.fd = redis->reader.fd = -1;
+    redis->flight_first = redis->flight_next = redis->flight_answered = 1;
+    redis->again = http->now;
+    if (find_redis(redis, error) < 0)
+        return -2;
+    redis->entry_bytes = malloc(field_begin(redis, ENTRY_FIELDS));
+    if (!redis->entry_bytes || !buffer_init(&redis->writer.in, REDIS_IN) ||
+        !buffer_init(&redis->reader.in, REDIS_IN) ||
+        !buffer_init(&redis->writer.out, REDIS_OUT + event) ||
+        !buffer_init(&redis->reader.out, 4096))
+        return fail_with(error, "no memory for the log: --max-event");
+    return 0;
+}
+
+static void redis_release(struct http *http)
+{
+    struct redis *redis = &http->redis;
+
+    if (!redis->address)
+        return;
+    peer_drop(http, &redis->writer);
+    peer_drop(http, &redis->reader);
+    free(redis->writer.in.bytes);
+    free(redis->writer.out.bytes);
+    free(redis->reader.in.bytes);
+    free(redis->reader.out.bytes);
+    free(redis->entry_bytes);
+}
+
 void http_release(struct http *http)
 {
+    redis_release(http);
     for (uint32_t fd = 0; fd < http->conn_limit; fd++) {
         struct conn *conn = conn_at(http, fd);
 

@@ -771,6 +771,12 @@ void ring_begin_after(struct ring *ring, uint64_t id)
     write_mark(ring, id);
 }
 
+void ring_pass(struct ring *ring, uint64_t id)
+{
+    assert(!ring->file);
+    raise_to(&ring->newest_id, id);
+}
+
 const char *topic_name_refused(struct slice name)
 {
     size_t begin = 0;
@@ -826,6 +832,12 @@ static void evict_oldest(struct ring *ring)
         ring->emptied = frame->id;
         forget_if_unused(ring, topic);
     }
+}
+
+void ring_forget(struct ring *ring)
+{
+    while (ring->oldest < ring->next)
+        evict_oldest(ring);
 }
 
 /* How many of a topic's frames the jump of the one with this number leads

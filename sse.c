@@ -90,6 +90,7 @@ enum {
     LOG_BURST = 200,         /* lines that clients can cause at once */
     LOG_RATE = 100,          /* and then in a second */
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
+    LOG_PATIENCE = 5000,     /* ms for a subscriber to wait for the log */
     RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
     RETRY_SPREAD = 8000,
 };
@@ -113,6 +114,7 @@ enum {
 #define NOT_ON_DISK_TEXT "the history file cannot be written: see the log"
 #define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
 #define DRAINING_TEXT "draining: about to end"
+#define LOG_AWAY_TEXT "the log cannot be reached now: see /healthz"
 
 enum level {
     LEVEL_ERROR,
@@ -177,6 +179,13 @@ struct server {
      * same for those queued since this round of the queue began; 0: none */
     uint64_t ready_from, ready_from_next;
     uint32_t ready_round; /* how many of the round are left */
+    /* with --redis */
+    bool loaded;        /* the log has been read to its end once */
+    bool is_log_ready;  /* as was logged last */
+    bool mends;         /* an end of finish_broken() is on its way to the log */
+    uint32_t log_wakes; /* how many of QUEUE_LOG are to be tried again */
+    char log_reason[256];            /* why it is away, as was logged last */
+    char away_since[TIMESTAMP_SIZE]; /* UTC */
     unsigned quantum_sends;
     size_t quantum_bytes;
 };
@@ -199,19 +208,23 @@ static struct {
 static const char *const level_names[] = { "error", "warn", "info", "debug",
                                            NULL };
 
-/* The time as UTC, into the buffer, which is returned. */
-static const char *format_now(char text[TIMESTAMP_SIZE])
+/* A time in ms as UTC, into the buffer, which is returned. */
+static const char *format_time(char text[TIMESTAMP_SIZE], uint64_t ms)
 {
-    uint64_t now = clock_ms(CLOCK_REALTIME);
-    time_t seconds = (time_t)(now / 1000);
+    time_t seconds = (time_t)(ms / 1000);
     struct tm tm;
     size_t length;
 
     gmtime_r(&seconds, &tm);
     length = strftime(text, TIMESTAMP_SIZE, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(text + length, TIMESTAMP_SIZE - length, ".%03uZ",
-             (unsigned)(now % 1000));
+             (unsigned)(ms % 1000));
     return text;
+}
+
+static const char *format_now(char text[TIMESTAMP_SIZE])
+{
+    return format_time(text, clock_ms(CLOCK_REALTIME));
 }
 
 /* As strerrorname_np(3), which musl does not have. */
@@ -390,11 +403,14 @@ enum outcome {
     MUST_WAIT, /* it would evict what has not been offered to all */
     STALE,     /* the id is not greater than the newest */
     IDS_USED_UP,
-    NOT_ON_DISK /* --sync always, and the disk has failed */
+    NOT_ON_DISK, /* --sync always, and the disk has failed */
+    ON_ITS_WAY,  /* to the log: handle_flight_ended() */
+    LOG_AWAY,
 };
 
 static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event);
+                                  const struct event *event,
+                                  struct publication *publication);
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own);
 
@@ -416,17 +432,40 @@ static bool is_misdirected(const struct server *server, const struct conn *conn)
     return true;
 }
 
+/* Whether the history is that of several nodes: --redis. */
+static bool is_shared(const struct server *server)
+{
+    return server->http.redis.address;
+}
+
+static bool is_log_away(const struct server *server)
+{
+    return is_shared(server) && server->http.redis.state != REDIS_READY;
+}
+
+/* Once a node has been ready it stays in the balancer while the log is away:
+ * else all nodes went out at once, and every stream with them. */
 static void respond_health(struct server *server, struct conn *conn)
 {
     enum method method = conn->exchange->request.method;
+    const char *reason = server->http.redis.reason;
+    char text[400] = "ok";
 
+    if (is_log_away(server) && server->loaded)
+        snprintf(text, sizeof(text), "ok, log away since %s: %s",
+                 server->away_since, reason);
+    else if (is_shared(server) && !server->loaded)
+        snprintf(text, sizeof(text), "the log has not been read yet%s%s",
+                 *reason ? ": " : "", reason);
     if (method != METHOD_GET && method != METHOD_HEAD)
         respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
-    else if (server->phase == PHASE_SERVE)
-        respond_text(&server->http, conn, (struct response){ .status = 200 },
-                     "ok");
-    else
+    else if (server->phase != PHASE_SERVE)
         respond_error(&server->http, conn, 503, DRAINING_TEXT);
+    else if (is_shared(server) && !server->loaded)
+        respond_error(&server->http, conn, 503, text);
+    else
+        respond_text(&server->http, conn, (struct response){ .status = 200 },
+                     text);
 }
 
 /* The answer to a connection beyond --max-connections. It ends then, since
@@ -707,6 +746,35 @@ static void refuse_subscriber(struct server *server, struct conn *conn)
     respond(&server->http, conn, &response, text_slice(&text));
 }
 
+/*
+ * An id that is newer than the newest may come from a node that has read more
+ * of the log. The request then waits until this node has read as far, or has
+ * asked and knows that the log does not go that far.
+ */
+static bool waits_for_log(struct server *server, struct conn *conn,
+                          const struct start *start)
+{
+    const struct redis *redis = &server->http.redis;
+    struct exchange *exchange = conn->exchange;
+    uint64_t asks = exchange->asks, id;
+
+    exchange->asks = 0;
+    if (!is_shared(server) || !start->unusable ||
+        !slice_number(start->requested, ID_MAX, &id) ||
+        (asks && redis->rounds >= asks))
+        return false;
+    exchange->asks = asks ? asks : redis_round(redis);
+    conn_park(&server->http, conn, asks ? 0 : LOG_PATIENCE);
+    return true;
+}
+
+/* A handler: it has waited for too long. */
+static void handle_waited(struct server *server, struct conn *conn)
+{
+    conn->exchange->asks = 0;
+    refuse_subscriber(server, conn);
+}
+
 /* Answers a request to subscribe. True if the connection is now a subscriber
  * and has the reader's hold on the topics. */
 static bool subscribe_to(struct server *server, struct conn *conn,
@@ -721,6 +789,8 @@ static bool subscribe_to(struct server *server, struct conn *conn,
     reader_start(&server->ring, reader, find_requested(request, requested),
                  count, &start);
     head.position = &start.position;
+    if (waits_for_log(server, conn, &start))
+        return false;
     if (!start.ahead && reader_finished(&server->ring, reader)) {
         head.status = 204;
         head.stream = false;
@@ -777,6 +847,10 @@ static void subscribe(struct server *server, struct conn *conn,
     const char *refused = NULL;
     uint64_t count;
 
+    if (is_shared(server) && !server->loaded) {
+        refuse_subscriber(server, conn);
+        return;
+    }
     reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
     while (topic.length == 0 && !refused &&
            http_query_next(&query, "topic", name, sizeof(name), &named)) {
@@ -834,11 +908,10 @@ static const char *change_topic(struct server *server,
 }
 
 /* An end of the topic finds what is streamed into it in topic->publications. */
-static void join_topic(struct publication *publication, uint32_t fd)
+static void join_topic(struct publication *publication)
 {
     struct publication **link = &publication->topic->publications;
 
-    publication->fd = fd;
     publication->link = link;
     publication->next = *link;
     if (publication->next)
@@ -871,14 +944,14 @@ static bool is_streamed(const struct publication *publication)
     return publication->from == FROM_EVENTS || publication->from == FROM_LINES;
 }
 
-/* What is in the history now; and in `error`, if it is not NULL, why no more of
- * a stream of events is. */
+/* What is in the history now; and in `error`, if it is not NULL, why no more
+ * is; `unknown` if one event more may be. */
 static void respond_published(struct server *server, struct conn *conn,
-                              int status, const char *error)
+                              int status, const char *error, bool unknown)
 {
     const struct publication *publication = &conn->exchange->publication;
     bool deletes = publication->from == FROM_DELETE;
-    char bytes[400];
+    char bytes[800];
     struct text json = { bytes, sizeof(bytes), 0 };
     struct response response = { .status = status,
                                  .type = "application/json",
@@ -891,7 +964,9 @@ static void respond_published(struct server *server, struct conn *conn,
         put_id(&json, "last", publication->last);
         if (error)
             text_put(&json, ",\"error\":\"%s\"", error);
-        text_put(&json, "}\n");
+        text_put(&json, unknown ? ",\"outcome\":\"unknown\"}\n" : "}\n");
+    } else if (unknown) {
+        text_put(&json, "{\"error\":\"%s\",\"outcome\":\"unknown\"}\n", error);
     } else {
         text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
                  deletes ? publication->topic->newest_id : publication->last,
@@ -915,7 +990,7 @@ static void publication_fail(struct server *server, struct conn *conn,
     if (is_input(conn))
         conn_close(&server->http, conn, why);
     else if (conn->exchange->publication.from == FROM_EVENTS)
-        respond_published(server, conn, status, why);
+        respond_published(server, conn, status, why, false);
     else
         respond_error(&server->http, conn, status, why);
 }
@@ -1129,6 +1204,7 @@ static void begin_publication(struct server *server, struct conn *conn,
                 : streams ? FROM_EVENTS
                           : FROM_PLAIN,
         .finishes = deletes,
+        .fd = conn_fd(&server->http, conn),
         .content_max = (size_t)(streams ? max_event : max_event + 2),
     };
     if (!publication->topic) {
@@ -1147,7 +1223,7 @@ static void begin_publication(struct server *server, struct conn *conn,
     else
         conn_begin_body(&server->http, conn, streams, publication->content_max);
     if (!refused && streams)
-        join_topic(publication, conn_fd(&server->http, conn));
+        join_topic(publication);
 }
 
 static void publish(struct server *server, struct conn *conn,
@@ -1184,10 +1260,12 @@ static void finish_content(struct server *server, struct conn *conn);
 /* A topic has been finished: whatever else is streamed into it is stopped. */
 static void stop_publications(struct server *server, const struct topic *topic)
 {
-    while (topic->publications)
+    while (topic->publications) {
+        topic->publications->stopped = true;
         publication_fail(server,
                          conn_at(&server->http, topic->publications->fd), 409,
                          "the topic has been finished");
+    }
 }
 
 /* Finishes the topics whose publishers have broken the promise of an end. False
@@ -1199,8 +1277,13 @@ static bool finish_broken(struct server *server)
 
     while ((topic = server->ring.queue_first[TOPICS_BROKEN])) {
         if (topic->broken) {
-            if (publish_event(server, topic, &end) == MUST_WAIT)
-                return false;
+            enum outcome outcome =
+                server->mends ? MUST_WAIT
+                              : publish_event(server, topic, &end, NULL);
+
+            server->mends = server->mends || outcome == ON_ITS_WAY;
+            if (outcome != PUBLISHED)
+                return outcome == IDS_USED_UP || outcome == NOT_ON_DISK;
             stop_publications(server, topic);
         }
         topic_mended(&server->ring);
@@ -1208,52 +1291,89 @@ static bool finish_broken(struct server *server)
     return true;
 }
 
+/* What a publisher's event waits for, if it cannot be appended at once. */
+static void wait_for_outcome(struct server *server, struct conn *conn,
+                             const struct event *event, enum outcome outcome)
+{
+    struct publication *publication = &conn->exchange->publication;
+
+    /* in the log its end would stop it as well */
+    if (outcome == ON_ITS_WAY && event->finishes)
+        leave_topic(publication);
+    conn_wait(&server->http, conn,
+              outcome == MUST_WAIT  ? QUEUE_WAITING
+              : outcome == LOG_AWAY ? QUEUE_LOG
+                                    : QUEUE_NONE);
+}
+
+static void append_failed(struct server *server, struct conn *conn,
+                          enum outcome outcome)
+{
+    struct publication *publication = &conn->exchange->publication;
+    char why[96];
+
+    if (outcome != STALE) {
+        publication_fail(server, conn, 503,
+                         outcome == NOT_ON_DISK   ? NOT_ON_DISK_TEXT
+                         : outcome == IDS_USED_UP ? "all ids are used up"
+                                                  : LOG_AWAY_TEXT);
+        return;
+    }
+    publication->skipped++;
+    publication->step = STEP_TAKE;
+    snprintf(why, sizeof(why),
+             "the newest id is %" PRIu64 ": ids only increase",
+             server->ring.newest_id);
+    if (!is_streamed(publication))
+        respond_error(&server->http, conn, 409, why);
+}
+
 /*
- * Appends an event, or the end of the topic. False if it has not been: the
- * publisher waits, the publication has failed, or the event is skipped. An id
- * that is not greater than the newest has been here before: a source may begin
- * again from an earlier place.
+ * Appends an event, or the end of the topic, and sets *id. False if it has not
+ * been: the publisher waits, the publication has failed, or the event is
+ * skipped. An id that is not greater than the newest has been here before: a
+ * source may begin again from an earlier place. Standard input waits where
+ * others are refused.
  */
 static bool append_or_wait(struct server *server, struct conn *conn,
-                           const struct event *event)
+                           const struct event *event, uint64_t *id)
 {
     struct publication *publication = &conn->exchange->publication;
     const struct queue *queues = server->http.queues;
     bool stale = event->id && event->id <= server->ring.newest_id;
     bool others_wait =
-        server->ring.queue_first[TOPICS_BROKEN] ||
+        (server->ring.queue_first[TOPICS_BROKEN] && !is_shared(server)) ||
         queues[QUEUE_WAITING].count ||
         ((conn->flags & FLAG_BUSY) && queues[QUEUE_WAITING_BUSY].count);
     enum outcome outcome = MUST_WAIT;
-    char why[96];
 
     /* one in CONN_WAITING is tried when it is the first; a stale event takes
      * no room, and so no turn */
-    if (stale || conn->state == CONN_WAITING || !others_wait)
-        outcome = publish_event(server, publication->topic, event);
-    if (outcome == MUST_WAIT) {
-        conn_wait(&server->http, conn);
+    if (publication->logged)
+        outcome = PUBLISHED;
+    else if (is_log_away(server))
+        outcome = LOG_AWAY;
+    else if (stale || conn->state == CONN_WAITING || !others_wait)
+        outcome = publish_event(server, publication->topic, event, publication);
+    if (outcome == MUST_WAIT || outcome == ON_ITS_WAY ||
+        (outcome == LOG_AWAY && is_input(conn))) {
+        wait_for_outcome(server, conn, event, outcome);
         return false;
     }
+    *id = publication->logged ? publication->logged : server->ring.newest_id;
+    publication->logged = 0;
     conn_go_on(&server->http, conn);
-    if (outcome == NOT_ON_DISK || outcome == IDS_USED_UP) {
-        publication_fail(server, conn, 503,
-                         outcome == NOT_ON_DISK ? NOT_ON_DISK_TEXT
-                                                : "all ids are used up");
-    } else if (outcome == STALE) {
-        publication->skipped++;
-        publication->step = STEP_TAKE;
-        snprintf(why, sizeof(why),
-                 "the newest id is %" PRIu64 ": ids only increase",
-                 server->ring.newest_id);
-        if (!is_streamed(publication))
-            respond_error(&server->http, conn, 409, why);
-    } else if (event->finishes) {
+    if (outcome != PUBLISHED) {
+        append_failed(server, conn, outcome);
+        return false;
+    }
+    if (event->finishes) {
         leave_topic(publication);
         settle_promise(server, publication, false);
-        stop_publications(server, publication->topic);
+        if (!is_shared(server)) /* there the end does it, when it is read */
+            stop_publications(server, publication->topic);
     }
-    return outcome == PUBLISHED;
+    return true;
 }
 
 static void publication_step(struct server *server, struct conn *conn)
@@ -1264,6 +1384,7 @@ static void publication_step(struct server *server, struct conn *conn)
     bool deletes = publication->from == FROM_DELETE;
     struct event end = { .id = deletes ? publication->event.id : 0,
                          .finishes = true };
+    uint64_t id;
 
     switch (publication->step) {
     case STEP_TAKE: /* an empty piece is the end of the content */
@@ -1280,28 +1401,29 @@ static void publication_step(struct server *server, struct conn *conn)
             publication->step = STEP_FINISH;
         break;
     case STEP_APPEND:
-        if (!append_or_wait(server, conn, &publication->event))
+        if (!append_or_wait(server, conn, &publication->event, &id))
             break;
         publication->step = is_streamed(publication) ? STEP_TAKE : STEP_FINISH;
         if (publication->event.finishes)
             break;
         if (publication->count++ == 0)
-            publication->first = server->ring.newest_id;
-        publication->last = server->ring.newest_id;
+            publication->first = id;
+        publication->last = id;
         break;
     case STEP_FINISH:
         if (is_input(conn)) /* which holds it: this cannot fail */
             change_topic(server, publication, slice_of(server->options.topic));
-        if (!publication->finishes || append_or_wait(server, conn, &end))
+        if (!publication->finishes || append_or_wait(server, conn, &end, &id))
             publication->step = STEP_ANSWER;
         break;
     case STEP_ANSWER:
         if (is_input(conn))
             conn_close(&server->http, conn, "end of input");
         else if (is_empty && !publication->finishes)
-            respond_published(server, conn, 400, "the body has no event");
+            respond_published(server, conn, 400, "the body has no event",
+                              false);
         else
-            respond_published(server, conn, deletes ? 200 : 201, NULL);
+            respond_published(server, conn, deletes ? 200 : 201, NULL, false);
         break;
     }
 }
@@ -1552,7 +1674,8 @@ static void begin_kept_ids(struct server *server, uint64_t id)
 }
 
 /* A message of the main stream. Returns where the splice text goes. */
-static size_t put_message(struct text *text, uint64_t id, struct slice message)
+static size_t put_message(struct text *text, uint64_t id,
+                          const struct event *event)
 {
     char timestamp[TIMESTAMP_SIZE];
     size_t begin, splice;
@@ -1561,8 +1684,10 @@ static size_t put_message(struct text *text, uint64_t id, struct slice message)
     text_put(text, "data: {\"type\":\"");
     splice = text->length;
     text_put(text, "message\",\"id\":%" PRIu64 ",\"message\":\"", id);
-    text_put_json(text, message);
-    text_put(text, "\",\"timestamp\":\"%s\"}\n", format_now(timestamp));
+    text_put_json(text, event->data);
+    text_put(text, "\",\"timestamp\":\"%s\"}\n",
+             event->time ? format_time(timestamp, (uint64_t)event->time)
+                         : format_now(timestamp));
     text_end_block(text, FORM_CHUNKED, begin);
     return splice;
 }
@@ -1580,21 +1705,15 @@ static void put_topic_end(struct text *text, uint64_t id,
     text_end_block(text, FORM_CHUNKED, begin);
 }
 
-/*
- * Appends an event to its topic's history, or finishes the topic. A topic that
- * is finished already stays as it is, unless the end has an id from outside,
- * which says that another server has this end too.
- */
-static enum outcome publish_event(struct server *server, struct topic *topic,
-                                  const struct event *event)
+/* Appends an event to its topic's history here. */
+static enum outcome append_event(struct server *server, struct topic *topic,
+                                 const struct event *event)
 {
     struct ring *ring = &server->ring;
     struct text frame = { server->frame, server->frame_size, 0 };
     uint64_t id = event->id ? event->id : ring->newest_id + 1;
     size_t splice = 0;
 
-    if (event->finishes && !event->id && topic_finished(ring, topic))
-        return PUBLISHED;
     if (id > ID_MAX)
         return IDS_USED_UP;
     if (server->sync_failed && server->options.sync == SYNC_ALWAYS)
@@ -1604,7 +1723,7 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     if (event->finishes)
         put_topic_end(&frame, id, topic, !event->incomplete);
     else if (topic == server->main_topic)
-        splice = put_message(&frame, id, event->data);
+        splice = put_message(&frame, id, event);
     else
         text_put_event(&frame, id, event);
     if (ring_would_overrun(ring, frame.length, server->ready_from))
@@ -1614,6 +1733,60 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
     ring_append(ring, topic, id, text_slice(&frame), (uint32_t)splice,
                 event->finishes);
     return PUBLISHED;
+}
+
+/* Has an event appended to the log that several nodes share. It comes to the
+ * history when it is read from there: handle_entry(). */
+static enum outcome share_event(struct server *server,
+                                const struct topic *topic,
+                                const struct event *event,
+                                struct publication *publication)
+{
+    struct slice pairs[10] = { SLICE("t"), topic->name };
+    unsigned count = 2;
+    uint64_t flight;
+
+    if (is_log_away(server))
+        return LOG_AWAY;
+    if (event->finishes) {
+        pairs[count++] = SLICE("k");
+        pairs[count++] = event->incomplete ? SLICE("abort") : SLICE("end");
+    } else {
+        pairs[count++] = SLICE("d");
+        pairs[count++] = event->data;
+    }
+    if (topic != server->main_topic && event->name.length) {
+        pairs[count++] = SLICE("e");
+        pairs[count++] = event->name;
+    }
+    if (topic != server->main_topic && event->retry.length) {
+        pairs[count++] = SLICE("r");
+        pairs[count++] = event->retry;
+    }
+    flight = redis_append(&server->http, pairs, count,
+                          publication ? publication->fd : NONE,
+                          publication || !event->finishes ? NULL : server);
+    if (!flight)
+        return MUST_WAIT;
+    if (publication)
+        publication->flight = flight;
+    return ON_ITS_WAY;
+}
+
+/*
+ * Publishes an event, or finishes the topic. A topic that is finished already
+ * stays as it is, unless the end has an id from outside, which says that
+ * another server has this end too. `publication` is NULL for the server's own.
+ */
+static enum outcome publish_event(struct server *server, struct topic *topic,
+                                  const struct event *event,
+                                  struct publication *publication)
+{
+    if (event->finishes && !event->id && topic_finished(&server->ring, topic))
+        return PUBLISHED;
+    if (is_shared(server))
+        return share_event(server, topic, event, publication);
+    return append_event(server, topic, event);
 }
 
 /* The clock of the main stream. A message that must wait is made anew in the
@@ -1631,7 +1804,7 @@ static void publish_clock(struct server *server)
     event.data.data = message;
     event.data.length =
         strftime(message, sizeof(message), "当前时间: %Y-%m-%d %H:%M:%S", &tm);
-    if (publish_event(server, server->main_topic, &event) == MUST_WAIT)
+    if (publish_event(server, server->main_topic, &event, NULL) == MUST_WAIT)
         return;
     server->next_clock += server->options.interval;
     if (server->next_clock <= server->http.now)
@@ -1738,6 +1911,13 @@ static void ready_push(struct server *server, struct conn *conn)
         server->ready_from_next = needed;
 }
 
+static void end_stream(struct subscriber *subscriber, struct text *text)
+{
+    if (subscriber->form & FORM_CHUNKED)
+        text_put(text, LAST_CHUNK);
+    subscriber->end = STREAM_ENDS;
+}
+
 /*
  * The subscriber's own bytes that come after all frames so far: the end of a
  * replay, or of the stream. Usually there are none. A subscriber that is ahead
@@ -1760,7 +1940,8 @@ static struct slice next_own(struct server *server,
                        subscriber->replay_count);
         subscriber->replay_end = 0;
     } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
-               !subscriber->ends && !reader_next(&server->ring, reader)) {
+               subscriber->end == STREAM_GOES_ON &&
+               !reader_next(&server->ring, reader)) {
         if (drains) {
             uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
             uint64_t position = position_of(server, subscriber);
@@ -1768,9 +1949,7 @@ static struct slice next_own(struct server *server,
 
             text_put_block(text, subscriber->form, &block, NULL);
         }
-        if (subscriber->form & FORM_CHUNKED)
-            text_put(text, LAST_CHUNK);
-        subscriber->ends = true;
+        end_stream(subscriber, text);
     }
     return text_slice(text);
 }
@@ -1786,7 +1965,7 @@ static int stream_gather(const struct server *server,
     if (own.length)
         iov[count++] =
             (struct iovec){ (void *)(uintptr_t)own.data, own.length };
-    if (!subscriber->ends)
+    if (subscriber->end == STREAM_GOES_ON)
         count += ring_gather(&server->ring, reader, subscriber->progress.sent,
                              iov + count, IOV_ROOM - count, SEND_BUDGET);
     *bytes = 0;
@@ -1832,8 +2011,13 @@ static enum io stream_write(struct server *server, struct conn *conn,
             subscriber->replay_end = 0;
         }
     }
-    if (reader_overrun(&reader))
+    if (subscriber->end == STREAM_LEAVES && !subscriber->progress.sent &&
+        own->length == 0) {
+        end_stream(subscriber, text);
+        *own = text_slice(text);
+    } else if (reader_overrun(&reader) || subscriber->end == STREAM_LEAVES) {
         return IO_OVERRUN;
+    }
     for (;;) {
         ssize_t sent;
         int count;
@@ -1884,9 +2068,13 @@ static void stream_send(struct server *server, struct conn *conn,
     } else if ((subscriber->own || own.length) &&
                !set_own(server, subscriber, own)) {
         conn_close(http, conn, error_name(ENOMEM));
-    } else if (outcome == IO_DONE && subscriber->ends) {
+    } else if (outcome == IO_DONE && subscriber->end == STREAM_ENDS) {
+        struct reader reader = subscriber_reader(subscriber);
+
         conn_close(http, conn,
-                   server->phase == PHASE_DRAIN ? "drained" : "finished");
+                   server->phase == PHASE_DRAIN ? "drained"
+                   : reader_ended(&reader)      ? "finished"
+                                                : "gap");
     } else {
         conn_await_room(http, conn, outcome == IO_FULL);
         if (outcome == IO_BUDGET)
@@ -2024,6 +2212,236 @@ static void end_history(struct server *server)
             server->options.history_file);
 }
 
+/* ----------------------------------------------------------------- the log
+ *
+ * With --redis the history is that of a log which several nodes share. Its
+ * entries are appended here as they are read, in the log's order and with its
+ * ids. A publisher is answered when its event has come back. http.c reads and
+ * writes the log; these are its handlers.
+ *
+ * What is no event is passed over. A "begin" says that the log began anew: what
+ * was held is forgotten, and every older position is told of a gap. So is a
+ * position before a hole. Subscribers are sent off to come back and be told.
+ */
+
+/* Everything up to the id may have been lost. */
+static void begin_again(struct server *server, uint64_t id, const char *why)
+{
+    struct ring *ring = &server->ring;
+
+    if (server->loaded)
+        log_event(LEVEL_WARN, "log_gap", "id=%" PRIu64 " reason=\"%s\"", id,
+                  why);
+    ring_forget(ring);
+    ring_begin_after(ring, id > ring->newest_id ? id : ring->newest_id);
+    server->ready_from = server->ready_from_next = 0;
+    for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
+        struct conn *conn = conn_at(&server->http, fd);
+
+        if (conn->state != CONN_STREAM ||
+            conn->subscriber.end != STREAM_GOES_ON)
+            continue;
+        conn->subscriber.end = STREAM_LEAVES;
+        ready_push(server, conn);
+    }
+}
+
+static void handle_log_gap(struct server *server, uint64_t id)
+{
+    begin_again(server, id, "events before it are missing");
+}
+
+/* Takes an event from an entry. Returns why it is none, or NULL. */
+static const char *read_entry(const struct server *server,
+                              const struct log_entry *entry,
+                              struct event *event)
+{
+    const struct slice *fields = entry->fields;
+    struct slice kind = fields[ENTRY_KIND], topic = fields[ENTRY_TOPIC];
+    bool ends = slice_is(kind, "end") || slice_is(kind, "abort");
+    const char *refused = topic.length ? topic_name_refused(topic) : NULL;
+    uint64_t number;
+
+    *event = (struct event){ .id = entry->id,
+                             .data = fields[ENTRY_DATA],
+                             .finishes = ends,
+                             .incomplete = slice_is(kind, "abort") };
+    if (entry->ms || entry->id == 0 || entry->id > ID_MAX)
+        return "its id is not 0-N";
+    if (!topic.data)
+        return "it has no field t, its topic";
+    if (refused)
+        return refused;
+    if (kind.data && !ends)
+        return "its field k is not end, abort or begin";
+    if (ends && topic.length == 0)
+        return "the main stream has no end";
+    if (!ends && !fields[ENTRY_DATA].data)
+        return "it has no field d, its data";
+    if (fields[ENTRY_DATA].length > server->options.max_event)
+        return "its data is longer than --max-event";
+    if (slice_number(fields[ENTRY_TIME], INT64_MAX / 1000, &number))
+        event->time = (int64_t)number;
+    if (ends || topic.length == 0)
+        return NULL;
+    event->name = fields[ENTRY_EVENT];
+    event->retry = fields[ENTRY_RETRY];
+    if (event->retry.data &&
+        (event->retry.length > EVENT_NUMBER_MAX ||
+         strspn(event->retry.data, "0123456789") < event->retry.length))
+        return "its field r, the retry, is no number";
+    return name_refused(event->name);
+}
+
+/* Returns why the event is passed over, or NULL; *waits if there is no room. */
+static const char *take_event(struct server *server, struct slice name,
+                              const struct event *event, bool *waits)
+{
+    struct topic *topic = topic_hold(&server->ring, name);
+    const char *refused = NULL;
+
+    *waits = !topic;
+    if (!topic)
+        return NULL;
+    if (event->finishes && topic_finished(&server->ring, topic))
+        refused = "the topic is finished already";
+    else
+        *waits = append_event(server, topic, event) == MUST_WAIT;
+    if (event->finishes && !refused && !*waits)
+        stop_publications(server, topic);
+    topic_drop(&server->ring, topic);
+    return refused;
+}
+
+static bool handle_entry(struct server *server, const struct log_entry *entry)
+{
+    bool begins = !entry->ms && slice_is(entry->fields[ENTRY_KIND], "begin");
+    struct event event;
+    const char *refused = begins ? NULL : read_entry(server, entry, &event);
+    bool waits = false;
+
+    if (begins)
+        begin_again(server, entry->id, "the log has begun anew");
+    else if (!refused)
+        refused =
+            take_event(server, entry->fields[ENTRY_TOPIC], &event, &waits);
+    if (waits)
+        return false;
+    if (refused && may_log(server, LEVEL_WARN))
+        log_event(LEVEL_WARN, "log_skipped",
+                  "id=%" PRIu64 "-%" PRIu64 " reason=\"%s\"", entry->ms,
+                  entry->id, refused);
+    if (!entry->ms && entry->id <= ID_MAX)
+        ring_pass(&server->ring, entry->id);
+    return true;
+}
+
+static void announce_ready(const struct server *server);
+
+static void handle_log_changed(struct server *server)
+{
+    const struct redis *redis = &server->http.redis;
+    bool ready = redis->state == REDIS_READY;
+    char reason[512];
+
+    if (ready == server->is_log_ready &&
+        (ready || strcmp(redis->reason, server->log_reason) == 0))
+        return;
+    if (ready)
+        log_event(LEVEL_INFO, "log", "state=ready newest_id=%" PRIu64,
+                  server->ring.newest_id);
+    else
+        log_event(LEVEL_WARN, "log", "state=away reason=%s",
+                  log_quote(reason, sizeof(reason), slice_of(redis->reason)));
+    if (server->is_log_ready)
+        format_now(server->away_since);
+    server->is_log_ready = ready;
+    strcpy(server->log_reason, ready ? "" : redis->reason);
+    if (ready && !server->loaded) {
+        server->loaded = true;
+        announce_ready(server);
+    }
+}
+
+/* Those in QUEUE_LOG are tried again, each once. */
+static void handle_log_round(struct server *server)
+{
+    server->log_wakes = server->http.queues[QUEUE_LOG].count;
+}
+
+static void wake_for_log(struct server *server)
+{
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_RETRY;
+    const struct queue *queue = &server->http.queues[QUEUE_LOG];
+
+    while (server->log_wakes && clock_us(CLOCK_MONOTONIC) < end) {
+        struct conn *conn = conn_at(&server->http, queue->list.first);
+
+        if (!queue->count) {
+            server->log_wakes = 0;
+            break;
+        }
+        server->log_wakes--;
+        if (conn->exchange->publication.topic) {
+            queue_remove(&server->http, conn);
+            publication_step(server, conn);
+        } else {
+            conn_resume(&server->http, conn);
+        }
+    }
+}
+
+/* A publisher that was stopped had sent an event that may have opened the topic
+ * again: it is finished once more. */
+static void finish_again(struct server *server, struct topic *topic)
+{
+    if (topic_promise(&server->ring, topic))
+        topic_settle(&server->ring, topic, true);
+    topic_drop(&server->ring, topic);
+}
+
+/* Standard input is asked by nobody whether it succeeded: its event is appended
+ * again, even if it may then be there twice. */
+static void input_again(struct server *server, struct conn *conn,
+                        const char *why)
+{
+    log_event(LEVEL_WARN, "input_repeated", "reason=\"%s\"", why);
+    conn_wait(&server->http, conn, QUEUE_LOG);
+}
+
+static void handle_flight_ended(struct server *server, uint32_t fd,
+                                void *context, enum flight_end end, uint64_t id,
+                                const char *why)
+{
+    struct conn *conn = conn_at(&server->http, fd == NONE ? 0 : fd);
+    struct publication *publication;
+
+    if (fd == NONE) {
+        server->mends = server->mends && context != server;
+        if (context && context != server)
+            finish_again(server, context);
+        return;
+    }
+    publication = &conn->exchange->publication;
+    publication->flight = 0;
+    if (end == FLIGHT_LOGGED) {
+        publication->logged = id;
+        publication_step(server, conn);
+        if (server->phase >= PHASE_DRAIN && conn->state == CONN_BODY &&
+            is_streamed(publication))
+            publication_fail(server, conn, 503, DRAINING_TEXT);
+    } else if (end == FLIGHT_AGAIN) {
+        conn_wait(&server->http, conn, QUEUE_WAITING);
+    } else if (is_input(conn)) {
+        input_again(server, conn, why);
+    } else if (end == FLIGHT_REFUSED) {
+        publication_fail(server, conn, 503, why);
+    } else {
+        settle_promise(server, publication, false);
+        respond_published(server, conn, 503, why, true);
+    }
+}
+
 /* ---------------------------------------------------------- other handlers
  *
  * What http.c calls beside the handlers in the sections above, and `handlers`,
@@ -2035,6 +2453,12 @@ static void publication_release(struct server *server,
 {
     memory_free(&server->http, &publication->content,
                 &publication->content_room);
+    if (publication->flight)
+        redis_abandon(&server->http, publication->flight,
+                      publication->stopped
+                          ? topic_hold(&server->ring, publication->topic->name)
+                          : NULL);
+    publication->flight = 0;
     leave_topic(publication);
     settle_promise(server, publication, true);
     if (publication->topic)
@@ -2125,6 +2549,12 @@ static const struct handlers handlers = {
     .writable = ready_push,
     .expired = handle_expired,
     .closing = handle_closing,
+    .waited = handle_waited,
+    .log_changed = handle_log_changed,
+    .entry = handle_entry,
+    .log_gap = handle_log_gap,
+    .log_round = handle_log_round,
+    .flight_ended = handle_flight_ended,
     .accept_paused = handle_accept_paused,
 };
 
@@ -2212,7 +2642,11 @@ static void begin_drain(struct server *server)
 
         if (conn->state == CONN_STREAM)
             ready_push(server, conn);
-        else if (conn->state == CONN_BODY || conn->state == CONN_WAITING)
+        else if (conn->state == CONN_WAITING &&
+                 !conn->exchange->publication.topic)
+            handle_waited(server, conn);
+        else if ((conn->state == CONN_BODY || conn->state == CONN_WAITING) &&
+                 !conn->exchange->publication.flight)
             publication_fail(server, conn, 503,
                              is_input(conn) ? "draining" : DRAINING_TEXT);
     }
@@ -2303,6 +2737,7 @@ static int loop_timeout(const struct server *server)
                               server->ring.unsynced ? server->next_sync : NEVER,
                               logger.suppressed ? logger.reported + LOG_REPORT
                                                 : NEVER,
+                              server->log_wakes ? 0 : NEVER,
                               ring_due(&server->ring) };
     uint64_t until = NEVER;
 
@@ -2326,7 +2761,7 @@ static bool retry_publishers(struct server *server, enum queue_name name)
         struct conn *conn = conn_at(&server->http, queue->list.first);
 
         publication_step(server, conn);
-        if (conn->state == CONN_WAITING)
+        if (conn->queue == (uint8_t)name)
             return false;
     }
     return true;
@@ -2347,7 +2782,9 @@ static void run_turn(struct server *server)
     log_report(server->http.now);
     http_expire(&server->http);
     publish_clock(server);
-    if (finish_broken(server) && retry_publishers(server, QUEUE_WAITING))
+    wake_for_log(server);
+    if ((finish_broken(server) || is_shared(server)) &&
+        retry_publishers(server, QUEUE_WAITING))
         retry_publishers(server, QUEUE_WAITING_BUSY);
     http_serve(&server->http);
     finish_broken(server);
@@ -2374,6 +2811,7 @@ enum kind {
     KIND_NAME, /* one of `names`, stored as its index */
     KIND_SYNC, /* seconds, none or always; stored in ms */
     KIND_FLAG,
+    KIND_PRINT, /* one of `names`, of `print_texts` */
     KIND_HELP,
     KIND_VERSION,
 };
@@ -2392,6 +2830,8 @@ struct spec {
 static const char *const publish_names[] = { "local", "unix", "none", NULL };
 static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
+static const char *const print_names[] = { "redis-script", NULL };
+static const char *const print_texts[] = { redis_script };
 #define PLACE(member) offsetof(struct server, member)
 #define OPTION(member) PLACE(options.member)
 
@@ -2461,11 +2901,22 @@ static const struct spec specs[] = {
       .help = "the topic is finished at the end of \"-\"" },
     { "ids", "WHOSE", KIND_NAME, 0, OPTION(kept_ids), .names = ids_names,
       .help = "own; keep: those that publishers give (own)" },
+    { "redis", "ADDR:PORT", KIND_TEXT, 0, PLACE(http.redis.address),
+      .help = "several nodes share a log in Redis; or unix:PATH" },
+    { "redis-key", "KEY", KIND_TEXT, 0, PLACE(http.redis.key),
+      .help = "of the log, a stream (ssed)" },
+    { "redis-auth-file", "FILE", KIND_TEXT, 0, PLACE(http.redis.auth_file),
+      .help = "has PASSWORD, or USER PASSWORD" },
+    { "redis-length", "N", KIND_NUMBER, 0, PLACE(http.redis.length), 1,
+      HISTORY_EVENTS_MAX, UNGIVEN,
+      .help = "events kept in the log, about (--history)" },
     { "log-level", "LEVEL", KIND_NAME, 0, OPTION(log_level),
       .names = level_names, .initial = LEVEL_INFO,
       .help = "error, warn, info, debug (info)" },
     { "access-log", NULL, KIND_FLAG, 0, OPTION(access_log),
       .help = "log every request" },
+    { "print", "WHAT", KIND_PRINT, 0, .names = print_names,
+      .help = "redis-script: what appends to the log" },
     { "help", NULL, KIND_HELP, 'h', .help = "this text" },
     { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
@@ -2585,6 +3036,9 @@ static void take_option(struct server *server, const struct spec *spec,
     case KIND_FLAG:
         *(bool *)place = true;
         break;
+    case KIND_PRINT:
+        fputs(print_texts[parse_name(spec, value)], stdout);
+        exit(0);
     case KIND_HELP:
         print_help();
         exit(0);
@@ -2702,8 +3156,39 @@ static void check_ids(struct options *options)
                         "would have no id");
     if (keep && options->reads_input && !options->stdin_events)
         die(EXIT_USAGE, "--ids keep needs --stdin events: lines have no ids");
+}
+
+/* The log gives the ids and keeps the history; its clock would be that of every
+ * node. */
+static void check_redis(struct server *server)
+{
+    struct redis *redis = &server->http.redis;
+    struct options *options = &server->options;
+
+    if (redis->address &&
+        (options->history_file || options->kept_ids || options->first_id))
+        die(EXIT_USAGE,
+            "--redis and --%s exclude each other: the log keeps "
+            "the history and gives the ids",
+            options->history_file ? "history-file"
+            : options->kept_ids   ? "ids keep"
+                                  : "first-id");
+    if (!redis->address &&
+        (redis->key || redis->auth_file || redis->length != UNGIVEN))
+        die(EXIT_USAGE, "--redis-%s is for --redis, which is not given",
+            redis->key         ? "key"
+            : redis->auth_file ? "auth-file"
+                               : "length");
+    if (!redis->key)
+        redis->key = "ssed";
+    if (strlen(redis->key) > REDIS_KEY_MAX)
+        die(EXIT_USAGE, "--redis-key: more than %d bytes", REDIS_KEY_MAX);
+    if (redis->length == UNGIVEN)
+        redis->length = options->history;
+    redis->max_event = options->max_event;
     if (options->interval == UNGIVEN)
-        options->interval = keep ? 0 : INTERVAL_DEFAULT;
+        options->interval =
+            options->kept_ids || redis->address ? 0 : INTERVAL_DEFAULT;
 }
 
 /* The two memories must have room for one largest event: for its frame, and for
@@ -2725,6 +3210,7 @@ static void check_options(struct server *server)
     check_cors(options);
     check_input(options);
     check_ids(options);
+    check_redis(server);
     if (options->token_file && options->publish != UNGIVEN)
         die(EXIT_USAGE, "--publish and --token-file exclude each other: with "
                         "a token, any client that sends it may publish");
@@ -2868,9 +3354,9 @@ static void init_history(struct server *server)
 {
     const struct options *options = &server->options;
     bool keep = options->kept_ids;
-    uint64_t newest_id = keep                ? 0
-                         : options->first_id ? options->first_id - 1
-                                             : clock_position();
+    uint64_t newest_id = keep || is_shared(server) ? 0
+                         : options->first_id       ? options->first_id - 1
+                                                   : clock_position();
 
     if (options->history_file) {
         open_history(server, newest_id);
@@ -2942,11 +3428,40 @@ static void init_listeners(struct server *server)
     }
 }
 
+static void init_log(struct server *server)
+{
+    char error[ERROR_SIZE];
+    int outcome;
+
+    if (!is_shared(server))
+        return;
+    outcome = redis_init(&server->http, error);
+    if (outcome == 0)
+        return;
+    http_close_listeners(&server->http);
+    die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--redis: %s", error);
+}
+
+/* Says that the server is ready: to its log, the service manager, and people at
+ * a terminal. */
+static void announce_ready(const struct server *server)
+{
+    const struct http *http = &server->http;
+
+    log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64,
+              server->ring.newest_id + 1);
+    notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
+    for (unsigned i = 0; isatty(STDOUT_FILENO) && i < http->listener_count; i++)
+        printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
+               strncmp(http->listeners[i].address, "unix:", 5) ? "http://" : "",
+               http->listeners[i].address);
+    fflush(stdout);
+}
+
 /*
- * Says that the server is ready: to the log, the service manager, and people at
- * a terminal. The log says how much memory there can be at most, in MiB: the
- * history and its topics; connections, each of which may subscribe to topics of
- * its own; requests.
+ * Says what the server is, and how much memory there can be at most, in MiB:
+ * the history and its topics; connections, each of which may subscribe to
+ * topics of its own; requests.
  */
 static void announce(const struct server *server)
 {
@@ -2982,13 +3497,8 @@ static void announce(const struct server *server)
     for (unsigned i = 0; i < http->listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
                   http->listeners[i].address);
-    log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64, ring->newest_id + 1);
-    notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
-    for (unsigned i = 0; isatty(STDOUT_FILENO) && i < http->listener_count; i++)
-        printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
-               strncmp(http->listeners[i].address, "unix:", 5) ? "http://" : "",
-               http->listeners[i].address);
-    fflush(stdout);
+    if (!is_shared(server))
+        announce_ready(server);
 }
 
 /* Standard input is published as the body of a request that never ends. Its
@@ -3007,6 +3517,7 @@ static void init_input(struct server *server)
         die(EXIT_RUN_TIME, "%s", error);
     publication = &conn->exchange->publication;
     publication->topic = topic_hold(&server->ring, slice_of(topic));
+    publication->fd = conn_fd(&server->http, conn);
     publication->from = lines ? FROM_LINES : FROM_EVENTS;
     publication->finishes = options->end;
     publication->content_max = (size_t)options->max_event + lines; /* a CR */
@@ -3112,6 +3623,7 @@ int main(int argc, char **argv)
     init_pages(&server);
     init_listeners(&server);
     init_watchdog(&server);
+    init_log(&server);
     announce(&server);
     if (server.options.reads_input)
         init_input(&server);

@@ -183,6 +183,7 @@ struct event {
     struct slice retry; /* digits */
     struct slice data;  /* its lines end in LF, CR LF or CR */
     uint64_t id;        /* 0: the next one */
+    int64_t time;       /* of a message, ms since 1970; 0: now */
     bool finishes;      /* it is the end of its topic, and has nothing else */
     bool incomplete;    /* an end that the publisher did not come to */
 };
@@ -549,6 +550,12 @@ void topic_raise_mark(struct ring *ring, struct topic *topic, uint64_t id);
  * above it, and the history is begun. */
 void ring_begin_after(struct ring *ring, uint64_t id);
 
+/* The id has been used, by nothing that is kept here; ids go on above it. */
+void ring_pass(struct ring *ring, uint64_t id);
+
+/* Evicts all that is held. */
+void ring_forget(struct ring *ring);
+
 /*
  * The oldest ordinal that would still be held if a frame of `length` bytes
  * were appended: what is below is evicted by it. `length` <= ring->size.
@@ -907,6 +914,70 @@ void http_bundle_init(time_t modified);
 void http_file_response(const struct file *file, const struct request *request,
                         struct response *response, uint64_t *first);
 
+/*
+ * A reply of Redis (RESP2, "Redis serialization protocol specification"), read
+ * in pieces of any length. Nothing is kept but a line: what is in a bulk string
+ * is handed on as it comes. What no Redis sends is RESP_MALFORMED, for good.
+ */
+enum {
+    RESP_DEPTH_MAX = 8,  /* arrays in arrays */
+    RESP_LINE_MAX = 512, /* bytes; of a longer error the first ones are kept */
+    RESP_BULK_MAX = 64 << 20,
+};
+
+struct resp {
+    enum resp_token {
+        RESP_NOTHING,   /* the bytes are used up */
+        RESP_ARRAY,     /* with `number` elements, which follow */
+        RESP_TEXT,      /* a `piece` of a string; `last` at its end */
+        RESP_INTEGER,   /* `number` */
+        RESP_NIL,       /* in the place of an array or a string */
+        RESP_ERROR,     /* `piece` is its line */
+        RESP_MALFORMED, /* `piece` says what it is */
+    } token;
+    struct slice piece;
+    int64_t number;
+    unsigned level; /* how many arrays the token is in */
+    bool last;
+    bool done; /* the token is the last of the reply */
+
+    enum {
+        RESP_AT_TYPE,
+        RESP_IN_LINE,
+        RESP_AT_LINE_LF,
+        RESP_IN_BULK,
+        RESP_AT_BULK_CR,
+        RESP_AT_BULK_LF,
+    } state;
+    char type;
+    unsigned depth;               /* arrays that are open */
+    int64_t left[RESP_DEPTH_MAX]; /* elements of each that are to come */
+    size_t bulk_left;
+    size_t line_length;
+    char line[RESP_LINE_MAX];
+};
+
+/* Reads until there is a token or the bytes are used up; returns how many it
+ * took. A `piece` points into the bytes or into *resp. All zero begins. */
+size_t resp_read(struct resp *resp, struct slice data);
+
+/* An entry of the log. A field that is not given has no data. A value that is
+ * longer than it may be is cut after a byte more than that. */
+enum entry_field {
+    ENTRY_TOPIC,
+    ENTRY_DATA,
+    ENTRY_EVENT,
+    ENTRY_RETRY,
+    ENTRY_KIND,
+    ENTRY_TIME, /* ms since 1970 */
+    ENTRY_FIELDS,
+};
+
+struct log_entry {
+    uint64_t ms, id; /* its id is "ms-id"; an event's is "0-id" */
+    struct slice fields[ENTRY_FIELDS];
+};
+
 /* ------------------------------------------------------------ connections
  *
  * A connection is known by its descriptor, which is its index in http->conns.
@@ -914,9 +985,11 @@ void http_file_response(const struct file *file, const struct request *request,
  * has happened on it is told to sse.c through struct handlers.
  *
  *   FREE -> LISTENER -> FREE
+ *   FREE -> REDIS -> CLOSED
  *   FREE -> REQUEST <-> RESPOND          a request, its answer, the next one
  *           REQUEST <-> BODY <-> WAITING a body to publish; room in the ring
  *           REQUEST  -> STREAM           a subscriber
+ *           REQUEST <-> WAITING          one that is ahead of this node's log
  *           REQUEST, RESPOND -> LINGER   the last answer has been sent
  *   FREE -> BODY                         standard input
  *           WAITING -> REQUEST           refused while it waited
@@ -928,9 +1001,11 @@ void http_file_response(const struct file *file, const struct request *request,
 enum conn_state {
     CONN_FREE,     /* no connection has this number */
     CONN_LISTENER, /* a listening socket */
+    CONN_REDIS,    /* to Redis */
     CONN_REQUEST,  /* reading a request head, or idle between two */
     CONN_BODY,     /* reading a body to publish */
-    CONN_WAITING,  /* publishes, and waits for room in the ring */
+    CONN_WAITING,  /* publishes, and waits for room in the ring or for the log;
+                    * or is to subscribe, and waits for the log */
     CONN_RESPOND,  /* sending a file, or answers to a full socket */
     CONN_STREAM,   /* subscribes */
     CONN_LINGER,   /* has sent the last answer; reads until the peer ends */
@@ -953,6 +1028,7 @@ enum queue_name {
     QUEUE_WAITING, /* CONN_WAITING */
     QUEUE_WAITING_BUSY,
     QUEUE_READY,   /* sse.c's: subscribers that are to be sent more */
+    QUEUE_LOG,     /* CONN_WAITING: until more is known of the log */
     QUEUE_STARVED, /* waits for --request-memory */
     QUEUE_CLOSED,  /* CONN_CLOSED */
     QUEUES,
@@ -966,6 +1042,7 @@ enum {
     /* a listener on a loopback address, and what came by it */
     FLAG_LOOPBACK = 8,
     FLAG_INPUT = 16, /* standard input: see http_read_input() */
+    FLAG_OWN = 32,   /* made by this process: counts as no connection */
 };
 
 /* Bytes [start, end) of `room`, which grows as they arrive. */
@@ -1012,8 +1089,11 @@ struct publication {
     struct event_parser parser; /* without a stream only its name is used */
     /* FROM_EVENTS: it is in topic->publications, by what leads to it there */
     struct publication **link, *next;
-    uint32_t fd;   /* of its connection */
-    bool promises; /* the end: topic_promise() */
+    uint32_t fd;     /* of its connection */
+    bool promises;   /* the end: topic_promise() */
+    bool stopped;    /* somebody else has finished the topic */
+    uint64_t flight; /* redis_append(), 0: nothing is on its way to the log */
+    uint64_t logged; /* the id that the log has given the event, 0: none yet */
 };
 
 struct subscriber {
@@ -1034,7 +1114,11 @@ struct subscriber {
     uint8_t form;    /* enum form */
     uint8_t topic_count;
     bool is_ahead; /* came with an id newer than the newest */
-    bool ends;     /* the last bytes of the stream are under way */
+    enum __attribute__((packed)) {
+        STREAM_GOES_ON,
+        STREAM_LEAVES, /* it is ended at the next occasion: there is a gap */
+        STREAM_ENDS,   /* its last bytes are under way */
+    } end;
 };
 
 /*
@@ -1055,10 +1139,11 @@ struct exchange {
     struct file file; /* being sent; fd is owned, -1 if none */
     uint64_t file_at; /* the next byte of it */
     uint64_t file_left;
-    int error;    /* standard input: what read(2) failed with */
-    bool streams; /* the body may be silent for as long as it likes */
-    bool left;    /* not all of `in` has been looked at */
-    bool close;   /* the connection ends once its answers are sent */
+    int error;     /* standard input: what read(2) failed with */
+    uint64_t asks; /* the round that has to be over: redis_round() */
+    bool streams;  /* the body may be silent for as long as it likes */
+    bool left;     /* not all of `in` has been looked at */
+    bool close;    /* the connection ends once its answers are sent */
     /* out[promise, end) says of events that they are on the disk: respond() */
     bool promises;
     size_t promise;
@@ -1108,6 +1193,121 @@ enum {
     RESERVE = SURPLUS + 64,
 };
 
+/*
+ * The log: a stream in a Redis server (7.0 or newer) that several nodes share.
+ * Two connections: by the first, events are appended, by a script; the second
+ * reads, and waits for more. Both are made again together, with growing pauses.
+ *
+ *   RESTING -> OPENING -> CATCHING_UP -> READY -> RESTING
+ *                     any but RESTING -> RESTING
+ *
+ * The cursor is the entry that was read last. That nothing is missing behind it
+ * is proven with every read: XRANGE from the cursor on begins with the cursor
+ * itself, or is empty and the stream's last id is the cursor's.
+ *
+ * A flight is an event on its way: appended, answered with its id, and read.
+ * They are in the order in which they were appended.
+ */
+enum redis_state {
+    REDIS_RESTING,
+    REDIS_OPENING,     /* connects, says AUTH, loads the script */
+    REDIS_CATCHING_UP, /* reads to the end of the log */
+    REDIS_READY,
+};
+
+/* What has become of a flight. */
+enum flight_end {
+    FLIGHT_LOGGED,  /* it is in the log, and has been read */
+    FLIGHT_REFUSED, /* it is not in the log */
+    FLIGHT_UNKNOWN, /* it may be in the log */
+    FLIGHT_AGAIN,   /* it is not, but may be if it is appended again */
+};
+
+enum {
+    FLIGHTS_MAX = 1024, /* at once; a power of two */
+    REDIS_KEY_MAX = 512,
+    REDIS_WORDS_MAX = 16,
+    RUN_ID_SIZE = 48,
+    SHA_SIZE = 48,
+};
+
+struct flight {
+    enum {
+        FLIGHT_SENT, /* no answer has come */
+        FLIGHT_HAS_ID,
+        FLIGHT_OVER,
+    } state;
+    uint32_t fd;    /* of the publisher; NONE: there is none (any more) */
+    void *context;  /* the caller's */
+    uint64_t begin; /* of its command, in all bytes that were to be sent */
+    uint64_t since; /* ms */
+    uint64_t id;
+};
+
+enum redis_reply {
+    REPLY_NONE,
+    REPLY_AUTH,
+    REPLY_INFO,
+    REPLY_SCRIPT,
+    REPLY_WAIT,   /* XREAD: there is something to read, or time is up */
+    REPLY_RANGE,  /* XRANGE */
+    REPLY_STREAM, /* XINFO STREAM */
+    REPLY_APPEND, /* of a flight */
+};
+
+/* One of the two connections. */
+struct redis_peer {
+    int fd;             /* -1: none */
+    struct buffer in;   /* owned */
+    struct buffer out;  /* owned */
+    uint64_t out_total; /* bytes that were ever to be sent */
+    struct resp resp;
+    enum redis_reply expected[4];
+    unsigned expected_count;
+    uint64_t since;  /* ms: what is expected has been since then */
+    char text[8192]; /* of a reply that is no entry, cut */
+    size_t text_length;
+    bool readable;
+};
+
+struct redis {
+    /* the caller's, set before redis_init() */
+    const char *address; /* "ADDR:PORT", "unix:PATH"; NULL: there is none */
+    const char *key;
+    const char *auth_file; /* or NULL */
+    uint64_t length;       /* entries to keep in the stream */
+    uint64_t max_event;    /* bytes of an entry's data */
+
+    enum redis_state state;
+    char reason[256]; /* why it is not ready */
+    struct sockaddr_storage peer_address;
+    socklen_t peer_address_length;
+    struct redis_peer writer, reader;
+    uint64_t again;                 /* ms: when REDIS_RESTING ends */
+    unsigned failures;              /* since it was ready */
+    char run_id[RUN_ID_SIZE];       /* of the server, 40 digits */
+    char ready_run_id[RUN_ID_SIZE]; /* of the one that was ready last; or "" */
+    char begun_run_id[RUN_ID_SIZE]; /* that the last "begin" names; or "" */
+    char sha[SHA_SIZE];             /* of the script; "": not loaded */
+    bool has_cursor;
+    uint64_t cursor_ms, cursor;    /* "ms-id" */
+    uint64_t newest;               /* greatest id "0-id" that was read */
+    uint64_t rounds_begun, rounds; /* reads to the end, and those that ended */
+    unsigned doubts;      /* empty ranges in a row, though the stream goes on */
+    bool begins;          /* a "begin" of this node is on its way */
+    uint64_t range_count; /* entries in the reply so far */
+    bool entry_waits;     /* the entry is whole, and there is no room for it */
+    struct log_entry entry;
+    char *entry_bytes; /* owned */
+    char entry_id[48];
+    size_t entry_id_length, name_length;
+    char name;              /* the first byte of a field's */
+    enum entry_field field; /* that the value is of; ENTRY_FIELDS: of none */
+    uint64_t field_count;   /* names and values, of this entry */
+    uint64_t flight_first, flight_next, flight_answered;
+    struct flight flights[FLIGHTS_MAX];
+};
+
 /* What has happened on a connection. They may nest: respond() calls `answered`
  * and conn_close() calls `closing`, also within another handler. */
 struct handlers {
@@ -1143,6 +1343,27 @@ struct handlers {
     void (*closing)(struct server *server, struct conn *conn,
                     const char *reason);
 
+    /* The time is up for a request that waits for the log. */
+    void (*waited)(struct server *server, struct conn *conn);
+
+    /* The log can be used now, or not any more: redis->state and ->reason. */
+    void (*log_changed)(struct server *server);
+
+    /* The next entry of the log has been read. False if there is no room for
+     * it: it is offered again. */
+    bool (*entry)(struct server *server, const struct log_entry *entry);
+
+    /* Something before the id after `id` is missing. */
+    void (*log_gap)(struct server *server, uint64_t id);
+
+    /* All that the log had when a round began has been read. */
+    void (*log_round)(struct server *server);
+
+    /* The end of a flight: that of the publisher `fd`, or of what the caller
+     * gave as `context`. `id` is the event's; `why` is for a refusal. */
+    void (*flight_ended)(struct server *server, uint32_t fd, void *context,
+                         enum flight_end end, uint64_t id, const char *why);
+
     /* No connection is accepted for a while: `error` says why (errno), or is 0
      * when there are as many as there may be. */
     void (*accept_paused)(struct server *server, int error);
@@ -1164,6 +1385,7 @@ struct http {
     uint64_t idle_timeout;
 
     bool reuse_port; /* other processes may listen on the same address */
+    struct redis redis;
 
     int epoll;
     int root; /* the folder whose files are served, -1: bundled pages */
@@ -1321,10 +1543,45 @@ void respond_page(struct http *http, struct conn *conn);
 void conn_begin_body(struct http *http, struct conn *conn, bool streams,
                      uint64_t size);
 
-/* The body is not read until conn_go_on(); the connection waits in
- * QUEUE_WAITING. Each does nothing if that is so already. */
-void conn_wait(struct http *http, struct conn *conn);
+/*
+ * The body is not read until conn_go_on(). The connection waits in
+ * QUEUE_WAITING (or the one for busy ones), in QUEUE_LOG, or in none until it
+ * is called for by name. conn_go_on() does nothing if it does not wait.
+ */
+void conn_wait(struct http *http, struct conn *conn, enum queue_name queue);
 void conn_go_on(struct http *http, struct conn *conn);
+
+/* A request that is not answered waits in QUEUE_LOG until conn_resume() has it
+ * handled once more; or for `patience` ms, see handlers->waited. 0: as long as
+ * was said before. */
+void conn_park(struct http *http, struct conn *conn, uint64_t patience);
+void conn_resume(struct http *http, struct conn *conn);
+
+/*
+ * Begins to use the log; the rest goes on in the loop. Returns 0, or -1 with
+ * `error`; -2 if the address is malformed. http_release() ends it.
+ */
+int redis_init(struct http *http, char error[ERROR_SIZE]);
+
+/* The script that appends to the log, in Lua. */
+extern const char redis_script[];
+
+/*
+ * Has an event appended to the log: pairs of field and value. Returns the
+ * flight, 0 if there is no room for it now. redis->state is REDIS_READY. Its
+ * end is told to handlers->flight_ended(), with `fd` and `context`;
+ * redis_abandon() replaces them with NONE and another context.
+ */
+uint64_t redis_append(struct http *http, const struct slice *pairs,
+                      unsigned count, uint32_t fd, void *context);
+void redis_abandon(struct http *http, uint64_t flight, void *context);
+
+/* The first round that will begin after this: when redis->rounds has reached
+ * it, all that the log has now has been read. */
+static inline uint64_t redis_round(const struct redis *redis)
+{
+    return redis->rounds_begun + 1;
+}
 
 /*
  * The connection becomes a stream: before it, stream_head() puts what is to go
