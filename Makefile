@@ -103,7 +103,7 @@ TESTER ?= $(BUILD)/test/black_box
 # what each unit test links with, besides its own object
 $(BUILD)/test/test_ring $(BUILD)/test/test_order: $(BUILD)/ring.o
 $(BUILD)/test/test_history $(BUILD)/test/test_event_stream: $(BUILD)/ring.o
-$(BUILD)/test/test_http: $(BUILD)/http.o
+$(BUILD)/test/test_http $(BUILD)/test/test_redis: $(BUILD)/http.o
 $(BUILD)/test/test_sse: $(BUILD)/ring.o $(BUILD)/http.o
 $(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
@@ -167,11 +167,13 @@ FUZZ = echo '$(1)' && clang $(NEEDED) -g -O1 \
 
 fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
-		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus
+		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus \
+		.build/fuzz/fuzz_redis-corpus
 	$(Q)$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
 	$(Q)$(call FUZZ,fuzz_ring,ring.c)
 	$(Q)$(call FUZZ,fuzz_history,ring.c,-len_control=0)
 	$(Q)$(call FUZZ,fuzz_event_stream,ring.c,-dict=test/fuzz/event_stream.dict)
+	$(Q)$(call FUZZ,fuzz_redis,,-dict=test/fuzz/redis.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 

@@ -41,7 +41,8 @@ Test(texts, a_message_is_json)
     static const char message[] = "\"message\":\"a\\\"\\\\\\n\\u0001\\ufffdz\"";
     char bytes[512];
     struct text text = { bytes, sizeof(bytes), 0 };
-    size_t splice = put_message(&text, 5, slice_of("a\"\\\n\x01\xFFz"));
+    struct event event = { .data = slice_of("a\"\\\n\x01\xFFz") };
+    size_t splice = put_message(&text, 5, &event);
 
     cr_assert(memcmp(text.bytes + splice - 8, "\"type\":\"", 8) == 0);
     cr_assert(memmem(text.bytes, text.length, message, strlen(message)));
@@ -87,7 +88,7 @@ Test(start, is_where_the_request_says)
     for (uint64_t i = 1; i <= 150; i++) {
         struct event event = { .data = SLICE("x") };
 
-        cr_assert(publish_event(&server, topic, &event) == PUBLISHED);
+        cr_assert(publish_event(&server, topic, &event, NULL) == PUBLISHED);
         cr_assert(server.ring.newest_id == i);
     }
     for (size_t i = 0; i < COUNT(rows); i++) {
@@ -125,7 +126,7 @@ Test(ends, of_broken_promises_wait_for_room)
     server.ring.limit = 2;
     topic = topic_hold(&server.ring, SLICE("t"));
     for (int i = 0; i < 2; i++)
-        publish_event(&server, topic, &event);
+        publish_event(&server, topic, &event, NULL);
     server.ready_from = server.ring.oldest;
     cr_assert(topic_promise(&server.ring, topic));
     topic_settle(&server.ring, topic, true);
@@ -135,9 +136,9 @@ Test(ends, of_broken_promises_wait_for_room)
     cr_assert(server.ring.newest_id == 3);
     cr_assert(topic_promise(&server.ring, topic));
     topic_settle(&server.ring, topic, true);
-    publish_event(&server, topic, &event);
-    publish_event(&server, topic, &end);
-    publish_event(&server, topic, &event);
+    publish_event(&server, topic, &event, NULL);
+    publish_event(&server, topic, &end, NULL);
+    publish_event(&server, topic, &event, NULL);
     cr_assert(finish_broken(&server) && !topic_finished(&server.ring, topic));
     cr_assert(topic->references == 1);
     finish(&server);
