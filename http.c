@@ -3047,6 +3047,11 @@ static void peer_answered(struct http *http, struct redis_peer *peer)
     peer->since = http->now;
 }
 
+static bool is_begin(const struct log_entry *entry)
+{
+    return !entry->ms && slice_is(entry->fields[ENTRY_KIND], "begin");
+}
+
 /* Hands on the entry that has been read; false if there is no room for it. */
 static bool take_entry(struct http *http)
 {
@@ -3057,7 +3062,8 @@ static bool take_entry(struct http *http)
     if (!http->handlers->entry(http->server, entry))
         return false;
     redis->entry_waits = false;
-    if (slice_is(entry->fields[ENTRY_KIND], "begin")) {
+    if (is_begin(entry)) {
+        flights_lost(http, UINT64_MAX, "the log has begun anew");
         snprintf(redis->begun_run_id, RUN_ID_SIZE, "%.*s", (int)run_id.length,
                  run_id.data);
         redis->begins = false;
@@ -3090,7 +3096,7 @@ static void entry_ended(struct http *http)
         range_ended(http);
         return;
     }
-    if (redis->range_count == 1)
+    if (redis->range_count == 1 && !is_begin(entry)) /* which tells itself */
         redis_gap(http, entry->ms ? redis->newest + 1 : entry->id - 1);
     redis->entry_waits = true;
 }

@@ -2422,6 +2422,8 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
             finish_again(server, context);
         return;
     }
+    if (end == FLIGHT_REFUSED && may_log(server, LEVEL_WARN))
+        log_event(LEVEL_WARN, "log_refused", "reason=\"%s\"", why);
     publication = &conn->exchange->publication;
     publication->flight = 0;
     if (end == FLIGHT_LOGGED) {
