@@ -161,7 +161,7 @@ static void add_subscriber(uint32_t fd)
 static void publish_to_all(const struct event *event)
 {
     for (uint64_t i = 0; i < wanted.topics; i++) {
-        if (publish_event(&server, topics[i], event) == PUBLISHED)
+        if (publish_event(&server, topics[i], event, NULL) == PUBLISHED)
             continue;
         deliver(&server); /* the ring is full of what is under way */
         i--;
