@@ -2625,7 +2625,8 @@ const char redis_script[] =
     "-- ARGV[1]  how many events to keep, about\n"
     "-- ARGV[2]  the newest N that the caller has seen, or 0\n"
     "-- ARGV[3]  and so on: fields and values: t topic, d data, e event name,\n"
-    "--          r retry, k end, abort or begin\n"
+    "--          r retry, k end or abort; or nothing but k begin: returns the\n"
+    "--          newest id, and appends a begin only where the log needs one\n"
     "local time = redis.call('TIME')\n"
     "local ms = string.format('%.0f',\n"
     "    time[1] * 1000 + math.floor(time[2] / 1000))\n"
@@ -2657,29 +2658,37 @@ const char redis_script[] =
     "  return add(...)\n"
     "end\n"
     "\n"
-    "if ARGV[3] == 'k' and ARGV[4] == 'begin' then\n"
-    "  -- several nodes may see at once that the log has to begin anew\n"
-    "  local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)\n"
-    "  local name, fields = unpack(newest[1] or { '', {} })\n"
-    "  local n = tonumber(string.match(name, '^0%-(%d+)$') or 0)\n"
-    "  if n > tonumber(ARGV[2]) and fields[4] == 'begin' and\n"
-    "      fields[6] == ARGV[6] then\n"
-    "    return name\n"
-    "  end\n"
-    "elseif redis.call('EXISTS', KEYS[1]) == 0 then\n"
+    "-- The log begins (anew) where there is no stream, where it has not come\n"
+    "-- as far as the caller has seen, and with each run of the server, since\n"
+    "-- one that was restarted may have lost the end of it.\n"
+    "local run = KEYS[1] .. ':run'\n"
+    "\n"
+    "local function run_id()\n"
+    "  return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')\n"
+    "end\n"
+    "\n"
+    "local function begin()\n"
     "  local begun = add('k', 'begin')\n"
     "  if type(begun) == 'table' then return begun end\n"
+    "  redis.call('SET', run, run_id())\n"
     "  id = id + 1\n"
+    "  return begun\n"
+    "end\n"
+    "\n"
+    "if ARGV[3] == 'k' and ARGV[4] == 'begin' then\n"
+    "  local last = last_id()\n"
+    "  local n = tonumber(string.match(last or '', '^0%-(%d+)$') or 2 ^ 53)\n"
+    "  if last and n >= tonumber(ARGV[2]) and\n"
+    "      redis.call('GET', run) == run_id() then\n"
+    "    return last\n"
+    "  end\n"
+    "  return begin()\n"
+    "end\n"
+    "if redis.call('EXISTS', KEYS[1]) == 0 then\n"
+    "  local begun = begin()\n"
+    "  if type(begun) == 'table' then return begun end\n"
     "end\n"
     "return add(unpack(ARGV, 3))\n";
-
-/* The newest id that the stream ever had; "" if there is no stream. */
-static const char last_id_script[] =
-    "local info = redis.pcall('XINFO', 'STREAM', KEYS[1])\n"
-    "for i = 1, #info, 2 do\n"
-    "  if info[i] == 'last-generated-id' then return info[i + 1] end\n"
-    "end\n"
-    "return redis.call('EXISTS', KEYS[1]) == 0 and '' or info\n";
 
 /* Errors that say what is to be done. After one that breaks, the connections
  * are made anew: they may then lead to another server. */
@@ -2749,8 +2758,8 @@ static void flight_over(struct http *http, struct flight *flight,
     if (flight->state == FLIGHT_OVER)
         return;
     flight->state = FLIGHT_OVER;
-    if (flight->context == &http->redis) /* redis_begin() */
-        http->redis.begins = end == FLIGHT_LOGGED;
+    if (flight->context == &http->redis) /* ask_log() */
+        http->redis.asks = end == FLIGHT_AGAIN;
     else
         http->handlers->flight_ended(http->server, flight->fd, flight->context,
                                      end, flight->id, why);
@@ -2796,7 +2805,7 @@ redis_break(struct http *http, const char *format, ...)
                  redis->writer.out_total - buffer_length(&redis->writer.out),
                  redis->reason);
     redis->flight_first = redis->flight_answered = redis->flight_next;
-    redis->begins = redis->entry_waits = false;
+    redis->asks = redis->entry_waits = false;
     peer_drop(http, &redis->writer);
     peer_drop(http, &redis->reader);
     http->handlers->log_changed(http->server);
@@ -2933,44 +2942,31 @@ void redis_abandon(struct http *http, uint64_t flight, void *context)
     flight_at(&http->redis, flight)->context = context;
 }
 
-/* The log went back: a new beginning, above all that was ever read here, tells
- * all nodes. */
-static void redis_begin(struct http *http)
+/* Asks for the newest id of the log, and has it begun where it needs that: it
+ * has not come as far as was read here, or is that of another run of the
+ * server. The answer is for log_told(). The reader says nothing meanwhile. */
+static void ask_log(struct http *http)
 {
-    struct redis *redis = &http->redis;
-    const struct slice pairs[] = { SLICE("k"), SLICE("begin"), SLICE("d"),
-                                   slice_of(redis->run_id) };
+    const struct slice pairs[] = { SLICE("k"), SLICE("begin") };
 
-    if (!redis->begins)
-        redis->begins = redis_append(http, pairs, 4, NONE, redis) != 0;
+    http->redis.asks =
+        redis_append(http, pairs, COUNT(pairs), NONE, &http->redis) == 0;
 }
 
-/* All that there was has been read. In another run of the server the log may
- * have lost its end without a trace, so that run begins it anew. */
+/* All that there was has been read. */
 static void round_ended(struct http *http)
 {
     struct redis *redis = &http->redis;
-    bool ran_on = !redis->ready_run_id[0] ||
-                  strcmp(redis->run_id, redis->ready_run_id) == 0 ||
-                  strcmp(redis->run_id, redis->begun_run_id) == 0;
 
     redis->rounds = redis->rounds_begun;
     redis->doubts = 0;
-    if (redis->state == REDIS_CATCHING_UP && !ran_on) {
-        redis_begin(http);
-    } else if (redis->state == REDIS_CATCHING_UP && redis->sha[0]) {
-        strcpy(redis->ready_run_id, redis->run_id);
+    if (redis->state == REDIS_CATCHING_UP) {
         redis->failures = 0;
         redis->state = REDIS_READY;
         http->handlers->log_changed(http->server);
     }
     http->handlers->log_round(http->server);
     say_wait(http);
-}
-
-static bool is_before(uint64_t ms, uint64_t id, const struct redis *redis)
-{
-    return ms != redis->cursor_ms ? ms < redis->cursor_ms : id < redis->cursor;
 }
 
 static void move_cursor(struct redis *redis, uint64_t ms, uint64_t id)
@@ -3001,22 +2997,21 @@ static bool parse_entry_id(struct slice text, uint64_t *ms, uint64_t *id)
            slice_number(slice_from(text, length + 1), UINT64_MAX, id);
 }
 
-/* The stream's last id, or that there is no stream: what does it mean that
- * nothing follows the cursor, and not even the cursor is there? */
-static void stream_told(struct http *http, bool exists, uint64_t ms,
-                        uint64_t id)
+/* The newest id is told, at first, or when nothing followed the cursor and not
+ * even the cursor was there. */
+static void log_told(struct http *http, uint64_t ms, uint64_t id)
 {
     struct redis *redis = &http->redis;
+    bool is_cursor =
+        redis->has_cursor && ms == redis->cursor_ms && id == redis->cursor;
 
-    if (!exists || (redis->has_cursor && is_before(ms, id, redis))) {
-        redis_begin(http);
-        say_wait(http);
-    } else if (redis->has_cursor && ms == redis->cursor_ms &&
-               id == redis->cursor) {
+    if (redis->doubts && is_cursor) { /* it has been deleted, and is the last */
         round_ended(http);
-    } else if (redis->has_cursor && redis->doubts++ == 0) {
-        say_range(http); /* it went on meanwhile */
-    } else {
+    } else if (redis->doubts < 2) { /* the log goes on, or has begun anew */
+        if (redis->cursor_ms && redis->doubts) /* the stream was repaired */
+            move_cursor(redis, 0, redis->newest);
+        say_range(http);
+    } else { /* all that followed has been deleted */
         redis_gap(http, ms ? redis->newest + 1 : id);
         move_cursor(redis, ms, id);
         round_ended(http);
@@ -3026,15 +3021,16 @@ static void stream_told(struct http *http, bool exists, uint64_t ms,
 static void range_ended(struct http *http)
 {
     struct redis *redis = &http->redis;
-    const struct slice words[] = { SLICE("EVAL"), slice_of(last_id_script),
-                                   SLICE("1"), slice_of(redis->key) };
 
-    if (redis->range_count == 0)
-        peer_say(http, &redis->reader, REPLY_STREAM, words, COUNT(words));
-    else if (redis->range_count < RANGE_COUNT)
+    if (redis->range_count == 0) {
+        redis->doubts++;
+        ask_log(http);
+    } else if (redis->range_count < RANGE_COUNT) {
         round_ended(http);
-    else
+    } else {
+        redis->doubts = 0;
         say_range(http);
+    }
 }
 
 /* The reply under way is complete. */
@@ -3047,27 +3043,15 @@ static void peer_answered(struct http *http, struct redis_peer *peer)
     peer->since = http->now;
 }
 
-static bool is_begin(const struct log_entry *entry)
-{
-    return !entry->ms && slice_is(entry->fields[ENTRY_KIND], "begin");
-}
-
 /* Hands on the entry that has been read; false if there is no room for it. */
 static bool take_entry(struct http *http)
 {
     struct redis *redis = &http->redis;
     const struct log_entry *entry = &redis->entry;
-    struct slice run_id = entry->fields[ENTRY_DATA];
 
     if (!http->handlers->entry(http->server, entry))
         return false;
     redis->entry_waits = false;
-    if (is_begin(entry)) {
-        flights_lost(http, UINT64_MAX, "the log has begun anew");
-        snprintf(redis->begun_run_id, RUN_ID_SIZE, "%.*s", (int)run_id.length,
-                 run_id.data);
-        redis->begins = false;
-    }
     move_cursor(redis, entry->ms, entry->id);
     if (redis->reader.resp.done) {
         peer_answered(http, &redis->reader);
@@ -3096,7 +3080,7 @@ static void entry_ended(struct http *http)
         range_ended(http);
         return;
     }
-    if (redis->range_count == 1 && !is_begin(entry)) /* which tells itself */
+    if (redis->range_count == 1)
         redis_gap(http, entry->ms ? redis->newest + 1 : entry->id - 1);
     redis->entry_waits = true;
 }
@@ -3275,23 +3259,30 @@ static void take_sha(struct http *http, struct slice sha)
     if (redis->state != REDIS_OPENING)
         return;
     redis->state = REDIS_CATCHING_UP;
-    say_range(http);
+    redis->doubts = 0;
+    ask_log(http);
 }
 
 /* The reply to what was appended first. */
-static void take_flight(struct http *http, struct slice id)
+static void take_flight(struct http *http, struct slice text)
 {
     struct redis *redis = &http->redis;
     struct flight *flight = flight_at(redis, redis->flight_answered++);
-    uint64_t ms;
+    bool asked = flight->context == redis;
+    uint64_t ms = 0, id = 0;
+    bool is_id = parse_entry_id(text, &ms, &id) && (ms == 0 || asked);
 
     redis->writer.text_length = 0;
     redis->writer.since = http->now;
-    if (flight->state == FLIGHT_OVER)
-        return;
-    flight->state = FLIGHT_HAS_ID;
-    if (!parse_entry_id(id, &ms, &flight->id) || ms)
+    if (!is_id) {
         redis_break(http, "Redis: the script has returned no id");
+    } else if (asked) {
+        flight->state = FLIGHT_OVER;
+        log_told(http, ms, id);
+    } else if (flight->state != FLIGHT_OVER) {
+        flight->state = FLIGHT_HAS_ID;
+        flight->id = id;
+    }
 }
 
 /* A reply that is one string is complete. */
@@ -3299,7 +3290,6 @@ static void take_text(struct http *http, struct redis_peer *peer)
 {
     enum redis_reply reply = peer_expects(&http->redis, peer);
     struct slice text = { peer->text, peer->text_length };
-    uint64_t ms = 0, id = 0;
 
     if (reply == REPLY_APPEND) {
         take_flight(http, text);
@@ -3310,11 +3300,6 @@ static void take_text(struct http *http, struct redis_peer *peer)
         take_info(http, peer);
     else if (reply == REPLY_SCRIPT)
         take_sha(http, text);
-    else if (reply == REPLY_STREAM && text.length &&
-             !parse_entry_id(text, &ms, &id))
-        redis_break(http, "Redis: no last id of the stream");
-    else if (reply == REPLY_STREAM)
-        stream_told(http, text.length > 0, ms, id);
 }
 
 /* A refused flight is told why. Without the script it is not even refused: it
@@ -3327,14 +3312,14 @@ static void take_error(struct http *http, struct redis_peer *peer)
 
     if (peer_expects(redis, peer) == REPLY_APPEND) {
         struct flight *flight = flight_at(redis, redis->flight_answered++);
-        bool begins = flight->context == redis;
+        bool asked = flight->context == redis;
 
         if (lacks_script)
             redis->sha[0] = '\0';
         flight_over(http, flight, lacks_script ? FLIGHT_AGAIN : FLIGHT_REFUSED,
                     error->meaning);
         peer->since = http->now;
-        if (lacks_script || (!error->breaks && !begins))
+        if (lacks_script || (!error->breaks && !asked))
             return;
     }
     redis_break(http, *error->code ? "%s" : "%s: %.*s", error->meaning,
@@ -3542,8 +3527,7 @@ static void flights_land(struct http *http)
 
         if (flight->state == FLIGHT_OVER)
             continue;
-        if (redis->has_cursor &&
-            (redis->cursor_ms || flight->id <= redis->cursor))
+        if (flight->id <= redis->newest)
             flight_over(http, flight, FLIGHT_LOGGED, NULL);
         else if (http->now >= flight->since + FLIGHT_PATIENCE)
             flight_over(http, flight, FLIGHT_UNKNOWN,
@@ -3578,6 +3562,8 @@ static void redis_serve(struct http *http)
     if (!redis->sha[0] && redis->state > REDIS_OPENING &&
         peer_expects(redis, &redis->writer) == REPLY_NONE)
         say_script(http);
+    if (redis->asks && redis->sha[0])
+        ask_log(http);
     if (is_late(http, &redis->writer) || is_late(http, &redis->reader))
         redis_break(http, "Redis has not answered for %d s",
                     REDIS_PATIENCE / 1000);

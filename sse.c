@@ -2219,12 +2219,14 @@ static void end_history(struct server *server)
  * ids. A publisher is answered when its event has come back. http.c reads and
  * writes the log; these are its handlers.
  *
- * What is no event is passed over. A "begin" says that the log began anew: what
- * was held is forgotten, and every older position is told of a gap. So is a
- * position before a hole. Subscribers are sent off to come back and be told.
+ * What is no event is passed over. A "begin" says that the log may have lost
+ * its end: every older position is told of a gap, and then gets what is held.
+ * Where the log itself shows that something is missing here, what was held is
+ * forgotten as well, since other nodes may not have it.
  */
 
-/* Everything up to the id may have been lost. */
+/* Everything up to the id may have been lost. Subscribers are sent off to come
+ * back and be told. */
 static void begin_again(struct server *server, uint64_t id, const char *why)
 {
     struct ring *ring = &server->ring;
@@ -2232,9 +2234,7 @@ static void begin_again(struct server *server, uint64_t id, const char *why)
     if (server->loaded)
         log_event(LEVEL_WARN, "log_gap", "id=%" PRIu64 " reason=\"%s\"", id,
                   why);
-    ring_forget(ring);
     ring_begin_after(ring, id > ring->newest_id ? id : ring->newest_id);
-    server->ready_from = server->ready_from_next = 0;
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
 
@@ -2246,8 +2246,11 @@ static void begin_again(struct server *server, uint64_t id, const char *why)
     }
 }
 
+/* What is held may not be in the log any more. */
 static void handle_log_gap(struct server *server, uint64_t id)
 {
+    ring_forget(&server->ring);
+    server->ready_from = server->ready_from_next = 0;
     begin_again(server, id, "events before it are missing");
 }
 
@@ -2256,14 +2259,14 @@ static const char *read_entry(const struct server *server,
                               const struct log_entry *entry,
                               struct event *event)
 {
-    const struct slice *fields = entry->fields;
-    struct slice kind = fields[ENTRY_KIND], topic = fields[ENTRY_TOPIC];
+    const struct slice *values = entry->fields;
+    struct slice kind = values[ENTRY_KIND], topic = values[ENTRY_TOPIC];
     bool ends = slice_is(kind, "end") || slice_is(kind, "abort");
     const char *refused = topic.length ? topic_name_refused(topic) : NULL;
     uint64_t number;
 
     *event = (struct event){ .id = entry->id,
-                             .data = fields[ENTRY_DATA],
+                             .data = values[ENTRY_DATA],
                              .finishes = ends,
                              .incomplete = slice_is(kind, "abort") };
     if (entry->ms || entry->id == 0 || entry->id > ID_MAX)
@@ -2276,16 +2279,16 @@ static const char *read_entry(const struct server *server,
         return "its field k is not end, abort or begin";
     if (ends && topic.length == 0)
         return "the main stream has no end";
-    if (!ends && !fields[ENTRY_DATA].data)
+    if (!ends && !values[ENTRY_DATA].data)
         return "it has no field d, its data";
-    if (fields[ENTRY_DATA].length > server->options.max_event)
+    if (values[ENTRY_DATA].length > server->options.max_event)
         return "its data is longer than --max-event";
-    if (slice_number(fields[ENTRY_TIME], INT64_MAX / 1000, &number))
+    if (slice_number(values[ENTRY_TIME], INT64_MAX / 1000, &number))
         event->time = (int64_t)number;
     if (ends || topic.length == 0)
         return NULL;
-    event->name = fields[ENTRY_EVENT];
-    event->retry = fields[ENTRY_RETRY];
+    event->name = values[ENTRY_EVENT];
+    event->retry = values[ENTRY_RETRY];
     if (event->retry.data &&
         (event->retry.length > EVENT_NUMBER_MAX ||
          strspn(event->retry.data, "0123456789") < event->retry.length))
