@@ -2969,21 +2969,30 @@ static void round_ended(struct http *http)
     say_wait(http);
 }
 
+static bool is_event_id(uint64_t ms, uint64_t id)
+{
+    return ms == 0 && id > 0 && id <= ID_MAX;
+}
+
 static void move_cursor(struct redis *redis, uint64_t ms, uint64_t id)
 {
     redis->has_cursor = true;
     redis->cursor_ms = ms;
     redis->cursor = id;
-    if (ms == 0 && id > redis->newest)
+    if (is_event_id(ms, id) && id > redis->newest)
         redis->newest = id;
 }
 
-/* Something is missing between the cursor and what follows. */
-static void redis_gap(struct http *http, uint64_t id)
+/* Something is missing between the cursor and what follows: the entry of that
+ * id, or (`after`) what comes behind it. */
+static void redis_gap(struct http *http, uint64_t ms, uint64_t id, bool after)
 {
-    if (http->redis.has_cursor)
+    struct redis *redis = &http->redis;
+
+    if (redis->has_cursor)
         flights_lost(http, UINT64_MAX, "the log has a gap");
-    http->handlers->log_gap(http->server, id);
+    http->handlers->log_gap(
+        http->server, is_event_id(ms, id) ? id - !after : redis->newest + 1);
 }
 
 /* "ms-id". */
@@ -3008,11 +3017,12 @@ static void log_told(struct http *http, uint64_t ms, uint64_t id)
     if (redis->doubts && is_cursor) { /* it has been deleted, and is the last */
         round_ended(http);
     } else if (redis->doubts < 2) { /* the log goes on, or has begun anew */
-        if (redis->cursor_ms && redis->doubts) /* the stream was repaired */
+        if (redis->doubts && redis->has_cursor &&
+            !is_event_id(redis->cursor_ms, redis->cursor)) /* repaired */
             move_cursor(redis, 0, redis->newest);
         say_range(http);
     } else { /* all that followed has been deleted */
-        redis_gap(http, ms ? redis->newest + 1 : id);
+        redis_gap(http, ms, id, true);
         move_cursor(redis, ms, id);
         round_ended(http);
     }
@@ -3080,8 +3090,14 @@ static void entry_ended(struct http *http)
         range_ended(http);
         return;
     }
+    if (redis->has_cursor &&
+        (entry->ms != redis->cursor_ms ? entry->ms < redis->cursor_ms
+                                       : entry->id <= redis->cursor)) {
+        redis_break(http, "Redis: entries that are not in order");
+        return;
+    }
     if (redis->range_count == 1)
-        redis_gap(http, entry->ms ? redis->newest + 1 : entry->id - 1);
+        redis_gap(http, entry->ms, entry->id, false);
     redis->entry_waits = true;
 }
 

@@ -2269,8 +2269,6 @@ static const char *read_entry(const struct server *server,
                              .data = values[ENTRY_DATA],
                              .finishes = ends,
                              .incomplete = slice_is(kind, "abort") };
-    if (entry->ms || entry->id == 0 || entry->id > ID_MAX)
-        return "its id is not 0-N";
     if (!topic.data)
         return "it has no field t, its topic";
     if (refused)
@@ -2318,9 +2316,12 @@ static const char *take_event(struct server *server, struct slice name,
 
 static bool handle_entry(struct server *server, const struct log_entry *entry)
 {
-    bool begins = !entry->ms && slice_is(entry->fields[ENTRY_KIND], "begin");
+    bool is_ours = entry->ms == 0 && entry->id > 0 && entry->id <= ID_MAX;
+    bool begins = is_ours && slice_is(entry->fields[ENTRY_KIND], "begin");
     struct event event;
-    const char *refused = begins ? NULL : read_entry(server, entry, &event);
+    const char *refused = begins    ? NULL
+                          : is_ours ? read_entry(server, entry, &event)
+                                    : "its id is not 0-N";
     bool waits = false;
 
     if (begins)
@@ -2334,7 +2335,7 @@ static bool handle_entry(struct server *server, const struct log_entry *entry)
         log_event(LEVEL_WARN, "log_skipped",
                   "id=%" PRIu64 "-%" PRIu64 " reason=\"%s\"", entry->ms,
                   entry->id, refused);
-    if (!entry->ms && entry->id <= ID_MAX)
+    if (is_ours)
         ring_pass(&server->ring, entry->id);
     return true;
 }
