@@ -1,6 +1,7 @@
 /*
  * http.c owns the connections and what is said on them, in HTTP/1.1 (RFC 9110,
- * RFC 9112): sockets, request heads and bodies, answers, files, credentials.
+ * RFC 9112): sockets, request heads and bodies, answers, files, credentials;
+ * and in the protocol of Redis, with the log that several nodes share.
  * What a request means is sse.c's business. http.c tells sse.c what has
  * happened through struct handlers; sse.c answers with the respond functions,
  * reads a body with conn_begin_body(), or makes the connection an event stream
@@ -23,10 +24,11 @@
  * why, in one line for the client to read.
  *
  * The sections, in order. Parsers and formatters: slices, request heads,
- * queries and hosts, bodies, response heads, files. The table of connections:
- * clock and lists, memory of requests, connections, accepting. A request's way
- * through a turn: answers, requests and their bodies, a turn. The start and
- * the end: listeners, credentials, the start and the end.
+ * queries and hosts, bodies, replies of Redis, response heads, files. The table
+ * of connections: clock and lists, memory of requests, connections, accepting.
+ * A request's way through a turn: answers, requests and their bodies,
+ * credentials, the shared log, a turn. The start and the end: listeners, the
+ * start and the end.
  */
 #include "sse.h"
 
@@ -807,7 +809,7 @@ ssize_t http_body_read(struct body *body, struct slice data,
  * has, and the line under way; a bulk string's bytes it hands on. So memory
  * does not depend on what comes.
  *
- * Callers: the section "the log".
+ * Callers: the section "the shared log".
  */
 
 static enum resp_token resp_malformed(struct resp *resp, const char *why)
@@ -2597,7 +2599,7 @@ bool http_token_matches(const struct http *http, const struct request *request)
     return difference == 0;
 }
 
-/* --------------------------------------------------------------------- the log
+/* -------------------------------------------------------------- the shared log
  *
  * A Redis stream that several nodes share: what is said to Redis, and what its
  * replies mean. What an entry is for, and who waits for a flight, is sse.c's

@@ -10,9 +10,10 @@
  *   has arrived, append what is published, send the answers, deliver. Each of
  *   these stops when its time or its quantum is used up and goes on in the next
  *   turn, so no client can keep the others waiting.
- * - Only publish_event() appends to the ring. It refuses (MUST_WAIT) rather
- *   than evict a frame that a subscriber with room in its socket has not been
- *   offered yet.
+ * - Only append_event() appends to the ring: for publish_event(), or with
+ *   --redis for handle_entry(), which has read the event from the log. It
+ *   refuses (MUST_WAIT) rather than evict a frame that a subscriber with room
+ *   in its socket has not been offered yet.
  * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
  *   a replay, room in a full socket, a heartbeat, the farewell.
  * - http.c calls up only through the table `handlers`. A call that answers,
@@ -25,14 +26,15 @@
  * publish: handle_request(); publish(), begin_publication() in "requests to
  * publish"; handle_body(), publication_step() in "steps"; take_content(),
  * parse_piece() in "content"; publish_event() in "publishing"; deliver().
- * Answers are in "publications", the end of either in "other handlers". Within
- * a section what is called stands above its caller; what is called in a section
- * further down is declared before.
+ * With --redis the event goes to the log first, and comes back in "the shared
+ * log". Answers are in "publications", the end of either in "other handlers".
+ * Within a section what is called stands above its caller; what is called in a
+ * section further down is declared before.
  *
  * Order: types; log; routes; subscribing; publications; requests to publish;
- * steps; content; publishing; delivery; the history file; other handlers; the
- * service manager; phases and signals; the loop; options and their checks; the
- * start; --check; main.
+ * steps; content; publishing; delivery; the history file; the shared log; other
+ * handlers; the service manager; phases and signals; the loop; options and
+ * their checks; the start; --check; main.
  */
 #include "sse.h"
 
@@ -2212,7 +2214,7 @@ static void end_history(struct server *server)
             server->options.history_file);
 }
 
-/* ----------------------------------------------------------------- the log
+/* ---------------------------------------------------------- the shared log
  *
  * With --redis the history is that of a log which several nodes share. Its
  * entries are appended here as they are read, in the log's order and with its
