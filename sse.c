@@ -3468,8 +3468,8 @@ static void announce_ready(const struct server *server)
 
 /*
  * Says what the server is, and how much memory there can be at most, in MiB:
- * the history and its topics; connections, each of which may subscribe to
- * topics of its own; requests.
+ * the history and its topics, with what is read from and written to the log;
+ * connections, each of which may subscribe to topics of its own; requests.
  */
 static void announce(const struct server *server)
 {
@@ -3491,6 +3491,8 @@ static void announce(const struct server *server)
                        (ring->mask + 1) * sizeof(struct frame) +
                        ring->limit * TOPIC;
 
+    if (is_shared(server)) /* an event to be read, and what is to be sent */
+        history += options->max_event * 2 + 2 * MIB;
     log_event(LEVEL_INFO, "start",
               "version=%s max_connections=%" PRIu64 " history=%" PRIu64
               " history_bytes=%" PRIu64 " publish=\"%s\"",
