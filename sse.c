@@ -3014,6 +3014,12 @@ static void add_host(struct options *options, const char *name)
     options->hosts[options->host_count++] = name;
 }
 
+static void print_text(uint64_t which)
+{
+    assert(which < COUNT(print_texts));
+    fputs(print_texts[which], stdout);
+}
+
 static void take_option(struct server *server, const struct spec *spec,
                         char *value)
 {
@@ -3045,7 +3051,7 @@ static void take_option(struct server *server, const struct spec *spec,
         *(bool *)place = true;
         break;
     case KIND_PRINT:
-        fputs(print_texts[parse_name(spec, value)], stdout);
+        print_text(parse_name(spec, value));
         exit(0);
     case KIND_HELP:
         print_help();
