@@ -952,7 +952,6 @@ static void respond_published(struct server *server, struct conn *conn,
                               int status, const char *error, bool unknown)
 {
     const struct publication *publication = &conn->exchange->publication;
-    bool deletes = publication->from == FROM_DELETE;
     char bytes[800];
     struct text json = { bytes, sizeof(bytes), 0 };
     struct response response = { .status = status,
@@ -971,8 +970,7 @@ static void respond_published(struct server *server, struct conn *conn,
         text_put(&json, "{\"error\":\"%s\",\"outcome\":\"unknown\"}\n", error);
     } else {
         text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
-                 deletes ? publication->topic->newest_id : publication->last,
-                 publication->topic->subscriber_count);
+                 publication->last, publication->topic->subscriber_count);
     }
     response.length = json.length;
     if (server->options.sync == SYNC_ALWAYS && status < 300)
@@ -1362,7 +1360,10 @@ static bool append_or_wait(struct server *server, struct conn *conn,
         wait_for_outcome(server, conn, event, outcome);
         return false;
     }
-    *id = publication->logged ? publication->logged : server->ring.newest_id;
+    /* a topic that was finished already has the id of that end */
+    *id = publication->logged ? publication->logged
+          : event->finishes   ? publication->topic->newest_id
+                              : server->ring.newest_id;
     publication->logged = 0;
     conn_go_on(&server->http, conn);
     if (outcome != PUBLISHED) {
@@ -1415,8 +1416,11 @@ static void publication_step(struct server *server, struct conn *conn)
     case STEP_FINISH:
         if (is_input(conn)) /* which holds it: this cannot fail */
             change_topic(server, publication, slice_of(server->options.topic));
-        if (!publication->finishes || append_or_wait(server, conn, &end, &id))
-            publication->step = STEP_ANSWER;
+        if (publication->finishes && !append_or_wait(server, conn, &end, &id))
+            break;
+        publication->step = STEP_ANSWER;
+        if (deletes)
+            publication->last = id;
         break;
     case STEP_ANSWER:
         if (is_input(conn))
