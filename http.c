@@ -1,6 +1,7 @@
 /*
  * http.c owns the connections and what is said on them, in HTTP/1.1 (RFC 9110,
- * RFC 9112): sockets, request heads and bodies, answers, files, credentials.
+ * RFC 9112): sockets, request heads and bodies, answers, files, credentials;
+ * and in the protocol of Redis, with the log that several nodes share.
  * What a request means is sse.c's business. http.c tells sse.c what has
  * happened through struct handlers; sse.c answers with the respond functions,
  * reads a body with conn_begin_body(), or makes the connection an event stream
@@ -23,10 +24,11 @@
  * why, in one line for the client to read.
  *
  * The sections, in order. Parsers and formatters: slices, request heads,
- * queries and hosts, bodies, response heads, files. The table of connections:
- * clock and lists, memory of requests, connections, accepting. A request's way
- * through a turn: answers, requests and their bodies, a turn. The start and
- * the end: listeners, credentials, the start and the end.
+ * queries and hosts, bodies, replies of Redis, response heads, files. The table
+ * of connections: clock and lists, memory of requests, connections, accepting.
+ * A request's way through a turn: answers, requests and their bodies,
+ * credentials, the shared log, a turn. The start and the end: listeners, the
+ * start and the end.
  */
 #include "sse.h"
 
@@ -807,7 +809,7 @@ ssize_t http_body_read(struct body *body, struct slice data,
  * has, and the line under way; a bulk string's bytes it hands on. So memory
  * does not depend on what comes.
  *
- * Callers: the section "the log".
+ * Callers: the section "the shared log".
  */
 
 static enum resp_token resp_malformed(struct resp *resp, const char *why)
@@ -2597,7 +2599,7 @@ bool http_token_matches(const struct http *http, const struct request *request)
     return difference == 0;
 }
 
-/* --------------------------------------------------------------------- the log
+/* -------------------------------------------------------------- the shared log
  *
  * A Redis stream that several nodes share: what is said to Redis, and what its
  * replies mean. What an entry is for, and who waits for a flight, is sse.c's
@@ -2625,7 +2627,8 @@ const char redis_script[] =
     "-- ARGV[1]  how many events to keep, about\n"
     "-- ARGV[2]  the newest N that the caller has seen, or 0\n"
     "-- ARGV[3]  and so on: fields and values: t topic, d data, e event name,\n"
-    "--          r retry, k end, abort or begin\n"
+    "--          r retry, k end or abort; or nothing but k begin: returns the\n"
+    "--          newest id, and appends a begin only where the log needs one\n"
     "local time = redis.call('TIME')\n"
     "local ms = string.format('%.0f',\n"
     "    time[1] * 1000 + math.floor(time[2] / 1000))\n"
@@ -2657,29 +2660,37 @@ const char redis_script[] =
     "  return add(...)\n"
     "end\n"
     "\n"
-    "if ARGV[3] == 'k' and ARGV[4] == 'begin' then\n"
-    "  -- several nodes may see at once that the log has to begin anew\n"
-    "  local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)\n"
-    "  local name, fields = unpack(newest[1] or { '', {} })\n"
-    "  local n = tonumber(string.match(name, '^0%-(%d+)$') or 0)\n"
-    "  if n > tonumber(ARGV[2]) and fields[4] == 'begin' and\n"
-    "      fields[6] == ARGV[6] then\n"
-    "    return name\n"
-    "  end\n"
-    "elseif redis.call('EXISTS', KEYS[1]) == 0 then\n"
+    "-- The log begins (anew) where there is no stream, where it has not come\n"
+    "-- as far as the caller has seen, and with each run of the server, since\n"
+    "-- one that was restarted may have lost the end of it.\n"
+    "local run = KEYS[1] .. ':run'\n"
+    "\n"
+    "local function run_id()\n"
+    "  return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')\n"
+    "end\n"
+    "\n"
+    "local function begin()\n"
     "  local begun = add('k', 'begin')\n"
     "  if type(begun) == 'table' then return begun end\n"
+    "  redis.call('SET', run, run_id())\n"
     "  id = id + 1\n"
+    "  return begun\n"
+    "end\n"
+    "\n"
+    "if ARGV[3] == 'k' and ARGV[4] == 'begin' then\n"
+    "  local last = last_id()\n"
+    "  local n = tonumber(string.match(last or '', '^0%-(%d+)$') or 2 ^ 53)\n"
+    "  if last and n >= tonumber(ARGV[2]) and\n"
+    "      redis.call('GET', run) == run_id() then\n"
+    "    return last\n"
+    "  end\n"
+    "  return begin()\n"
+    "end\n"
+    "if redis.call('EXISTS', KEYS[1]) == 0 then\n"
+    "  local begun = begin()\n"
+    "  if type(begun) == 'table' then return begun end\n"
     "end\n"
     "return add(unpack(ARGV, 3))\n";
-
-/* The newest id that the stream ever had; "" if there is no stream. */
-static const char last_id_script[] =
-    "local info = redis.pcall('XINFO', 'STREAM', KEYS[1])\n"
-    "for i = 1, #info, 2 do\n"
-    "  if info[i] == 'last-generated-id' then return info[i + 1] end\n"
-    "end\n"
-    "return redis.call('EXISTS', KEYS[1]) == 0 and '' or info\n";
 
 /* Errors that say what is to be done. After one that breaks, the connections
  * are made anew: they may then lead to another server. */
@@ -2749,8 +2760,8 @@ static void flight_over(struct http *http, struct flight *flight,
     if (flight->state == FLIGHT_OVER)
         return;
     flight->state = FLIGHT_OVER;
-    if (flight->context == &http->redis) /* redis_begin() */
-        http->redis.begins = end == FLIGHT_LOGGED;
+    if (flight->context == &http->redis) /* ask_log() */
+        http->redis.asks = end == FLIGHT_AGAIN;
     else
         http->handlers->flight_ended(http->server, flight->fd, flight->context,
                                      end, flight->id, why);
@@ -2796,7 +2807,7 @@ redis_break(struct http *http, const char *format, ...)
                  redis->writer.out_total - buffer_length(&redis->writer.out),
                  redis->reason);
     redis->flight_first = redis->flight_answered = redis->flight_next;
-    redis->begins = redis->entry_waits = false;
+    redis->asks = redis->entry_waits = false;
     peer_drop(http, &redis->writer);
     peer_drop(http, &redis->reader);
     http->handlers->log_changed(http->server);
@@ -2933,33 +2944,25 @@ void redis_abandon(struct http *http, uint64_t flight, void *context)
     flight_at(&http->redis, flight)->context = context;
 }
 
-/* The log went back: a new beginning, above all that was ever read here, tells
- * all nodes. */
-static void redis_begin(struct http *http)
+/* Asks for the newest id of the log, and has it begun where it needs that: it
+ * has not come as far as was read here, or is that of another run of the
+ * server. The answer is for log_told(). The reader says nothing meanwhile. */
+static void ask_log(struct http *http)
 {
-    struct redis *redis = &http->redis;
-    const struct slice pairs[] = { SLICE("k"), SLICE("begin"), SLICE("d"),
-                                   slice_of(redis->run_id) };
+    const struct slice pairs[] = { SLICE("k"), SLICE("begin") };
 
-    if (!redis->begins)
-        redis->begins = redis_append(http, pairs, 4, NONE, redis) != 0;
+    http->redis.asks =
+        redis_append(http, pairs, COUNT(pairs), NONE, &http->redis) == 0;
 }
 
-/* All that there was has been read. In another run of the server the log may
- * have lost its end without a trace, so that run begins it anew. */
+/* All that there was has been read. */
 static void round_ended(struct http *http)
 {
     struct redis *redis = &http->redis;
-    bool ran_on = !redis->ready_run_id[0] ||
-                  strcmp(redis->run_id, redis->ready_run_id) == 0 ||
-                  strcmp(redis->run_id, redis->begun_run_id) == 0;
 
     redis->rounds = redis->rounds_begun;
     redis->doubts = 0;
-    if (redis->state == REDIS_CATCHING_UP && !ran_on) {
-        redis_begin(http);
-    } else if (redis->state == REDIS_CATCHING_UP && redis->sha[0]) {
-        strcpy(redis->ready_run_id, redis->run_id);
+    if (redis->state == REDIS_CATCHING_UP) {
         redis->failures = 0;
         redis->state = REDIS_READY;
         http->handlers->log_changed(http->server);
@@ -2968,9 +2971,9 @@ static void round_ended(struct http *http)
     say_wait(http);
 }
 
-static bool is_before(uint64_t ms, uint64_t id, const struct redis *redis)
+static bool is_event_id(uint64_t ms, uint64_t id)
 {
-    return ms != redis->cursor_ms ? ms < redis->cursor_ms : id < redis->cursor;
+    return ms == 0 && id > 0 && id <= ID_MAX;
 }
 
 static void move_cursor(struct redis *redis, uint64_t ms, uint64_t id)
@@ -2978,16 +2981,20 @@ static void move_cursor(struct redis *redis, uint64_t ms, uint64_t id)
     redis->has_cursor = true;
     redis->cursor_ms = ms;
     redis->cursor = id;
-    if (ms == 0 && id > redis->newest)
+    if (is_event_id(ms, id) && id > redis->newest)
         redis->newest = id;
 }
 
-/* Something is missing between the cursor and what follows. */
-static void redis_gap(struct http *http, uint64_t id)
+/* Something is missing between the cursor and what follows: the entry of that
+ * id, or (`after`) what comes behind it. */
+static void redis_gap(struct http *http, uint64_t ms, uint64_t id, bool after)
 {
-    if (http->redis.has_cursor)
+    struct redis *redis = &http->redis;
+
+    if (redis->has_cursor)
         flights_lost(http, UINT64_MAX, "the log has a gap");
-    http->handlers->log_gap(http->server, id);
+    http->handlers->log_gap(
+        http->server, is_event_id(ms, id) ? id - !after : redis->newest + 1);
 }
 
 /* "ms-id". */
@@ -3001,23 +3008,23 @@ static bool parse_entry_id(struct slice text, uint64_t *ms, uint64_t *id)
            slice_number(slice_from(text, length + 1), UINT64_MAX, id);
 }
 
-/* The stream's last id, or that there is no stream: what does it mean that
- * nothing follows the cursor, and not even the cursor is there? */
-static void stream_told(struct http *http, bool exists, uint64_t ms,
-                        uint64_t id)
+/* The newest id is told, at first, or when nothing followed the cursor and not
+ * even the cursor was there. */
+static void log_told(struct http *http, uint64_t ms, uint64_t id)
 {
     struct redis *redis = &http->redis;
+    bool is_cursor =
+        redis->has_cursor && ms == redis->cursor_ms && id == redis->cursor;
 
-    if (!exists || (redis->has_cursor && is_before(ms, id, redis))) {
-        redis_begin(http);
-        say_wait(http);
-    } else if (redis->has_cursor && ms == redis->cursor_ms &&
-               id == redis->cursor) {
+    if (redis->doubts && is_cursor) { /* it has been deleted, and is the last */
         round_ended(http);
-    } else if (redis->has_cursor && redis->doubts++ == 0) {
-        say_range(http); /* it went on meanwhile */
-    } else {
-        redis_gap(http, ms ? redis->newest + 1 : id);
+    } else if (redis->doubts < 2) { /* the log goes on, or has begun anew */
+        if (redis->doubts && redis->has_cursor &&
+            !is_event_id(redis->cursor_ms, redis->cursor)) /* repaired */
+            move_cursor(redis, 0, redis->newest);
+        say_range(http);
+    } else { /* all that followed has been deleted */
+        redis_gap(http, ms, id, true);
         move_cursor(redis, ms, id);
         round_ended(http);
     }
@@ -3026,15 +3033,16 @@ static void stream_told(struct http *http, bool exists, uint64_t ms,
 static void range_ended(struct http *http)
 {
     struct redis *redis = &http->redis;
-    const struct slice words[] = { SLICE("EVAL"), slice_of(last_id_script),
-                                   SLICE("1"), slice_of(redis->key) };
 
-    if (redis->range_count == 0)
-        peer_say(http, &redis->reader, REPLY_STREAM, words, COUNT(words));
-    else if (redis->range_count < RANGE_COUNT)
+    if (redis->range_count == 0) {
+        redis->doubts++;
+        ask_log(http);
+    } else if (redis->range_count < RANGE_COUNT) {
         round_ended(http);
-    else
+    } else {
+        redis->doubts = 0;
         say_range(http);
+    }
 }
 
 /* The reply under way is complete. */
@@ -3052,16 +3060,10 @@ static bool take_entry(struct http *http)
 {
     struct redis *redis = &http->redis;
     const struct log_entry *entry = &redis->entry;
-    struct slice run_id = entry->fields[ENTRY_DATA];
 
     if (!http->handlers->entry(http->server, entry))
         return false;
     redis->entry_waits = false;
-    if (slice_is(entry->fields[ENTRY_KIND], "begin")) {
-        snprintf(redis->begun_run_id, RUN_ID_SIZE, "%.*s", (int)run_id.length,
-                 run_id.data);
-        redis->begins = false;
-    }
     move_cursor(redis, entry->ms, entry->id);
     if (redis->reader.resp.done) {
         peer_answered(http, &redis->reader);
@@ -3090,8 +3092,14 @@ static void entry_ended(struct http *http)
         range_ended(http);
         return;
     }
+    if (redis->has_cursor &&
+        (entry->ms != redis->cursor_ms ? entry->ms < redis->cursor_ms
+                                       : entry->id <= redis->cursor)) {
+        redis_break(http, "Redis: entries that are not in order");
+        return;
+    }
     if (redis->range_count == 1)
-        redis_gap(http, entry->ms ? redis->newest + 1 : entry->id - 1);
+        redis_gap(http, entry->ms, entry->id, false);
     redis->entry_waits = true;
 }
 
@@ -3269,23 +3277,30 @@ static void take_sha(struct http *http, struct slice sha)
     if (redis->state != REDIS_OPENING)
         return;
     redis->state = REDIS_CATCHING_UP;
-    say_range(http);
+    redis->doubts = 0;
+    ask_log(http);
 }
 
 /* The reply to what was appended first. */
-static void take_flight(struct http *http, struct slice id)
+static void take_flight(struct http *http, struct slice text)
 {
     struct redis *redis = &http->redis;
     struct flight *flight = flight_at(redis, redis->flight_answered++);
-    uint64_t ms;
+    bool asked = flight->context == redis;
+    uint64_t ms = 0, id = 0;
+    bool is_id = parse_entry_id(text, &ms, &id) && (ms == 0 || asked);
 
     redis->writer.text_length = 0;
     redis->writer.since = http->now;
-    if (flight->state == FLIGHT_OVER)
-        return;
-    flight->state = FLIGHT_HAS_ID;
-    if (!parse_entry_id(id, &ms, &flight->id) || ms)
+    if (!is_id) {
         redis_break(http, "Redis: the script has returned no id");
+    } else if (asked) {
+        flight->state = FLIGHT_OVER;
+        log_told(http, ms, id);
+    } else if (flight->state != FLIGHT_OVER) {
+        flight->state = FLIGHT_HAS_ID;
+        flight->id = id;
+    }
 }
 
 /* A reply that is one string is complete. */
@@ -3293,7 +3308,6 @@ static void take_text(struct http *http, struct redis_peer *peer)
 {
     enum redis_reply reply = peer_expects(&http->redis, peer);
     struct slice text = { peer->text, peer->text_length };
-    uint64_t ms = 0, id = 0;
 
     if (reply == REPLY_APPEND) {
         take_flight(http, text);
@@ -3304,11 +3318,6 @@ static void take_text(struct http *http, struct redis_peer *peer)
         take_info(http, peer);
     else if (reply == REPLY_SCRIPT)
         take_sha(http, text);
-    else if (reply == REPLY_STREAM && text.length &&
-             !parse_entry_id(text, &ms, &id))
-        redis_break(http, "Redis: no last id of the stream");
-    else if (reply == REPLY_STREAM)
-        stream_told(http, text.length > 0, ms, id);
 }
 
 /* A refused flight is told why. Without the script it is not even refused: it
@@ -3321,14 +3330,14 @@ static void take_error(struct http *http, struct redis_peer *peer)
 
     if (peer_expects(redis, peer) == REPLY_APPEND) {
         struct flight *flight = flight_at(redis, redis->flight_answered++);
-        bool begins = flight->context == redis;
+        bool asked = flight->context == redis;
 
         if (lacks_script)
             redis->sha[0] = '\0';
         flight_over(http, flight, lacks_script ? FLIGHT_AGAIN : FLIGHT_REFUSED,
                     error->meaning);
         peer->since = http->now;
-        if (lacks_script || (!error->breaks && !begins))
+        if (lacks_script || (!error->breaks && !asked))
             return;
     }
     redis_break(http, *error->code ? "%s" : "%s: %.*s", error->meaning,
@@ -3446,38 +3455,44 @@ static void say_auth(struct http *http, struct redis_peer *peer,
         peer_say(http, peer, REPLY_AUTH, words, count);
 }
 
+/* A connection to Redis, which may be under way; -1 with errno. */
+static int connect_redis(const struct http *http)
+{
+    const struct redis *redis = &http->redis;
+    const struct sockaddr *address = (const void *)&redis->peer_address;
+    int one = 1, error = 0;
+    int fd = socket(address->sa_family,
+                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+
+    if (fd < 0)
+        return -1;
+    if (address->sa_family != AF_UNIX)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if ((uint32_t)fd >= http->conn_limit)
+        error = EMFILE;
+    else if ((connect(fd, address, redis->peer_address_length) < 0 &&
+              errno != EINPROGRESS) ||
+             epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+        error = errno;
+    if (!error)
+        return fd;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
 /* Connects and says what is said first. False if that fails. */
 static bool peer_open(struct http *http, struct redis_peer *peer,
                       struct slice credentials)
 {
     const struct slice info[] = { SLICE("INFO"), SLICE("server") };
-    const struct redis *redis = &http->redis;
-    const struct sockaddr *address = (const void *)&redis->peer_address;
-    int one = 1;
-    int fd = socket(address->sa_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
     struct conn *conn;
 
-    if (fd < 0)
+    peer->fd = connect_redis(http);
+    if (peer->fd < 0)
         return false;
-    if ((uint32_t)fd >= http->conn_limit)
-        errno = EMFILE;
-    else if (address->sa_family != AF_UNIX &&
-             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) < 0)
-        ;
-    else if ((connect(fd, address, redis->peer_address_length) == 0 ||
-              errno == EINPROGRESS) &&
-             epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) == 0)
-        peer->fd = fd;
-    if (peer->fd < 0) {
-        int error = errno;
-
-        close(fd);
-        errno = error;
-        return false;
-    }
-    conn = conn_at(http, (uint32_t)fd);
+    conn = conn_at(http, (uint32_t)peer->fd);
     *conn = (struct conn){ .flags = FLAG_OWN, .interest = EPOLLIN };
     conn_set_state(http, conn, CONN_REDIS);
     peer->in.start = peer->in.end = peer->out.start = peer->out.end = 0;
@@ -3486,36 +3501,44 @@ static bool peer_open(struct http *http, struct redis_peer *peer,
     peer->text_length = 0;
     peer->readable = false;
     say_auth(http, peer, credentials);
-    peer_say(http, peer, REPLY_INFO, info, 2);
+    peer_say(http, peer, REPLY_INFO, info, COUNT(info));
     return true;
+}
+
+/* Reads the file with the password. NULL, or why that cannot be. */
+static const char *read_credentials(const char *path, struct slice *credentials)
+{
+    static char bytes[REDIS_KEY_MAX + 1];
+    const char *refused;
+    struct stat status;
+    size_t length = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return strerror(errno);
+    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    close(fd);
+    while (length && strchr("\r\n", bytes[length - 1]))
+        length--;
+    *credentials = (struct slice){ bytes, length };
+    if (!refused && length == 0)
+        refused = "it is empty";
+    if (!refused && length > REDIS_KEY_MAX)
+        refused = "it is too long";
+    return refused;
 }
 
 /* The password is read at each connect, so it can be changed at any time. */
 static void redis_open(struct http *http)
 {
     struct redis *redis = &http->redis;
-    char bytes[REDIS_KEY_MAX + 1];
-    struct slice credentials = { bytes, 0 };
+    struct slice credentials = SLICE("");
     const char *refused = NULL;
-    struct stat status;
-    int fd = -1;
 
     redis->state = REDIS_OPENING;
     redis->run_id[0] = redis->sha[0] = '\0';
-    if (redis->auth_file) {
-        fd = open(redis->auth_file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-        refused =
-            fd < 0 ? strerror(errno)
-                   : read_unchanged(redis->auth_file, fd, bytes, sizeof(bytes),
-                                    &credentials.length, &status);
-        if (fd >= 0)
-            close(fd);
-        while (credentials.length &&
-               strchr("\r\n", bytes[credentials.length - 1]))
-            credentials.length--;
-        if (!refused && credentials.length == 0)
-            refused = "it is empty";
-    }
+    if (redis->auth_file)
+        refused = read_credentials(redis->auth_file, &credentials);
     if (refused)
         redis_break(http, "--redis-auth-file: %s", refused);
     else if (!peer_open(http, &redis->writer, credentials) ||
@@ -3536,8 +3559,7 @@ static void flights_land(struct http *http)
 
         if (flight->state == FLIGHT_OVER)
             continue;
-        if (redis->has_cursor &&
-            (redis->cursor_ms || flight->id <= redis->cursor))
+        if (flight->id <= redis->newest)
             flight_over(http, flight, FLIGHT_LOGGED, NULL);
         else if (http->now >= flight->since + FLIGHT_PATIENCE)
             flight_over(http, flight, FLIGHT_UNKNOWN,
@@ -3572,6 +3594,8 @@ static void redis_serve(struct http *http)
     if (!redis->sha[0] && redis->state > REDIS_OPENING &&
         peer_expects(redis, &redis->writer) == REPLY_NONE)
         say_script(http);
+    if (redis->asks && redis->sha[0])
+        ask_log(http);
     if (is_late(http, &redis->writer) || is_late(http, &redis->reader))
         redis_break(http, "Redis has not answered for %d s",
                     REDIS_PATIENCE / 1000);

@@ -10,9 +10,10 @@
  *   has arrived, append what is published, send the answers, deliver. Each of
  *   these stops when its time or its quantum is used up and goes on in the next
  *   turn, so no client can keep the others waiting.
- * - Only publish_event() appends to the ring. It refuses (MUST_WAIT) rather
- *   than evict a frame that a subscriber with room in its socket has not been
- *   offered yet.
+ * - Only append_event() appends to the ring: for publish_event(), or with
+ *   --redis for handle_entry(), which has read the event from the log. It
+ *   refuses (MUST_WAIT) rather than evict a frame that a subscriber with room
+ *   in its socket has not been offered yet.
  * - Only stream_send() sends to a subscriber, whatever the reason: a new event,
  *   a replay, room in a full socket, a heartbeat, the farewell.
  * - http.c calls up only through the table `handlers`. A call that answers,
@@ -25,14 +26,15 @@
  * publish: handle_request(); publish(), begin_publication() in "requests to
  * publish"; handle_body(), publication_step() in "steps"; take_content(),
  * parse_piece() in "content"; publish_event() in "publishing"; deliver().
- * Answers are in "publications", the end of either in "other handlers". Within
- * a section what is called stands above its caller; what is called in a section
- * further down is declared before.
+ * With --redis the event goes to the log first, and comes back in "the shared
+ * log". Answers are in "publications", the end of either in "other handlers".
+ * Within a section what is called stands above its caller; what is called in a
+ * section further down is declared before.
  *
  * Order: types; log; routes; subscribing; publications; requests to publish;
- * steps; content; publishing; delivery; the history file; other handlers; the
- * service manager; phases and signals; the loop; options and their checks; the
- * start; --check; main.
+ * steps; content; publishing; delivery; the history file; the shared log; other
+ * handlers; the service manager; phases and signals; the loop; options and
+ * their checks; the start; --check; main.
  */
 #include "sse.h"
 
@@ -950,7 +952,6 @@ static void respond_published(struct server *server, struct conn *conn,
                               int status, const char *error, bool unknown)
 {
     const struct publication *publication = &conn->exchange->publication;
-    bool deletes = publication->from == FROM_DELETE;
     char bytes[800];
     struct text json = { bytes, sizeof(bytes), 0 };
     struct response response = { .status = status,
@@ -969,8 +970,7 @@ static void respond_published(struct server *server, struct conn *conn,
         text_put(&json, "{\"error\":\"%s\",\"outcome\":\"unknown\"}\n", error);
     } else {
         text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
-                 deletes ? publication->topic->newest_id : publication->last,
-                 publication->topic->subscriber_count);
+                 publication->last, publication->topic->subscriber_count);
     }
     response.length = json.length;
     if (server->options.sync == SYNC_ALWAYS && status < 300)
@@ -1360,7 +1360,10 @@ static bool append_or_wait(struct server *server, struct conn *conn,
         wait_for_outcome(server, conn, event, outcome);
         return false;
     }
-    *id = publication->logged ? publication->logged : server->ring.newest_id;
+    /* a topic that was finished already has the id of that end */
+    *id = publication->logged ? publication->logged
+          : event->finishes   ? publication->topic->newest_id
+                              : server->ring.newest_id;
     publication->logged = 0;
     conn_go_on(&server->http, conn);
     if (outcome != PUBLISHED) {
@@ -1384,7 +1387,7 @@ static void publication_step(struct server *server, struct conn *conn)
     bool deletes = publication->from == FROM_DELETE;
     struct event end = { .id = deletes ? publication->event.id : 0,
                          .finishes = true };
-    uint64_t id;
+    uint64_t id = 0;
 
     switch (publication->step) {
     case STEP_TAKE: /* an empty piece is the end of the content */
@@ -1413,8 +1416,11 @@ static void publication_step(struct server *server, struct conn *conn)
     case STEP_FINISH:
         if (is_input(conn)) /* which holds it: this cannot fail */
             change_topic(server, publication, slice_of(server->options.topic));
-        if (!publication->finishes || append_or_wait(server, conn, &end, &id))
-            publication->step = STEP_ANSWER;
+        if (publication->finishes && !append_or_wait(server, conn, &end, &id))
+            break;
+        publication->step = STEP_ANSWER;
+        if (deletes)
+            publication->last = id;
         break;
     case STEP_ANSWER:
         if (is_input(conn))
@@ -2212,19 +2218,21 @@ static void end_history(struct server *server)
             server->options.history_file);
 }
 
-/* ----------------------------------------------------------------- the log
+/* ---------------------------------------------------------- the shared log
  *
  * With --redis the history is that of a log which several nodes share. Its
  * entries are appended here as they are read, in the log's order and with its
  * ids. A publisher is answered when its event has come back. http.c reads and
  * writes the log; these are its handlers.
  *
- * What is no event is passed over. A "begin" says that the log began anew: what
- * was held is forgotten, and every older position is told of a gap. So is a
- * position before a hole. Subscribers are sent off to come back and be told.
+ * What is no event is passed over. A "begin" says that the log may have lost
+ * its end: every older position is told of a gap, and then gets what is held.
+ * Where the log itself shows that something is missing here, what was held is
+ * forgotten as well, since other nodes may not have it.
  */
 
-/* Everything up to the id may have been lost. */
+/* Everything up to the id may have been lost. Subscribers are sent off to come
+ * back and be told. */
 static void begin_again(struct server *server, uint64_t id, const char *why)
 {
     struct ring *ring = &server->ring;
@@ -2232,9 +2240,7 @@ static void begin_again(struct server *server, uint64_t id, const char *why)
     if (server->loaded)
         log_event(LEVEL_WARN, "log_gap", "id=%" PRIu64 " reason=\"%s\"", id,
                   why);
-    ring_forget(ring);
     ring_begin_after(ring, id > ring->newest_id ? id : ring->newest_id);
-    server->ready_from = server->ready_from_next = 0;
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
 
@@ -2246,8 +2252,11 @@ static void begin_again(struct server *server, uint64_t id, const char *why)
     }
 }
 
+/* What is held may not be in the log any more. */
 static void handle_log_gap(struct server *server, uint64_t id)
 {
+    ring_forget(&server->ring);
+    server->ready_from = server->ready_from_next = 0;
     begin_again(server, id, "events before it are missing");
 }
 
@@ -2256,18 +2265,16 @@ static const char *read_entry(const struct server *server,
                               const struct log_entry *entry,
                               struct event *event)
 {
-    const struct slice *fields = entry->fields;
-    struct slice kind = fields[ENTRY_KIND], topic = fields[ENTRY_TOPIC];
+    const struct slice *values = entry->fields;
+    struct slice kind = values[ENTRY_KIND], topic = values[ENTRY_TOPIC];
     bool ends = slice_is(kind, "end") || slice_is(kind, "abort");
     const char *refused = topic.length ? topic_name_refused(topic) : NULL;
     uint64_t number;
 
     *event = (struct event){ .id = entry->id,
-                             .data = fields[ENTRY_DATA],
+                             .data = values[ENTRY_DATA],
                              .finishes = ends,
                              .incomplete = slice_is(kind, "abort") };
-    if (entry->ms || entry->id == 0 || entry->id > ID_MAX)
-        return "its id is not 0-N";
     if (!topic.data)
         return "it has no field t, its topic";
     if (refused)
@@ -2276,16 +2283,16 @@ static const char *read_entry(const struct server *server,
         return "its field k is not end, abort or begin";
     if (ends && topic.length == 0)
         return "the main stream has no end";
-    if (!ends && !fields[ENTRY_DATA].data)
+    if (!ends && !values[ENTRY_DATA].data)
         return "it has no field d, its data";
-    if (fields[ENTRY_DATA].length > server->options.max_event)
+    if (values[ENTRY_DATA].length > server->options.max_event)
         return "its data is longer than --max-event";
-    if (slice_number(fields[ENTRY_TIME], INT64_MAX / 1000, &number))
+    if (slice_number(values[ENTRY_TIME], INT64_MAX / 1000, &number))
         event->time = (int64_t)number;
     if (ends || topic.length == 0)
         return NULL;
-    event->name = fields[ENTRY_EVENT];
-    event->retry = fields[ENTRY_RETRY];
+    event->name = values[ENTRY_EVENT];
+    event->retry = values[ENTRY_RETRY];
     if (event->retry.data &&
         (event->retry.length > EVENT_NUMBER_MAX ||
          strspn(event->retry.data, "0123456789") < event->retry.length))
@@ -2315,9 +2322,12 @@ static const char *take_event(struct server *server, struct slice name,
 
 static bool handle_entry(struct server *server, const struct log_entry *entry)
 {
-    bool begins = !entry->ms && slice_is(entry->fields[ENTRY_KIND], "begin");
+    bool is_ours = entry->ms == 0 && entry->id > 0 && entry->id <= ID_MAX;
+    bool begins = is_ours && slice_is(entry->fields[ENTRY_KIND], "begin");
     struct event event;
-    const char *refused = begins ? NULL : read_entry(server, entry, &event);
+    const char *refused = begins    ? NULL
+                          : is_ours ? read_entry(server, entry, &event)
+                                    : "its id is not 0-N";
     bool waits = false;
 
     if (begins)
@@ -2331,18 +2341,26 @@ static bool handle_entry(struct server *server, const struct log_entry *entry)
         log_event(LEVEL_WARN, "log_skipped",
                   "id=%" PRIu64 "-%" PRIu64 " reason=\"%s\"", entry->ms,
                   entry->id, refused);
-    if (!entry->ms && entry->id <= ID_MAX)
+    if (is_ours)
         ring_pass(&server->ring, entry->id);
     return true;
 }
 
 static void announce_ready(const struct server *server);
 
+static void log_away(const char *reason)
+{
+    char quoted[2 * sizeof(((struct redis *)0)->reason)];
+
+    log_event(LEVEL_WARN, "log", "state=away reason=%s",
+              log_quote(quoted, sizeof(quoted), slice_of(reason)));
+}
+
+/* Logged once for each change, and for each new reason. */
 static void handle_log_changed(struct server *server)
 {
     const struct redis *redis = &server->http.redis;
     bool ready = redis->state == REDIS_READY;
-    char reason[512];
 
     if (ready == server->is_log_ready &&
         (ready || strcmp(redis->reason, server->log_reason) == 0))
@@ -2351,8 +2369,7 @@ static void handle_log_changed(struct server *server)
         log_event(LEVEL_INFO, "log", "state=ready newest_id=%" PRIu64,
                   server->ring.newest_id);
     else
-        log_event(LEVEL_WARN, "log", "state=away reason=%s",
-                  log_quote(reason, sizeof(reason), slice_of(redis->reason)));
+        log_away(redis->reason);
     if (server->is_log_ready)
         format_now(server->away_since);
     server->is_log_ready = ready;
@@ -2374,13 +2391,12 @@ static void wake_for_log(struct server *server)
     uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_RETRY;
     const struct queue *queue = &server->http.queues[QUEUE_LOG];
 
-    while (server->log_wakes && clock_us(CLOCK_MONOTONIC) < end) {
+    if (server->log_wakes > queue->count) /* some have left */
+        server->log_wakes = queue->count;
+    while (server->log_wakes && queue->count &&
+           clock_us(CLOCK_MONOTONIC) < end) {
         struct conn *conn = conn_at(&server->http, queue->list.first);
 
-        if (!queue->count) {
-            server->log_wakes = 0;
-            break;
-        }
         server->log_wakes--;
         if (conn->exchange->publication.topic) {
             queue_remove(&server->http, conn);
@@ -2422,13 +2438,15 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
             finish_again(server, context);
         return;
     }
+    if (end == FLIGHT_REFUSED && may_log(server, LEVEL_WARN))
+        log_event(LEVEL_WARN, "log_refused", "reason=\"%s\"", why);
     publication = &conn->exchange->publication;
     publication->flight = 0;
     if (end == FLIGHT_LOGGED) {
         publication->logged = id;
         publication_step(server, conn);
         if (server->phase >= PHASE_DRAIN && conn->state == CONN_BODY &&
-            is_streamed(publication))
+            is_streamed(publication) && publication->step == STEP_TAKE)
             publication_fail(server, conn, 503, DRAINING_TEXT);
     } else if (end == FLIGHT_AGAIN) {
         conn_wait(&server->http, conn, QUEUE_WAITING);
@@ -3006,6 +3024,12 @@ static void add_host(struct options *options, const char *name)
     options->hosts[options->host_count++] = name;
 }
 
+static void print_text(uint64_t which)
+{
+    assert(which < COUNT(print_texts));
+    fputs(print_texts[which], stdout);
+}
+
 static void take_option(struct server *server, const struct spec *spec,
                         char *value)
 {
@@ -3037,7 +3061,7 @@ static void take_option(struct server *server, const struct spec *spec,
         *(bool *)place = true;
         break;
     case KIND_PRINT:
-        fputs(print_texts[parse_name(spec, value)], stdout);
+        print_text(parse_name(spec, value));
         exit(0);
     case KIND_HELP:
         print_help();
@@ -3460,8 +3484,8 @@ static void announce_ready(const struct server *server)
 
 /*
  * Says what the server is, and how much memory there can be at most, in MiB:
- * the history and its topics; connections, each of which may subscribe to
- * topics of its own; requests.
+ * the history and its topics, with what is read from and written to the log;
+ * connections, each of which may subscribe to topics of its own; requests.
  */
 static void announce(const struct server *server)
 {
@@ -3483,6 +3507,8 @@ static void announce(const struct server *server)
                        (ring->mask + 1) * sizeof(struct frame) +
                        ring->limit * TOPIC;
 
+    if (is_shared(server)) /* an event to be read, and what is to be sent */
+        history += options->max_event * 2 + 2 * (uint64_t)MIB;
     log_event(LEVEL_INFO, "start",
               "version=%s max_connections=%" PRIu64 " history=%" PRIu64
               " history_bytes=%" PRIu64 " publish=\"%s\"",

@@ -1203,7 +1203,7 @@ enum {
  *
  * The cursor is the entry that was read last. That nothing is missing behind it
  * is proven with every read: XRANGE from the cursor on begins with the cursor
- * itself, or is empty and the stream's last id is the cursor's.
+ * itself. The script tells of a log that went back, or may have.
  *
  * A flight is an event on its way: appended, answered with its id, and read.
  * They are in the order in which they were appended.
@@ -1251,7 +1251,6 @@ enum redis_reply {
     REPLY_SCRIPT,
     REPLY_WAIT,   /* XREAD: there is something to read, or time is up */
     REPLY_RANGE,  /* XRANGE */
-    REPLY_STREAM, /* XINFO STREAM */
     REPLY_APPEND, /* of a flight */
 };
 
@@ -1283,18 +1282,16 @@ struct redis {
     struct sockaddr_storage peer_address;
     socklen_t peer_address_length;
     struct redis_peer writer, reader;
-    uint64_t again;                 /* ms: when REDIS_RESTING ends */
-    unsigned failures;              /* since it was ready */
-    char run_id[RUN_ID_SIZE];       /* of the server, 40 digits */
-    char ready_run_id[RUN_ID_SIZE]; /* of the one that was ready last; or "" */
-    char begun_run_id[RUN_ID_SIZE]; /* that the last "begin" names; or "" */
-    char sha[SHA_SIZE];             /* of the script; "": not loaded */
+    uint64_t again;           /* ms: when REDIS_RESTING ends */
+    unsigned failures;        /* since it was ready */
+    char run_id[RUN_ID_SIZE]; /* of the server, 40 digits */
+    char sha[SHA_SIZE];       /* of the script; "": not loaded */
     bool has_cursor;
     uint64_t cursor_ms, cursor;    /* "ms-id" */
     uint64_t newest;               /* greatest id "0-id" that was read */
     uint64_t rounds_begun, rounds; /* reads to the end, and those that ended */
     unsigned doubts;      /* empty ranges in a row, though the stream goes on */
-    bool begins;          /* a "begin" of this node is on its way */
+    bool asks;            /* ask_log() is to be called again */
     uint64_t range_count; /* entries in the reply so far */
     bool entry_waits;     /* the entry is whole, and there is no room for it */
     struct log_entry entry;

@@ -278,7 +278,7 @@ static void start_list(struct server *server, int input, int listener,
                        const char *const options[])
 {
     launch(server, input, listener, options);
-    server_await_log(server, "event=ready");
+    server_await_either(server, "event=ready", "event=log state=away");
     find_address(server);
 }
 

@@ -61,7 +61,8 @@ struct stream {
 int patience(void);
 
 /* Starts a server with these options (the last one NULL), --port 0 and
- * --interval 0 before them, and waits until it is ready. */
+ * --interval 0 before them, and waits until it is ready, or has found that it
+ * cannot reach the log. */
 #define server_start(server, ...) \
     server_start_list(server, (const char *[]){ __VA_ARGS__, NULL })
 void server_start_list(struct server *server, const char *const options[]);
