@@ -1917,6 +1917,18 @@ static void ready_push(struct server *server, struct conn *conn)
         server->ready_from_next = needed;
 }
 
+/* Says when to come back: spread, so that not all do it at once; and from which
+ * position, unless that is NULL. */
+static void send_off(const struct server *server,
+                     const struct subscriber *subscriber,
+                     const uint64_t *position, struct text *text)
+{
+    uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
+
+    text_put_block(text, subscriber->form,
+                   &(struct block){ .retry = &retry, .id = position }, NULL);
+}
+
 static void end_stream(struct subscriber *subscriber, struct text *text)
 {
     if (subscriber->form & FORM_CHUNKED)
@@ -1948,13 +1960,10 @@ static struct slice next_own(struct server *server,
     } else if ((drains || (!subscriber->is_ahead && reader_ended(reader))) &&
                subscriber->end == STREAM_GOES_ON &&
                !reader_next(&server->ring, reader)) {
-        if (drains) {
-            uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
-            uint64_t position = position_of(server, subscriber);
-            struct block block = { .retry = &retry, .id = &position };
+        uint64_t position = position_of(server, subscriber);
 
-            text_put_block(text, subscriber->form, &block, NULL);
-        }
+        if (drains)
+            send_off(server, subscriber, &position, text);
         end_stream(subscriber, text);
     }
     return text_slice(text);
@@ -2019,6 +2028,7 @@ static enum io stream_write(struct server *server, struct conn *conn,
     }
     if (subscriber->end == STREAM_LEAVES && !subscriber->progress.sent &&
         own->length == 0) {
+        send_off(server, subscriber, NULL, text);
         end_stream(subscriber, text);
         *own = text_slice(text);
     } else if (reader_overrun(&reader) || subscriber->end == STREAM_LEAVES) {
