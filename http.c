@@ -3455,38 +3455,44 @@ static void say_auth(struct http *http, struct redis_peer *peer,
         peer_say(http, peer, REPLY_AUTH, words, count);
 }
 
+/* A connection to Redis, which may be under way; -1 with errno. */
+static int connect_redis(const struct http *http)
+{
+    const struct redis *redis = &http->redis;
+    const struct sockaddr *address = (const void *)&redis->peer_address;
+    int one = 1, error = 0;
+    int fd = socket(address->sa_family,
+                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
+
+    if (fd < 0)
+        return -1;
+    if (address->sa_family != AF_UNIX)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if ((uint32_t)fd >= http->conn_limit)
+        error = EMFILE;
+    else if ((connect(fd, address, redis->peer_address_length) < 0 &&
+              errno != EINPROGRESS) ||
+             epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0)
+        error = errno;
+    if (!error)
+        return fd;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
 /* Connects and says what is said first. False if that fails. */
 static bool peer_open(struct http *http, struct redis_peer *peer,
                       struct slice credentials)
 {
     const struct slice info[] = { SLICE("INFO"), SLICE("server") };
-    const struct redis *redis = &http->redis;
-    const struct sockaddr *address = (const void *)&redis->peer_address;
-    int one = 1;
-    int fd = socket(address->sa_family,
-                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
     struct conn *conn;
 
-    if (fd < 0)
+    peer->fd = connect_redis(http);
+    if (peer->fd < 0)
         return false;
-    if ((uint32_t)fd >= http->conn_limit)
-        errno = EMFILE;
-    else if (address->sa_family != AF_UNIX &&
-             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) < 0)
-        ;
-    else if ((connect(fd, address, redis->peer_address_length) == 0 ||
-              errno == EINPROGRESS) &&
-             epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) == 0)
-        peer->fd = fd;
-    if (peer->fd < 0) {
-        int error = errno;
-
-        close(fd);
-        errno = error;
-        return false;
-    }
-    conn = conn_at(http, (uint32_t)fd);
+    conn = conn_at(http, (uint32_t)peer->fd);
     *conn = (struct conn){ .flags = FLAG_OWN, .interest = EPOLLIN };
     conn_set_state(http, conn, CONN_REDIS);
     peer->in.start = peer->in.end = peer->out.start = peer->out.end = 0;
@@ -3495,36 +3501,44 @@ static bool peer_open(struct http *http, struct redis_peer *peer,
     peer->text_length = 0;
     peer->readable = false;
     say_auth(http, peer, credentials);
-    peer_say(http, peer, REPLY_INFO, info, 2);
+    peer_say(http, peer, REPLY_INFO, info, COUNT(info));
     return true;
+}
+
+/* Reads the file with the password. NULL, or why that cannot be. */
+static const char *read_credentials(const char *path, struct slice *credentials)
+{
+    static char bytes[REDIS_KEY_MAX + 1];
+    const char *refused;
+    struct stat status;
+    size_t length = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return strerror(errno);
+    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    close(fd);
+    while (length && strchr("\r\n", bytes[length - 1]))
+        length--;
+    *credentials = (struct slice){ bytes, length };
+    if (!refused && length == 0)
+        refused = "it is empty";
+    if (!refused && length > REDIS_KEY_MAX)
+        refused = "it is too long";
+    return refused;
 }
 
 /* The password is read at each connect, so it can be changed at any time. */
 static void redis_open(struct http *http)
 {
     struct redis *redis = &http->redis;
-    char bytes[REDIS_KEY_MAX + 1];
-    struct slice credentials = { bytes, 0 };
+    struct slice credentials = SLICE("");
     const char *refused = NULL;
-    struct stat status;
-    int fd = -1;
 
     redis->state = REDIS_OPENING;
     redis->run_id[0] = redis->sha[0] = '\0';
-    if (redis->auth_file) {
-        fd = open(redis->auth_file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-        refused =
-            fd < 0 ? strerror(errno)
-                   : read_unchanged(redis->auth_file, fd, bytes, sizeof(bytes),
-                                    &credentials.length, &status);
-        if (fd >= 0)
-            close(fd);
-        while (credentials.length &&
-               strchr("\r\n", bytes[credentials.length - 1]))
-            credentials.length--;
-        if (!refused && credentials.length == 0)
-            refused = "it is empty";
-    }
+    if (redis->auth_file)
+        refused = read_credentials(redis->auth_file, &credentials);
     if (refused)
         redis_break(http, "--redis-auth-file: %s", refused);
     else if (!peer_open(http, &redis->writer, credentials) ||

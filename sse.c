@@ -952,7 +952,6 @@ static void respond_published(struct server *server, struct conn *conn,
                               int status, const char *error, bool unknown)
 {
     const struct publication *publication = &conn->exchange->publication;
-    bool deletes = publication->from == FROM_DELETE;
     char bytes[800];
     struct text json = { bytes, sizeof(bytes), 0 };
     struct response response = { .status = status,
@@ -971,8 +970,7 @@ static void respond_published(struct server *server, struct conn *conn,
         text_put(&json, "{\"error\":\"%s\",\"outcome\":\"unknown\"}\n", error);
     } else {
         text_put(&json, "{\"id\":\"%" PRIu64 "\",\"subscribers\":%u}\n",
-                 deletes ? publication->topic->newest_id : publication->last,
-                 publication->topic->subscriber_count);
+                 publication->last, publication->topic->subscriber_count);
     }
     response.length = json.length;
     if (server->options.sync == SYNC_ALWAYS && status < 300)
@@ -1362,7 +1360,10 @@ static bool append_or_wait(struct server *server, struct conn *conn,
         wait_for_outcome(server, conn, event, outcome);
         return false;
     }
-    *id = publication->logged ? publication->logged : server->ring.newest_id;
+    /* a topic that was finished already has the id of that end */
+    *id = publication->logged ? publication->logged
+          : event->finishes   ? publication->topic->newest_id
+                              : server->ring.newest_id;
     publication->logged = 0;
     conn_go_on(&server->http, conn);
     if (outcome != PUBLISHED) {
@@ -1386,7 +1387,7 @@ static void publication_step(struct server *server, struct conn *conn)
     bool deletes = publication->from == FROM_DELETE;
     struct event end = { .id = deletes ? publication->event.id : 0,
                          .finishes = true };
-    uint64_t id;
+    uint64_t id = 0;
 
     switch (publication->step) {
     case STEP_TAKE: /* an empty piece is the end of the content */
@@ -1415,8 +1416,11 @@ static void publication_step(struct server *server, struct conn *conn)
     case STEP_FINISH:
         if (is_input(conn)) /* which holds it: this cannot fail */
             change_topic(server, publication, slice_of(server->options.topic));
-        if (!publication->finishes || append_or_wait(server, conn, &end, &id))
-            publication->step = STEP_ANSWER;
+        if (publication->finishes && !append_or_wait(server, conn, &end, &id))
+            break;
+        publication->step = STEP_ANSWER;
+        if (deletes)
+            publication->last = id;
         break;
     case STEP_ANSWER:
         if (is_input(conn))
@@ -2344,11 +2348,19 @@ static bool handle_entry(struct server *server, const struct log_entry *entry)
 
 static void announce_ready(const struct server *server);
 
+static void log_away(const char *reason)
+{
+    char quoted[2 * sizeof(((struct redis *)0)->reason)];
+
+    log_event(LEVEL_WARN, "log", "state=away reason=%s",
+              log_quote(quoted, sizeof(quoted), slice_of(reason)));
+}
+
+/* Logged once for each change, and for each new reason. */
 static void handle_log_changed(struct server *server)
 {
     const struct redis *redis = &server->http.redis;
     bool ready = redis->state == REDIS_READY;
-    char reason[512];
 
     if (ready == server->is_log_ready &&
         (ready || strcmp(redis->reason, server->log_reason) == 0))
@@ -2357,8 +2369,7 @@ static void handle_log_changed(struct server *server)
         log_event(LEVEL_INFO, "log", "state=ready newest_id=%" PRIu64,
                   server->ring.newest_id);
     else
-        log_event(LEVEL_WARN, "log", "state=away reason=%s",
-                  log_quote(reason, sizeof(reason), slice_of(redis->reason)));
+        log_away(redis->reason);
     if (server->is_log_ready)
         format_now(server->away_since);
     server->is_log_ready = ready;
@@ -3498,7 +3509,7 @@ static void announce(const struct server *server)
                        ring->limit * TOPIC;
 
     if (is_shared(server)) /* an event to be read, and what is to be sent */
-        history += options->max_event * 2 + 2 * MIB;
+        history += options->max_event * 2 + 2 * (uint64_t)MIB;
     log_event(LEVEL_INFO, "start",
               "version=%s max_connections=%" PRIu64 " history=%" PRIu64
               " history_bytes=%" PRIu64 " publish=\"%s\"",
