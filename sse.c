@@ -2391,13 +2391,12 @@ static void wake_for_log(struct server *server)
     uint64_t end = clock_us(CLOCK_MONOTONIC) + TURN_RETRY;
     const struct queue *queue = &server->http.queues[QUEUE_LOG];
 
-    while (server->log_wakes && clock_us(CLOCK_MONOTONIC) < end) {
+    if (server->log_wakes > queue->count) /* some have left */
+        server->log_wakes = queue->count;
+    while (server->log_wakes && queue->count &&
+           clock_us(CLOCK_MONOTONIC) < end) {
         struct conn *conn = conn_at(&server->http, queue->list.first);
 
-        if (!queue->count) {
-            server->log_wakes = 0;
-            break;
-        }
         server->log_wakes--;
         if (conn->exchange->publication.topic) {
             queue_remove(&server->http, conn);
@@ -2447,7 +2446,7 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
         publication->logged = id;
         publication_step(server, conn);
         if (server->phase >= PHASE_DRAIN && conn->state == CONN_BODY &&
-            is_streamed(publication))
+            is_streamed(publication) && publication->step == STEP_TAKE)
             publication_fail(server, conn, 503, DRAINING_TEXT);
     } else if (end == FLIGHT_AGAIN) {
         conn_wait(&server->http, conn, QUEUE_WAITING);
