@@ -221,6 +221,11 @@ serve replica redis-server --port "$replica" --dir "$work/replica" \
 replicates() { redis-cli -p "$replica" info replication | grep -q link_status:up; }
 await replicates
 serve_block redis_proxy "haproxy -f redis.cfg"
+await test -e redis.cfg
+sed 's/# \(tcp-check\)/\1/; s/\(server [ab] .*\)/\1 with TLS/' redis.cfg |
+    sed "s|with TLS\$|$(sed -n 's/.*with TLS.*line: //p' redis.cfg)|
+        s|/etc/ssl/certs/ca-certificates.crt|$work/cert.pem|" >redis_tls.cfg
+haproxy -c -f redis_tls.cfg 2>&1 | expect "the same with TLS and a password" valid
 serve a ./ssed --redis "localhost:$redis_proxy" --port "$a" --token-file token
 await is_up "$a"
 publish "$a" one jobs | expect "Redis behind a proxy" 201
