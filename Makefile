@@ -308,11 +308,13 @@ bench-full: $(SSED) bench-tools ## all of it, the peers and their picture
 	@$(call need,wrk gnuplot /usr/lib/nginx/modules/ngx_nchan_module.so,$\
 		nginx libnginx-mod-nchan wrk gnuplot-nox)
 	@$(call need,npm,nodejs npm)
+	@$(call need,redis-server redis-benchmark redis-cli,$\
+		redis-server redis-tools)
 	$(Q)test -d .build/peers/node_modules/express || \
 		npm install --silent --prefix .build/peers express
 	$(Q)RESULTS=.build/bench-results PICTURE=bench/results.svg $(COMPARE) \
 		broadcast rate50 pace saturation replay memory awake growth pages \
-		scale parse peers
+		scale parse nodes peers
 
 ABUSE_SECONDS ?= 5
 

@@ -5,9 +5,12 @@
  * The publisher is open-loop by default: each event bears the time at which
  * it should have been sent, so a server that stalls is not spared (no
  * coordinated omission). With --depth it sends so many requests at a time and
- * waits for their answers; with --stream it sends one body as fast as it is
+ * waits for their answers; with --publishers each of so many connections has
+ * one request under way; with --stream it sends one body as fast as it is
  * taken. Each event also bears its number in its topic: by that it is seen
- * whether one is missing, whatever the server's ids are like.
+ * whether one is missing, whatever the server's ids are like. Of several
+ * publishers each has numbers of its own (the same modulo their count), since
+ * only they have an order.
  *
  * The subscribers live in processes of their own (--processes), which parse
  * the stream whole: head, chunks, lines, fields. They share memory with the
@@ -59,8 +62,10 @@ enum {
     CHUNK = 32768, /* of a streamed body */
     SETTLE = 300,  /* ms after the last has connected */
     REPLAY_DEPTH = 20,
-    PATIENCE = 10000, /* ms for what is under way to arrive */
-    ROWS_MAX = 8,     /* of the histogram */
+    PUBLISHERS_MAX = 1000,
+    ANSWER_MAX = 4096, /* to a publish, with --publishers */
+    PATIENCE = 10000,  /* ms for what is under way to arrive */
+    ROWS_MAX = 8,      /* of the histogram */
 };
 
 /* A process that wants a core for more of the time is the limit. */
@@ -70,7 +75,7 @@ static struct options {
     const char *target, *ask;
     double port, pid;
     double subscribers, processes, topics;
-    double rate, depth, count, seconds, size;
+    double rate, depth, publishers, count, seconds, size;
     double replay;          /* events stored before the subscribers come */
     double mute, reconnect; /* per cent */
     bool stream, idle, json, quiet;
@@ -81,6 +86,7 @@ static struct options {
     .processes = 1,
     .topics = 1,
     .rate = 20,
+    .publishers = 1,
     .count = 1e15,
     .seconds = 5,
     .size = 100,
@@ -101,11 +107,11 @@ struct subscriber {
     bool mute;
     bool chunked;
     uint32_t topic;
-    uint32_t chunk;  /* bytes of it that are left; or its size so far */
-    uint32_t kept;   /* of the line */
-    uint64_t number; /* of the newest event */
-    uint64_t stamp;  /* of the event under way; 0: no data */
-    uint64_t coming; /* its number */
+    uint32_t chunk;    /* bytes of it that are left; or its size so far */
+    uint32_t kept;     /* of the line */
+    uint64_t *numbers; /* of the newest event of each publisher */
+    uint64_t stamp;    /* of the event under way; 0: no data */
+    uint64_t coming;   /* its number */
     uint64_t coming_id;
     uint64_t last_id;
     char id[ID_KEPT];   /* of the block under way */
@@ -138,6 +144,7 @@ struct shared {
     struct tally tallies[PROCESSES_MAX];
     uint64_t began; /* to publish, or the first to connect to a replay */
     uint64_t published;
+    uint64_t newest[PUBLISHERS_MAX]; /* numbers, with --publishers */
     enum act act;
     int ready; /* processes whose subscribers are connected */
     bool over; /* nothing more is published */
@@ -346,15 +353,18 @@ static void take_event(struct subscriber *subscriber, struct tally *tally,
     uint64_t latency = now - subscriber->stamp;
     uint64_t topics = (uint64_t)options.topics;
     uint64_t index = (subscriber->coming - 1) * topics + subscriber->topic;
+    uint64_t publishers = (uint64_t)options.publishers;
+    uint64_t *number =
+        &subscriber->numbers[(subscriber->coming - 1) % publishers];
 
-    if (subscriber->coming <= subscriber->number) {
+    if (subscriber->coming <= *number) {
         tally->doubled++;
         return;
     }
-    tally->lost += subscriber->coming - subscriber->number - 1;
+    tally->lost += (subscriber->coming - *number - 1) / publishers;
     tally->id_gaps +=
         subscriber->last_id && subscriber->coming_id != subscriber->last_id + 1;
-    subscriber->number = subscriber->coming;
+    *number = subscriber->coming;
     subscriber->last_id = subscriber->coming_id;
     tally_latency(tally, latency);
     if (index < TIMED_MAX && latency > tally->last_receipt[index])
@@ -519,6 +529,7 @@ static void take_bytes(struct subscriber *subscriber, struct tally *tally,
 struct crowd {
     struct tally *tally;
     struct subscriber *subscribers;
+    uint64_t *numbers; /* theirs */
     int count;
     int epoll;
     unsigned host;
@@ -570,18 +581,31 @@ static void receive(struct crowd *crowd, struct subscriber *subscriber)
     }
 }
 
+/* The number of the newest event of this publisher in the topic. */
+static uint64_t newest(uint32_t topic, uint64_t publisher)
+{
+    uint64_t topics = (uint64_t)options.topics;
+
+    if (options.publishers > 1)
+        return shared->newest[publisher];
+    return (shared->published + topics - 1 - topic) / topics;
+}
+
 /* How many events are missing to those that read. */
 static uint64_t missing(const struct crowd *crowd)
 {
-    uint64_t topics = (uint64_t)options.topics, count = 0;
+    uint64_t publishers = (uint64_t)options.publishers, count = 0;
 
     for (int i = 0; i < crowd->count; i++) {
         const struct subscriber *subscriber = &crowd->subscribers[i];
-        uint64_t expected =
-            (shared->published + topics - 1 - subscriber->topic) / topics;
 
-        if (!subscriber->mute && subscriber->number < expected)
-            count += expected - subscriber->number;
+        for (uint64_t k = 0; k < publishers && !subscriber->mute; k++) {
+            uint64_t expected = newest(subscriber->topic, k);
+            uint64_t number = subscriber->numbers[k];
+
+            if (number < expected)
+                count += (expected - number + publishers - 1) / publishers;
+        }
     }
     return count;
 }
@@ -651,6 +675,8 @@ static void connect_all(struct crowd *crowd)
     for (int i = 0; i < crowd->count; i++) {
         crowd->subscribers[i].mute = i % 100 < (int)options.mute;
         crowd->subscribers[i].topic = (uint32_t)i % (uint32_t)options.topics;
+        crowd->subscribers[i].numbers =
+            &crowd->numbers[(size_t)i * (size_t)options.publishers];
         subscribe(crowd, i);
         crowd->tally->connected++;
     }
@@ -669,6 +695,8 @@ static _Noreturn void run_crowd(int process, int count)
     struct crowd crowd = {
         .tally = &shared->tallies[process],
         .subscribers = calloc((size_t)count + 1, sizeof(struct subscriber)),
+        .numbers = calloc((size_t)count + 1,
+                          (size_t)options.publishers * sizeof(uint64_t)),
         .count = count,
         .epoll = epoll_create1(EPOLL_CLOEXEC),
         .host = 1 + (unsigned)process * 8,
@@ -677,7 +705,7 @@ static _Noreturn void run_crowd(int process, int count)
     struct core_time before;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (!crowd.subscribers || crowd.epoll < 0)
+    if (!crowd.subscribers || !crowd.numbers || crowd.epoll < 0)
         fail("begin");
     connect_all(&crowd);
     begin = now_ns();
@@ -842,6 +870,84 @@ static void publish_at_depth(int fd, uint64_t end)
     free(requests);
 }
 
+/* A connection that has one request under way. */
+struct publisher {
+    int fd;
+    size_t length;
+    char answer[ANSWER_MAX + 1];
+};
+
+static void publish_next(struct publisher *publishers, uint32_t which)
+{
+    static char request[DATA_MAX + 2 * REQUEST_HEAD];
+    uint64_t number = shared->newest[which];
+
+    number = number ? number + (uint64_t)options.publishers : which + 1;
+    shared->newest[which] = number;
+    shared->published++;
+    send_all(publishers[which].fd, request,
+             put_request(request, number - 1, now_ns()));
+}
+
+/* Whether the answer is now whole. */
+static bool take_answer(struct publisher *publisher)
+{
+    size_t room = ANSWER_MAX - publisher->length;
+    ssize_t n =
+        recv(publisher->fd, publisher->answer + publisher->length, room, 0);
+
+    if (n < 0 && errno == EINTR)
+        return false;
+    if (n == 0)
+        errno = room ? ECONNRESET : EMSGSIZE;
+    if (n <= 0)
+        fail("the answer to a publish");
+    publisher->length += (size_t)n;
+    publisher->answer[publisher->length] = '\0';
+    if (answer_length(publisher->answer) == 0)
+        return false;
+    publisher->length = 0;
+    return true;
+}
+
+static void publish_by_many(uint64_t end)
+{
+    uint32_t count = (uint32_t)options.publishers, waiting = count;
+    struct publisher *publishers = calloc(count, sizeof(*publishers));
+    struct epoll_event events[EVENTS_MAX];
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+
+    if (!publishers || epoll < 0)
+        fail("begin");
+    for (uint32_t i = 0; i < count; i++) {
+        struct epoll_event event = { .events = EPOLLIN, .data.u32 = i };
+
+        publishers[i].fd = connect_from(0);
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, publishers[i].fd, &event) < 0)
+            fail("epoll_ctl");
+    }
+    for (uint32_t i = 0; i < count; i++)
+        publish_next(publishers, i);
+    while (waiting > 0) {
+        int ready = epoll_wait(epoll, events, EVENTS_MAX, -1);
+
+        for (int i = 0; i < ready; i++) {
+            uint32_t which = events[i].data.u32;
+
+            if (!take_answer(&publishers[which]))
+                continue;
+            if (goes_on(end))
+                publish_next(publishers, which);
+            else
+                waiting--;
+        }
+    }
+    for (uint32_t i = 0; i < count; i++)
+        close(publishers[i].fd);
+    close(epoll);
+    free(publishers);
+}
+
 static void publish_stream(int fd, uint64_t end)
 {
     static char bytes[2 * DATA_MAX + CHUNK];
@@ -918,6 +1024,8 @@ static void publish(struct report *report)
         publish_stream(fd, end);
     else if (options.depth > 0)
         publish_at_depth(fd, end);
+    else if (options.publishers > 1)
+        publish_by_many(end);
     else
         publish_at_rate(fd, begin, end);
     close(fd);
@@ -1326,6 +1434,9 @@ static void print_task(void)
         printf(", one body as fast as it is taken, events");
     else if (options.depth > 0)
         printf(", %s publishes at a time", number(options.depth).s);
+    else if (options.publishers > 1)
+        printf(", %s publishers, each one publish at a time",
+               number(options.publishers).s);
     else
         printf(", %s events a second", number(options.rate).s);
     if (!options.idle)
@@ -1573,6 +1684,7 @@ static const char usage[] =
     "  --processes N          to hold them (1)\n"
     "  --publish-rate N       events a second (20), or\n"
     "  --depth N              so many requests at a time, or\n"
+    "  --publishers N         a request at a time on so many connections, or\n"
     "  --stream               one body, as fast as it is taken, or\n"
     "  --idle                 nothing, or\n"
     "  --ask PATH             no event: a page, each on a fresh connection\n"
@@ -1601,6 +1713,7 @@ static const struct number numbers[] = {
     { "topics", &options.topics, 1, 1e8 },
     { "publish-rate", &options.rate, 1e-3, 1e9 },
     { "depth", &options.depth, 1, 1000 },
+    { "publishers", &options.publishers, 1, PUBLISHERS_MAX },
     { "count", &options.count, 1, 1e15 },
     { "seconds", &options.seconds, 1e-3, 1e6 },
     { "size", &options.size, DATA_MIN, DATA_MAX },
@@ -1625,6 +1738,14 @@ static void take_number(const struct number *number, const char *text)
         exit(2);
     }
     *number->value = value;
+}
+
+/* Whether the options do. */
+static bool contradict(void)
+{
+    if (options.publishers > 1 && (options.depth > 0 || options.replay > 0))
+        return true;
+    return options.topics > 1 && (options.stream || options.publishers > 1);
 }
 
 static void parse_options(int argc, char **argv)
@@ -1658,7 +1779,7 @@ static void parse_options(int argc, char **argv)
         options.json = options.json || code == 'j';
         options.quiet = options.quiet || code == 'q';
     }
-    if (optind < argc || (options.stream && options.topics > 1)) {
+    if (optind < argc || contradict()) {
         fputs(usage, stderr);
         exit(2);
     }
