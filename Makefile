@@ -186,7 +186,11 @@ valgrind: ## run the server under valgrind
 		--filter '!(folder)/*'
 
 readme: $(SSED) ## run the commands of README.md
-	@$(call need,curl node ping python3,curl iputils-ping nodejs python3)
+	@$(call need,curl node ping python3 redis-server redis-cli haproxy openssl $\
+		jq kcat psql /usr/lib/python3/dist-packages/redis $\
+		/usr/share/nodejs/redis,$\
+		curl iputils-ping nodejs python3 redis-server redis-tools haproxy $\
+		openssl jq kcat postgresql python3-redis node-redis)
 	$(Q)test/readme.sh ./$(SSED)
 
 # browser TESTS='clock chat': those with one of these in their names

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: readme.sh SSED
 # Runs the commands of README.md as they stand there, but for the ports, which
-# are free ones, and for how long they run. Needs curl, python3, node, ping.
+# are free ones, and for how long they run. What it needs is in the Makefile.
 set -uo pipefail
 readme=$(cd "$(dirname "$0")/.." && pwd)/README.md
 root=$(dirname "$readme")
@@ -137,4 +137,5 @@ curl -s "localhost:$main/healthz" | expect "is it well" ok
 block bench/fan | sed "s|bench/fan\$|& --port $main --seconds 2|" >fan.sh
 (cd "$root" && timeout 100 bash "$work/fan.sh" 2>&1) |
     expect "the load generator" "^delivered *40,000 of 40,000"
+. "$root/test/readme_nodes.sh"
 [ ! -e "$work/failed" ]
