@@ -2702,6 +2702,8 @@ static const struct redis_error {
     { "NOAUTH", "Redis asks for a password: --redis-auth-file", true },
     { "NOPERM", "Redis does not permit it: the user's rights, ACL SETUSER",
       false },
+    { "NOREPLICAS", "Redis has too few replicas: its min-replicas-to-write",
+      false },
     { "OOM", "Redis has no memory left: its maxmemory, --redis-length", false },
     { "READONLY", "Redis is a replica: the log is where its master is", true },
     { "SSED",
