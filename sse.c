@@ -1924,9 +1924,9 @@ static void send_off(const struct server *server,
                      const uint64_t *position, struct text *text)
 {
     uint64_t retry = 1000 + random_up_to(server->options.drain_spread);
+    struct block block = { .retry = &retry, .id = position };
 
-    text_put_block(text, subscriber->form,
-                   &(struct block){ .retry = &retry, .id = position }, NULL);
+    text_put_block(text, subscriber->form, &block, NULL);
 }
 
 static void end_stream(struct subscriber *subscriber, struct text *text)
