@@ -11,15 +11,11 @@ its own and a server of its own.
 
 import atexit
 import contextlib
-import http.client
 import os
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
-import threading
-import time
 import unittest
 from base64 import b64decode
 
@@ -32,12 +28,11 @@ from selenium.webdriver.common.keys import Keys
 from urllib3.exceptions import HTTPError
 
 from proxy import Proxy
+from shared import SECONDS, Server, give_up, stop_servers, wait
 
 # for all that is on the disk only while the tests run
 FOLDER = tempfile.mkdtemp(prefix="ssed-browser-")
-SSED = os.path.abspath(os.environ.get("SSED", "ssed"))
 SHOTS = os.path.abspath(".build/screenshots")
-SECONDS = 20
 WIDTHS = {1280: 800, 375: 812}
 VIEWS = [(width, dark, language) for width in WIDTHS
          for dark in (False, True) for language in ("en", "zh")]
@@ -109,102 +104,6 @@ while (walker.nextNode()) {
 return [...pale]"""
 
 
-def wait(condition, what, seconds=SECONDS):
-    """Waits until condition() is true and returns its value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain: {what}")
-        time.sleep(0.02)
-
-
-class Server:
-    """A ./ssed on a free port of the loopback."""
-
-    running = set()
-
-    def __init__(self, *options):
-        self.options = options
-        self.port = 0
-        self.errors_allowed = False
-        self.run()
-
-    def run(self):
-        command = [SSED, "--port", str(self.port), *self.options]
-        self.log = []
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
-                                        stderr=subprocess.PIPE, text=True)
-        Server.running.add(self)
-        self.reader = threading.Thread(target=self.read_log, daemon=True)
-        self.reader.start()
-        wait(self.is_ready, f"{' '.join(command)} is ready")
-
-    def read_log(self):
-        for line in self.process.stderr:
-            self.log.append(line)
-
-    def is_ready(self):
-        if self.process.poll() is not None:
-            self.reader.join()
-            raise AssertionError("the server ended: " + "".join(self.log))
-        for line in list(self.log):
-            address = re.search(r"event=listening address=\S+:(\d+)", line)
-            if address:
-                self.port = int(address[1])
-        return any("event=ready" in line for line in list(self.log))
-
-    @property
-    def pid(self):
-        return self.process.pid
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}/"
-
-    def end(self, sent):
-        if self not in Server.running:
-            return
-        self.process.send_signal(sent)
-        try:
-            self.process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise AssertionError(f"the server did not end at {sent!r}")
-        finally:
-            Server.running.discard(self)
-            self.reader.join()
-            self.process.stderr.close()
-        errors = [line for line in self.log if "level=error" in line]
-        if errors and not self.errors_allowed:
-            raise AssertionError("the server logged " + "".join(errors))
-
-    def kill(self):
-        self.end(signal.SIGKILL)
-
-    def stop(self):
-        self.end(signal.SIGTERM)
-
-    def restart(self, *options):
-        """Stops it if it runs; with options, they replace the former ones."""
-        self.stop()
-        self.options = options or self.options
-        self.run()
-
-    def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port,
-                                                timeout=SECONDS)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-
 class Browser:
     """The one Chromium of a run, started by the first test that needs it."""
 
@@ -237,13 +136,6 @@ class Browser:
         service.stop()
 
 
-def stop_servers():
-    for server in list(Server.running):
-        server.process.kill()
-        server.process.wait()
-        Server.running.discard(server)
-
-
 def remove_folder():
     shutil.rmtree(FOLDER, ignore_errors=True)
     return not os.path.exists(FOLDER)
@@ -252,10 +144,6 @@ def remove_folder():
 # the last of these comes first, and Browser.get() adds one
 atexit.register(lambda: wait(remove_folder, f"{FOLDER} is removed"))
 atexit.register(stop_servers)
-
-
-def give_up(*_):
-    raise AssertionError("the test takes too long")
 
 
 class PageTest(unittest.TestCase):

@@ -7,7 +7,8 @@ import threading
 from contextlib import contextmanager
 from urllib.parse import quote
 
-from harness import SSED, PageTest
+from harness import PageTest
+from shared import ssed
 
 # What was dispatched, also before a reload: `got` the data, `said` the rest.
 PAGE = """<!doctype html>
@@ -51,7 +52,7 @@ window.BroadcastChannel = class extends BroadcastChannel {
 class SsedJs(PageTest):
     def begin(self, *options):
         root = os.path.join(self.folder, "root")
-        shutil.copytree(os.path.join(os.path.dirname(SSED), "static"), root)
+        shutil.copytree(os.path.join(os.path.dirname(ssed()), "static"), root)
         with open(os.path.join(root, "tabs.html"), "w") as file:
             file.write(PAGE)
         self.start("--root", root, "--interval", "0", "--retry", "100",

@@ -1,0 +1,188 @@
+"""What all tests in Python share: the runner, waiting, a server of a test's
+own. The folders beside this file have the tests and run them."""
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import unittest
+
+SECONDS = 20
+
+
+def ssed():
+    return os.path.abspath(os.environ.get("SSED", "ssed"))
+
+
+class Result(unittest.TestResult):
+    """One line for each test."""
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.started = time.monotonic()
+        self.good = True
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        word = "ok" if self.good else "FAILED"
+        seconds = time.monotonic() - self.started
+        print(f"  {word:6} {test.id()} ({seconds:.1f} s)", flush=True)
+
+    def bad(self, test):
+        self.good = False
+
+    def addFailure(self, test, error):
+        super().addFailure(test, error)
+        self.bad(test)
+
+    def addError(self, test, error):
+        super().addError(test, error)
+        self.bad(test)
+
+    def addSubTest(self, test, part, error):
+        super().addSubTest(test, part, error)
+        if error:
+            self.bad(test)
+
+
+def each_test(suite):
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from each_test(item)
+        else:
+            yield item
+
+
+def run_tests(found, names, result):
+    """Those whose name (test_chat.Chat.test_stop) contains one of the names,
+    or all. Returns whether there were some and all are well."""
+    tests = [test for test in each_test(found)
+             if not names or any(name in test.id() for name in names)]
+    started = time.monotonic()
+    unittest.TestSuite(tests).run(result)
+    for test, trace in result.failures + result.errors:
+        print(f"\n{test.id()}\n{trace}")
+    seconds = time.monotonic() - started
+    print(f"  {result.testsRun} tests in {seconds:.0f} s", flush=True)
+    return bool(tests) and result.wasSuccessful()
+
+
+def wait(condition, what, seconds=SECONDS):
+    """Waits until condition() is true and returns its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain: {what}")
+        time.sleep(0.02)
+
+
+class Server:
+    """A ./ssed on a free port of the loopback."""
+
+    running = set()
+
+    def __init__(self, *options, port=0):
+        self.options = options
+        self.port = port
+        self.errors_allowed = False
+        self.run()
+
+    def run(self):
+        command = [ssed(), "--port", str(self.port), *self.options]
+        self.log = []
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                                        stderr=subprocess.PIPE, text=True)
+        Server.running.add(self)
+        self.reader = threading.Thread(target=self.read_log, daemon=True)
+        self.reader.start()
+        wait(self.is_ready, f"{' '.join(command)} is ready")
+
+    def read_log(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def is_listening(self):
+        if self.process.poll() is not None:
+            self.reader.join()
+            raise AssertionError("the server ended: " + "".join(self.log))
+        for line in list(self.log):
+            address = re.search(r"event=listening address=\S+:(\d+)", line)
+            if address:
+                self.port = int(address[1])
+                return True
+        return False
+
+    def is_ready(self):
+        return self.is_listening() and self.has_logged("event=ready")
+
+    def has_logged(self, text):
+        return any(text in line for line in list(self.log))
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/"
+
+    def end(self, sent):
+        if self not in Server.running:
+            return
+        self.process.send_signal(sent)
+        try:
+            self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the server did not end at {sent!r}")
+        finally:
+            Server.running.discard(self)
+            self.reader.join()
+            self.process.stderr.close()
+        if self.process.returncode != (0 if sent == signal.SIGTERM else -sent):
+            raise AssertionError(f"the server ended by itself, with "
+                                 f"{self.process.returncode}: " +
+                                 "".join(self.log[-40:]))
+        errors = [line for line in self.log if "level=error" in line]
+        if errors and not self.errors_allowed:
+            raise AssertionError("the server logged " + "".join(errors))
+
+    def kill(self):
+        self.end(signal.SIGKILL)
+
+    def stop(self):
+        self.end(signal.SIGTERM)
+
+    def restart(self, *options):
+        """Stops it if it runs; with options, they replace the former ones."""
+        self.stop()
+        self.options = options or self.options
+        self.run()
+
+    def request(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port,
+                                                timeout=SECONDS)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+
+def stop_servers():
+    for server in list(Server.running):
+        server.process.kill()
+        server.process.wait()
+        Server.running.discard(server)
+
+
+def give_up(*_):
+    raise AssertionError("the test takes too long")
