@@ -201,6 +201,14 @@ browser: $(SSED) ## drive the pages in Chromium (TESTS=), with screenshots
 		chromium chromium-driver fonts-noto-cjk python3-selenium)
 	$(Q)test/browser/run.py ./$(SSED) $(TESTS)
 
+# nodes TESTS='killed trimmed': those with one of these in their names; again
+# and again for NODES_MINUTES=; NODES_SEED= repeats a run
+nodes: $(SSED) ## nodes that share a log, and what can fail there (3 minutes)
+	@$(call need,/usr/bin/redis-server /usr/sbin/haproxy python3,$\
+		redis-server haproxy python3)
+	$(Q)NODES_MINUTES=$(NODES_MINUTES) NODES_SEED=$(NODES_SEED) \
+		test/nodes/run.py ./$(SSED) $(TESTS)
+
 SOAK_SECONDS ?= 60
 
 soak: $(SSED) $(BUILD)/test/black_box ## publish and subscribe at random for a minute
@@ -387,6 +395,6 @@ help: ## list the targets
 
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box browser check check-compiler check-deps check-unit clang clean \
-	coverage crash debug deps format fuzz help install musl readme run soak \
-	static test tiny uninstall unit valgrind FORCE
+	coverage crash debug deps format fuzz help install musl nodes readme run \
+	soak static test tiny uninstall unit valgrind FORCE
 .SECONDARY:
