@@ -203,7 +203,7 @@ browser: $(SSED) ## drive the pages in Chromium (TESTS=), with screenshots
 
 # nodes TESTS='killed trimmed': those with one of these in their names; again
 # and again for NODES_MINUTES=; NODES_SEED= repeats a run
-nodes: $(SSED) ## nodes that share a log, and what can fail there (3 minutes)
+nodes: $(SSED) ## nodes that share a log, and what can fail there (4 minutes)
 	@$(call need,/usr/bin/redis-server /usr/sbin/haproxy python3,$\
 		redis-server haproxy python3)
 	$(Q)NODES_MINUTES=$(NODES_MINUTES) NODES_SEED=$(NODES_SEED) \

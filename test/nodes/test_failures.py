@@ -47,7 +47,7 @@ class Failures(NodesTest):
 
     def count_lost(self):
         """A figure, no assertion: what its file is short of is up to Redis;
-        and whoever was told of a gap may have missed what Redis has kept."""
+        and who was told of a gap may have missed what Redis has kept."""
         acknowledged = self.load.books.acknowledged
         kept = {int(name.split("-")[1]) for name, _ in self.redis.dump()}
         missed = 0
