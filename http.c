@@ -101,8 +101,9 @@ enum {
     REDIS_IN = 65536,        /* bytes that are read at once */
     REDIS_OUT = 1 << 20,     /* bytes that wait to be sent, and an event */
     WORD_REST = 32,          /* bytes around a word of a command */
-    RANGE_COUNT = 512,       /* entries that are asked for at once */
-    TICK_SHIFT = 7,          /* a tick of the timer wheel is 128 ms */
+    TURN_FLIGHTS = 16, /* events for Redis after which a turn sends them */
+    RANGE_COUNT = 512, /* entries that are asked for at once */
+    TICK_SHIFT = 7,    /* a tick of the timer wheel is 128 ms */
 };
 
 /* -------------------------------------------------------------- slices
@@ -3623,9 +3624,17 @@ static void redis_serve(struct http *http)
                     REDIS_PATIENCE / 1000);
 }
 
+/* Whether there is enough for Redis to begin with: it works on that while the
+ * next turn takes in more, and neither waits for the other. */
+static bool redis_has_work(const struct redis *redis)
+{
+    return redis->flight_next - redis->flight_flushed >= TURN_FLIGHTS;
+}
+
 /* And after them: all that was said goes out. */
 static void redis_flush(struct http *http)
 {
+    http->redis.flight_flushed = http->redis.flight_next;
     peer_write(http, &http->redis.writer);
     peer_write(http, &http->redis.reader);
 }
@@ -3715,13 +3724,15 @@ static void conn_expired(struct http *http, struct conn *conn)
     }
 }
 
-/* Serves the connections of a queue for a part of the turn. */
+/* Serves the connections of a queue for a part of the turn, or until Redis has
+ * something to do. */
 static void serve(struct http *http, enum queue_name queue, unsigned time,
                   void (*act)(struct http *http, struct conn *conn))
 {
     uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
 
-    while (http->queues[queue].count && clock_us(CLOCK_MONOTONIC) < end)
+    while (http->queues[queue].count && !redis_has_work(&http->redis) &&
+           clock_us(CLOCK_MONOTONIC) < end)
         act(http, queue_pop(http, queue));
 }
 

@@ -1301,7 +1301,9 @@ struct redis {
     char name;              /* the first byte of a field's */
     enum entry_field field; /* that the value is of; ENTRY_FIELDS: of none */
     uint64_t field_count;   /* names and values, of this entry */
-    uint64_t flight_first, flight_next, flight_answered;
+    /* numbers: of the first that is kept, and of the next that begins; of the
+     * first that has no answer; of the next when all was sent last */
+    uint64_t flight_first, flight_next, flight_answered, flight_flushed;
     struct flight flights[FLIGHTS_MAX];
 };
 
