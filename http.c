@@ -2799,6 +2799,10 @@ redis_break(struct http *http, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(redis->reason, sizeof(redis->reason), format, arguments);
     va_end(arguments);
+    /* it is told in lines and in JSON, and may have Redis's own words */
+    for (char *byte = redis->reason; *byte; byte++)
+        if (*byte < ' ' || *byte > '~' || *byte == '"' || *byte == '\\')
+            *byte = '\'';
     if (pause > REDIS_PAUSE_MAX)
         pause = REDIS_PAUSE_MAX;
     redis->again =
@@ -3084,8 +3088,10 @@ static bool take_entry(struct http *http)
     struct redis *redis = &http->redis;
     const struct log_entry *entry = &redis->entry;
 
-    if (!http->handlers->entry(http->server, entry))
+    if (!http->handlers->entry(http->server, entry)) {
+        redis->reader.since = http->now; /* it is not Redis that is late */
         return false;
+    }
     redis->entry_waits = false;
     move_cursor(redis, entry->ms, entry->id);
     if (redis->reader.resp.done) {

@@ -2,6 +2,7 @@
 it in its log, connects again and goes on, with its subscribers and its memory.
 """
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -290,6 +291,27 @@ class Replies(NodesTest):
             fake.spoil = None
             fake.wait_ready(pairs)
             self.check_good(fake, node)
+
+    def test_words_of_redis_are_told_as_text(self):
+        """Whatever bytes are in an error, the answer to a publish is JSON."""
+        fake, node = self.pair()
+        pairs = fake.pairs()
+
+        def spoil(words, reply):
+            if words[0] == "EVALSHA" and "x" in words:
+                return []
+            if words[0] in ("XRANGE", "XREAD") and reply != b"*-1\r\n":
+                return [b'-ERR "what" \\ is \x01\x7f\xff this\r\n']
+
+        fake.spoil = spoil
+        status, text = node.request("POST", "/events/t", b"x")
+        self.assertEqual(status, 503)
+        answer = json.loads(text)
+        self.assertEqual(answer["outcome"], "unknown")
+        self.assertIn("'what' ' is", answer["error"])
+        fake.spoil = None
+        fake.wait_ready(pairs)
+        self.check_good(fake, node)
 
     def test_without_end(self):
         def check(fake, node, case):
