@@ -1805,6 +1805,15 @@ bool conn_is_local(const struct conn *conn)
            (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
 }
 
+struct in6_addr conn_network(const struct conn *conn)
+{
+    struct in6_addr network = conn->address;
+
+    if (!IN6_IS_ADDR_V4MAPPED(&network))
+        memset(&network.s6_addr[8], 0, 8);
+    return network;
+}
+
 const char *conn_peer(char *buffer, const struct conn *conn)
 {
     bool v4 = IN6_IS_ADDR_V4MAPPED(&conn->address);

@@ -1492,6 +1492,10 @@ const char *conn_peer(char *buffer, const struct conn *conn);
 /* Whether the peer is on this machine. */
 bool conn_is_local(const struct conn *conn);
 
+/* What one client is counted by: its IPv4 address, as IPv6 maps it, or the /64
+ * of its IPv6 address, which it has all of (RFC 6177, section 2). */
+struct in6_addr conn_network(const struct conn *conn);
+
 /* Puts a connection at the end of a queue, takes it out of the one it is in, or
  * takes the first one out. */
 void queue_push(struct http *http, enum queue_name name, struct conn *conn);
