@@ -39,7 +39,8 @@ BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
 	test/black-box/another_boot.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
 UNIT_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/%.o)
-TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o)
+TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o) \
+	$(BUILD)/test/exploit/exploit.o
 PAGES := $(wildcard static/*)
 SOURCES := $(wildcard *.c *.h test/*.c test/*.h test/*/*.c test/*/*.h \
 	test/*/*/*.h bench/*.c)
@@ -122,7 +123,13 @@ $(abspath $(BUILD))/test/%.so: test/black-box/%.c
 	$(call say,CC,$<)
 	$(Q)$(CC) $(NEEDED) -O2 -fPIC -shared -o $@ $< -ldl
 
-export FAIL_SYNC HOLD CUT_FILE
+# the server with a hole, for the tests of what is left to somebody inside it
+EXPLOITABLE = $(abspath $(BUILD)/test/exploitable)
+$(EXPLOITABLE): $(OBJECTS) $(BUILD)/test/exploit/exploit.o
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -Wl,--wrap=read -o $@ $^
+
+export FAIL_SYNC HOLD CUT_FILE EXPLOITABLE
 
 # Runs programs of tests with a command, also those behind one that fails.
 run_tests = for test in $(1); do \
@@ -130,7 +137,7 @@ run_tests = for test in $(1); do \
 		SSED=./$(SSED) $(2) $$test $(TEST_OPTIONS) || failed=1; \
 	done
 
-test: $(SSED) $(UNIT) $(TESTER) $(PRELOADED) ## run every test
+test: $(SSED) $(UNIT) $(TESTER) $(PRELOADED) $(EXPLOITABLE) ## run every test
 	@$(call run_tests,$(UNIT),$(EMULATOR)); \
 	$(call run_tests,$(TESTER)); \
 	echo "$(TESTER), with short reads and writes"; \
@@ -142,7 +149,8 @@ unit: $(UNIT) ## run the unit tests
 	@$(call run_tests,$(UNIT),$(EMULATOR)); test -z "$$failed"
 
 # make -j unit black-box: one after the other, for some tests have deadlines
-black-box: $(SSED) $(TESTER) $(PRELOADED) | $(filter unit,$(MAKECMDGOALS))
+black-box: $(SSED) $(TESTER) $(PRELOADED) $(EXPLOITABLE) | \
+	$(filter unit,$(MAKECMDGOALS))
 black-box: ## run the black-box tests
 	@$(call run_tests,$(TESTER)); test -z "$$failed"
 
