@@ -3833,6 +3833,7 @@ static void log_lack(const char *what)
 static void enter_sandbox(const struct server *server)
 {
     uint64_t mode = server->options.sandbox;
+    uid_t user = geteuid(); /* which cannot be asked later */
     bool filtered = false;
     int version = 0;
 
@@ -3843,7 +3844,7 @@ static void enter_sandbox(const struct server *server)
     if (mode != SANDBOX_OFF && !(filtered = enter_seccomp(server)))
         log_lack("seccomp");
     log_event(LEVEL_INFO, "sandbox", "mode=%s user=%u landlock=%d seccomp=%s",
-              sandbox_names[mode], geteuid(), version, filtered ? "yes" : "no");
+              sandbox_names[mode], user, version, filtered ? "yes" : "no");
 }
 
 /* Root becomes the user of --user, for good. */
