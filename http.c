@@ -4206,6 +4206,35 @@ int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
     return add_listener(http, fd, error);
 }
 
+/* O_PATH: whatever somebody else puts at the path, what changes its owner is
+ * the file that was looked at. */
+int http_give_sockets(struct http *http, uid_t user, gid_t group,
+                      char error[ERROR_SIZE])
+{
+    for (unsigned i = 0; i < http->listener_count; i++) {
+        const struct listener *listener = &http->listeners[i];
+        struct stat status;
+        int fd, outcome;
+
+        if (!listener->unix_path)
+            continue;
+        fd = open(listener->unix_path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0 || fstat(fd, &status) < 0 ||
+            status.st_dev != listener->device ||
+            status.st_ino != listener->inode)
+            return fail_with(error, "'%s' is gone", listener->address);
+        /* a folder with its g+s bit has given it another group */
+        outcome = fchownat(fd, "", user,
+                           status.st_gid == getegid() ? group : (gid_t)-1,
+                           AT_EMPTY_PATH);
+        close(fd);
+        if (outcome < 0)
+            return fail_with(error, "cannot give away '%s': %s",
+                             listener->address, strerror(errno));
+    }
+    return 0;
+}
+
 void http_close_listeners(struct http *http)
 {
     while (http->listener_count > 0) {

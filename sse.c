@@ -34,7 +34,7 @@
  * Order: types; log; routes; subscribing; publications; requests to publish;
  * steps; content; publishing; delivery; the history file; the shared log; other
  * handlers; the service manager; phases and signals; the loop; options and
- * their checks; the start; --check; main.
+ * their checks; least privilege; the start; --check; main.
  */
 #include "sse.h"
 
@@ -42,18 +42,24 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <grp.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -132,12 +138,19 @@ enum publish {
     PUBLISH_TOKEN
 };
 
+enum sandbox {
+    SANDBOX_ON,
+    SANDBOX_LOG,
+    SANDBOX_OFF
+};
+
 /* Times are in ms. What only http.c needs is parsed into struct http. */
 struct options {
     const char *listen[LISTENERS_MAX], *hosts[HOSTS_MAX];
     unsigned listen_count, host_count;
     const char *root, *token_file, *history_file;
     const char *topic;  /* of standard input; "": the main stream */
+    const char *user;   /* to become when the listeners are there; or NULL */
     const char *check;  /* a history file to look at, instead of serving */
     const char *cors;   /* whose pages may read: "*", an origin; NULL: none */
     const char *origin; /* the origin in `cors`, whose pages may publish too */
@@ -148,6 +161,7 @@ struct options {
     uint64_t sync;         /* or SYNC_ALWAYS, SYNC_NEVER, UNGIVEN */
     uint64_t publish;      /* enum publish or UNGIVEN */
     uint64_t log_level;    /* enum level */
+    uint64_t sandbox;      /* enum sandbox */
     uint64_t stdin_events; /* --stdin events: not lines; or UNGIVEN */
     uint64_t kept_ids;     /* --ids keep: publishers give the ids of events */
     bool end;              /* finish the topic at the end of standard input */
@@ -177,6 +191,7 @@ struct server {
     uint64_t next_watchdog; /* ms; or NEVER */
     bool sync_failed;       /* what is on disk can no longer be relied on */
     bool file_deleted;      /* it has been logged */
+    bool on_terminal;       /* standard output is one */
     /* the oldest frame that a subscriber in QUEUE_READY may need, and the
      * same for those queued since this round of the queue began; 0: none */
     uint64_t ready_from, ready_from_next;
@@ -234,12 +249,13 @@ static const char *format_now(char text[TIMESTAMP_SIZE])
 static const char *error_name(int error)
 {
     static const char *const names[] = {
-        NAMED(EACCES),     NAMED(EAGAIN),       NAMED(ECONNREFUSED),
-        NAMED(ECONNRESET), NAMED(EHOSTUNREACH), NAMED(EIO),
-        NAMED(EISDIR),     NAMED(EMFILE),       NAMED(ENETUNREACH),
-        NAMED(ENFILE),     NAMED(ENOBUFS),      NAMED(ENOENT),
-        NAMED(ENOMEM),     NAMED(ENOSPC),       NAMED(EPIPE),
-        NAMED(ETIMEDOUT),
+        NAMED(EACCES),      NAMED(EAGAIN),       NAMED(ECONNREFUSED),
+        NAMED(ECONNRESET),  NAMED(EHOSTUNREACH), NAMED(EIO),
+        NAMED(EINVAL),      NAMED(EISDIR),       NAMED(EMFILE),
+        NAMED(ENETUNREACH), NAMED(ENFILE),       NAMED(ENOBUFS),
+        NAMED(ENOENT),      NAMED(ENOMEM),       NAMED(ENOSPC),
+        NAMED(ENOSYS),      NAMED(EOPNOTSUPP),   NAMED(EPERM),
+        NAMED(EPIPE),       NAMED(ETIMEDOUT),
     };
     size_t i = (size_t)error;
 
@@ -2593,32 +2609,47 @@ static const struct handlers handlers = {
  * logged and given up.
  */
 
-__attribute__((format(printf, 1, 2))) static void notify(const char *format,
-                                                         ...)
+/* The socket to it, connected; -1: there is none. */
+static int manager = -1;
+
+/* Connects while that is still allowed: see "least privilege". */
+static void init_manager(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     size_t length = name ? strlen(name) : 0;
     size_t size = offsetof(struct sockaddr_un, sun_path) + length;
-    char text[256];
-    va_list arguments;
-    int fd;
 
     if (length < 2 || length >= sizeof(address.sun_path))
         return;
     memcpy(address.sun_path, name, length);
     if (*name == '@') /* an abstract address begins with a NUL */
         address.sun_path[0] = '\0';
+    manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (manager >= 0 &&
+        connect(manager, (struct sockaddr *)&address, (socklen_t)size) == 0)
+        return;
+    log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s", name,
+              error_name(errno));
+    if (manager >= 0)
+        close(manager);
+    manager = -1;
+}
+
+__attribute__((format(printf, 1, 2))) static void notify(const char *format,
+                                                         ...)
+{
+    char text[256];
+    va_list arguments;
+
+    if (manager < 0)
+        return;
     va_start(arguments, format);
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
-    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || sendto(fd, text, strlen(text), MSG_NOSIGNAL,
-                         (struct sockaddr *)&address, (socklen_t)size) < 0)
-        log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s", name,
-                  error_name(errno));
-    if (fd >= 0)
-        close(fd);
+    if (send(manager, text, strlen(text), MSG_NOSIGNAL) < 0)
+        log_event(LEVEL_WARN, "not_notified", "socket=\"%s\" error=%s",
+                  getenv("NOTIFY_SOCKET"), error_name(errno));
 }
 
 /* Half of the watchdog's interval: what sd_watchdog_enabled(3) advises. */
@@ -2856,6 +2887,7 @@ struct spec {
 };
 
 static const char *const publish_names[] = { "local", "unix", "none", NULL };
+static const char *const sandbox_names[] = { "on", "log", "off", NULL };
 static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
 static const char *const print_names[] = { "redis-script", NULL };
@@ -2938,6 +2970,10 @@ static const struct spec specs[] = {
     { "redis-length", "N", KIND_NUMBER, 0, PLACE(http.redis.length), 1,
       HISTORY_EVENTS_MAX, UNGIVEN,
       .help = "events kept in the log, about (--history)" },
+    { "user", "NAME", KIND_TEXT, 0, OPTION(user),
+      .help = "whom root becomes, once the listeners are there" },
+    { "sandbox", "MODE", KIND_NAME, 0, OPTION(sandbox), .names = sandbox_names,
+      .help = "on; log: what it would refuse; off: a debugger works (on)" },
     { "log-level", "LEVEL", KIND_NAME, 0, OPTION(log_level),
       .names = level_names, .initial = LEVEL_INFO,
       .help = "error, warn, info, debug (info)" },
@@ -3265,12 +3301,609 @@ static void check_options(struct server *server)
         options->sync = SYNC_DEFAULT;
 }
 
+/* -------------------------------------------------------- least privilege
+ *
+ * What ssed does not need it gives up, by the kernel's own means, so that a
+ * defect that lets somebody run code in it opens little else.
+ * drop_privileges() comes when the listeners are there: the user, capabilities,
+ * and whatever a program that is executed could gain. enter_sandbox() is the
+ * last thing before the loop: files and connections (Landlock), system calls
+ * (seccomp). What the kernel does not have is logged and done without.
+ *
+ * The kernel's headers are not everywhere, and often older than the kernel, so
+ * its structures and numbers are spelled here.
+ *
+ * Invariants: what --sandbox refuses, nothing in the loop needs; what is opened
+ * late is named in `read_late` or in enter_landlock(). The calls that every
+ * turn makes are decided by their number alone: the kernel then knows the
+ * answer without running the filter.
+ *
+ * Callers: main(); the filter's test.
+ */
+
+/* struct sock_filter of <linux/filter.h>. */
+struct filter_code {
+    uint16_t code;
+    uint8_t if_true, if_false; /* so many to skip */
+    uint32_t value;
+};
+
+enum {
+    FILTER_MAX = 512, /* codes */
+    CHECKS_MAX = 3,
+
+    /* <linux/bpf_common.h> */
+    CODE_LOAD = 0x20,   /* a word at this place of struct seccomp_data */
+    CODE_AND = 0x54,    /* with a constant */
+    CODE_EQUALS = 0x15, /* jumps by what was loaded */
+    CODE_REACHES = 0x35,
+    CODE_RETURN = 0x06,
+
+    /* struct seccomp_data of <linux/seccomp.h> */
+    CALL_NUMBER = 0,
+    CALL_ARCH = 4,
+    CALL_ARGUMENTS = 16, /* 8 bytes each, the low word first */
+
+    X32_BIT = 0x40000000,
+};
+
+/* What the filter returns, <linux/seccomp.h>. */
+#define VERDICT_KILL 0x80000000U
+#define VERDICT_ERROR 0x00050000U /* with errno */
+#define VERDICT_LOG 0x7FFC0000U
+#define VERDICT_ALLOW 0x7FFF0000U
+
+/* <linux/audit.h>; 0: no filter is known for this processor. */
+#if defined(__x86_64__) && defined(__LP64__)
+#define FILTER_ARCH 0xC000003EU
+#elif defined(__aarch64__) && defined(__LP64__) && !defined(__AARCH64EB__)
+#define FILTER_ARCH 0xC00000B7U
+#else
+#define FILTER_ARCH 0U
+#endif
+
+/* What a call is needed for; without it the call is refused as well. */
+enum {
+    FOR_ALL = 0,
+    FOR_ROOT = 1,  /* files of --root */
+    FOR_FILES = 2, /* files that are read again */
+    FOR_UNIX = 4,  /* Unix sockets, which are removed at the end */
+    FOR_LOG = 8,   /* connections to Redis */
+    FOR_INPUT = 16 /* standard input */
+};
+
+struct filter_wanted {
+    unsigned needs;  /* a bit for each FOR_... */
+    uint32_t pid;    /* the only process that may be signalled */
+    uint32_t family; /* of sockets to Redis */
+    bool only_logs;  /* refuses nothing */
+};
+
+struct call {
+    uint32_t number;
+    unsigned needed_for;
+};
+
+#define CALL(name)          \
+    {                       \
+        SYS_##name, FOR_ALL \
+    }
+#define CALL_FOR(name, needs) \
+    {                         \
+        SYS_##name, needs     \
+    }
+
+/* Allowed whatever the arguments are; the most frequent first. Some are there
+ * for a libc or a kernel that goes another way than usual. */
+static const struct call allowed_calls[] = {
+    CALL(sendto),
+    CALL(writev),
+#ifdef SYS_epoll_wait
+    CALL(epoll_wait),
+#endif
+    CALL(epoll_pwait),
+    CALL(read),
+    CALL(accept4),
+    CALL(epoll_ctl),
+    CALL(close),
+    CALL_FOR(sendfile, FOR_ROOT),
+    CALL_FOR(openat2, FOR_ROOT),
+    CALL(fstat), /* files; and whether the history file is still there */
+#ifdef SYS_newfstatat
+    CALL(newfstatat),
+#endif
+#ifdef SYS_stat
+    CALL_FOR(stat, FOR_FILES),
+    CALL_FOR(lstat, FOR_UNIX),
+#endif
+    CALL_FOR(recvfrom, FOR_LOG | FOR_INPUT),
+    CALL_FOR(connect, FOR_LOG),
+    CALL(shutdown),
+    CALL(write), /* the log */
+#ifdef SYS_poll
+    CALL(poll),
+#endif
+    CALL(ppoll),
+    CALL(restart_syscall), /* a poll(2) that a stop of the process cut short */
+    CALL(clock_gettime),   /* where the vDSO cannot tell the time */
+#ifdef SYS_time
+    CALL(time), /* likewise */
+#endif
+    CALL(getrandom),
+    CALL(brk), /* malloc(3), also the next ones */
+    CALL(munmap),
+    CALL(mremap),
+    CALL(madvise),
+    CALL(msync),
+#ifdef SYS_unlink
+    CALL_FOR(unlink, FOR_UNIX),
+#endif
+    CALL_FOR(unlinkat, FOR_UNIX),
+    CALL(rt_sigreturn),   /* on_bus_error(), raise(3), abort(3) */
+    CALL(rt_sigprocmask), /* likewise */
+    CALL(getpid),         /* likewise */
+    CALL(gettid),         /* likewise */
+    CALL(exit_group),
+};
+
+/* They run other code, look into another process, change the kernel or what the
+ * process is: nothing makes them by mistake. */
+static const struct call killing_calls[] = {
+    CALL(execve),
+    CALL(execveat),
+    CALL(clone),
+    CALL(clone3),
+#ifdef SYS_fork
+    CALL(fork),
+    CALL(vfork),
+#endif
+    CALL(ptrace),
+    CALL(process_vm_readv),
+    CALL(process_vm_writev),
+    CALL(process_madvise),
+    CALL(kcmp),
+    CALL(pidfd_getfd),
+    CALL(init_module),
+    CALL(finit_module),
+    CALL(delete_module),
+    CALL(kexec_load),
+    CALL(kexec_file_load),
+    CALL(reboot),
+    CALL(bpf),
+    CALL(perf_event_open),
+    CALL(userfaultfd),
+    CALL(io_uring_setup),
+    CALL(io_uring_enter),
+    CALL(io_uring_register),
+    CALL(add_key),
+    CALL(request_key),
+    CALL(keyctl),
+    CALL(mount),
+    CALL(umount2),
+    CALL(move_mount),
+    CALL(open_tree),
+    CALL(fsopen),
+    CALL(fsconfig),
+    CALL(fsmount),
+    CALL(fspick),
+    CALL(mount_setattr),
+    CALL(pivot_root),
+    CALL(chroot),
+    CALL(swapon),
+    CALL(swapoff),
+    CALL(unshare),
+    CALL(setns),
+    CALL(personality),
+    CALL(setuid),
+    CALL(setgid),
+    CALL(setreuid),
+    CALL(setregid),
+    CALL(setresuid),
+    CALL(setresgid),
+    CALL(setfsuid),
+    CALL(setfsgid),
+    CALL(setgroups),
+    CALL(capset),
+    CALL(name_to_handle_at),
+    CALL(open_by_handle_at),
+    CALL(sethostname),
+    CALL(setdomainname),
+    CALL(settimeofday),
+    CALL(clock_settime),
+    CALL(clock_adjtime),
+    CALL(adjtimex),
+#ifdef SYS_iopl
+    CALL(iopl),
+    CALL(ioperm),
+    CALL(modify_ldt),
+#endif
+};
+
+/* A call is allowed with arguments that pass the checks of one of its rows,
+ * which lie together. Each is an int, an unsigned int, or flags, of which the
+ * kernel looks at the low 32 bits alone. */
+struct checked_call {
+    struct call call;
+    struct check {
+        unsigned argument;
+        uint32_t mask, value; /* mask 0: no check */
+    } checks[CHECKS_MAX];
+};
+
+#define IS(argument, value)         \
+    {                               \
+        argument, UINT32_MAX, value \
+    }
+#define WITHOUT(argument, bits) \
+    {                           \
+        argument, bits, 0       \
+    }
+
+/* The filter while it is made. */
+struct filter {
+    struct filter_code *codes;
+    size_t length;
+    const struct filter_wanted *wanted;
+};
+
+static void put_code(struct filter *filter, uint16_t code, uint32_t value,
+                     size_t if_true, size_t if_false)
+{
+    assert(filter->length < FILTER_MAX && if_true < 256 && if_false < 256);
+    filter->codes[filter->length++] =
+        (struct filter_code){ code, (uint8_t)if_true, (uint8_t)if_false,
+                              value };
+}
+
+static void put_refusal(struct filter *filter, uint32_t verdict)
+{
+    put_code(filter, CODE_RETURN,
+             filter->wanted->only_logs ? VERDICT_LOG : verdict, 0, 0);
+}
+
+static bool is_needed(const struct filter *filter, const struct call *call)
+{
+    return call->needed_for == FOR_ALL ||
+           (call->needed_for & filter->wanted->needs);
+}
+
+/* What was loaded last is the number, and stays it. */
+static void put_calls(struct filter *filter, const struct call *calls,
+                      size_t count, uint32_t verdict)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!is_needed(filter, &calls[i]))
+            continue;
+        put_code(filter, CODE_EQUALS, calls[i].number, 0, 1);
+        if (verdict == VERDICT_ALLOW)
+            put_code(filter, CODE_RETURN, verdict, 0, 0);
+        else
+            put_refusal(filter, verdict);
+    }
+}
+
+/* A row: allows the call, or goes on behind it. */
+static void put_checks(struct filter *filter, const struct check *checks)
+{
+    size_t count = 0;
+
+    while (count < CHECKS_MAX && checks[count].mask)
+        count++;
+    for (size_t i = 0; i < count; i++) {
+        put_code(filter, CODE_LOAD, CALL_ARGUMENTS + 8 * checks[i].argument, 0,
+                 0);
+        put_code(filter, CODE_AND, checks[i].mask, 0, 0);
+        put_code(filter, CODE_EQUALS, checks[i].value, 0,
+                 3 * (count - 1 - i) + 1);
+    }
+    put_code(filter, CODE_RETURN, VERDICT_ALLOW, 0, 0);
+}
+
+/* All rows of a number are behind the one jump that passes them over. */
+static void put_checked_calls(struct filter *filter,
+                              const struct checked_call *rows, size_t count)
+{
+    for (size_t i = 0; i < count;) {
+        uint32_t number = rows[i].call.number;
+        size_t jump = filter->length, skipped;
+
+        put_code(filter, CODE_EQUALS, number, 0, 0);
+        for (; i < count && rows[i].call.number == number; i++)
+            if (is_needed(filter, &rows[i].call))
+                put_checks(filter, rows[i].checks);
+        put_refusal(filter, VERDICT_ERROR | EPERM);
+        skipped = filter->length - jump - 1;
+        assert(skipped < 256);
+        filter->codes[jump].if_false = (uint8_t)skipped;
+    }
+}
+
+static void put_argument_rules(struct filter *filter)
+{
+    const struct filter_wanted *wanted = filter->wanted;
+    const uint32_t writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
+    const uint32_t stream = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+    const struct checked_call rows[] = {
+        { CALL(setsockopt), { IS(1, SOL_SOCKET), IS(2, SO_LINGER) } },
+        { CALL_FOR(setsockopt, FOR_LOG),
+          { IS(1, IPPROTO_TCP), IS(2, TCP_NODELAY) } },
+#ifdef SYS_mmap
+        { CALL(mmap), { WITHOUT(2, PROT_EXEC) } },
+#endif
+        { CALL(mprotect), { WITHOUT(2, PROT_EXEC) } }, /* musl's malloc(3) */
+#ifdef SYS_open
+        { CALL_FOR(open, FOR_FILES), { WITHOUT(1, writes) } },
+#endif
+        { CALL_FOR(openat, FOR_FILES), { WITHOUT(2, writes) } },
+        /* no other protocol: Landlock knows of TCP alone */
+        { CALL_FOR(socket, FOR_LOG),
+          { IS(0, wanted->family), IS(1, stream), IS(2, 0) } },
+        { CALL(tgkill), { IS(0, wanted->pid) } }, /* raise(3), abort(3) */
+        { CALL(tkill), { IS(0, wanted->pid) } },  /* musl's */
+    };
+
+    put_checked_calls(filter, rows, COUNT(rows));
+}
+
+/*
+ * Makes the filter, and returns how many codes it has; there is room for
+ * FILTER_MAX. A call in no table gets ENOSYS, as if the kernel were older than
+ * it, so that a libc does without.
+ */
+static size_t make_filter(struct filter_code *codes,
+                          const struct filter_wanted *wanted)
+{
+    struct filter filter = { codes, 0, wanted };
+
+    put_code(&filter, CODE_LOAD, CALL_ARCH, 0, 0);
+    put_code(&filter, CODE_EQUALS, FILTER_ARCH, 1, 0);
+    put_refusal(&filter, VERDICT_KILL);
+    put_code(&filter, CODE_LOAD, CALL_NUMBER, 0, 0);
+#ifdef __x86_64__
+    put_code(&filter, CODE_REACHES, X32_BIT, 0, 1);
+    put_refusal(&filter, VERDICT_KILL);
+#endif
+    put_calls(&filter, allowed_calls, COUNT(allowed_calls), VERDICT_ALLOW);
+    put_argument_rules(&filter);
+    put_calls(&filter, killing_calls, COUNT(killing_calls), VERDICT_KILL);
+    put_refusal(&filter, VERDICT_ERROR | ENOSYS);
+    return filter.length;
+}
+
+/* Options that name a file which is read again. */
+static const size_t read_late[] = { OPTION(token_file),
+                                    PLACE(http.redis.auth_file) };
+
+static const char *file_read_late(const struct server *server, size_t i)
+{
+    return *(const char *const *)(const void *)((const char *)server +
+                                                read_late[i]);
+}
+
+static unsigned find_needs(const struct server *server)
+{
+    const struct options *options = &server->options;
+    unsigned needs = 0;
+
+    if (options->root)
+        needs |= FOR_ROOT;
+    if (is_shared(server))
+        needs |= FOR_LOG;
+    if (options->reads_input)
+        needs |= FOR_INPUT;
+    for (size_t i = 0; i < COUNT(read_late); i++)
+        if (file_read_late(server, i))
+            needs |= FOR_FILES;
+    for (unsigned i = 0; i < server->http.listener_count; i++)
+        if (server->http.listeners[i].unix_path)
+            needs |= FOR_UNIX;
+    return needs;
+}
+
+/* False with errno if the kernel has no such filters. */
+static bool enter_seccomp(const struct server *server)
+{
+    struct filter_code codes[FILTER_MAX];
+    struct filter_wanted wanted = {
+        .needs = find_needs(server),
+        .pid = (uint32_t)getpid(),
+        .family = server->http.redis.peer_address.ss_family,
+        .only_logs = server->options.sandbox == SANDBOX_LOG,
+    };
+    struct {
+        unsigned short length;
+        struct filter_code *codes;
+    } program = { (unsigned short)make_filter(codes, &wanted), codes };
+
+    errno = ENOSYS;
+    return FILTER_ARCH && prctl(PR_SET_SECCOMP, 2UL, &program) == 0;
+}
+
+/* <linux/landlock.h>; the calls have one number on all processors. */
+enum {
+    LANDLOCK_CREATE = 444,
+    LANDLOCK_ADD = 445,
+    LANDLOCK_RESTRICT = 446,
+    LANDLOCK_VERSION = 1, /* a flag: only says the version */
+    RULE_PATH = 1,
+    RULE_PORT = 2,
+
+    READ_FILE = 1 << 2,
+    READ_FOLDER = 1 << 3,
+    REMOVE_FILE = 1 << 5,
+    BIND_PORT = 1 << 0,
+    CONNECT_PORT = 1 << 1,
+    SCOPE_SOCKETS = 1 << 0, /* abstract ones */
+    SCOPE_SIGNALS = 1 << 1,
+};
+
+struct path_rule {
+    uint64_t allowed;
+    int32_t folder;
+} __attribute__((packed));
+
+struct port_rule {
+    uint64_t allowed, port;
+};
+
+static void add_rule(int ruleset, int type, const void *rule, const char *what)
+{
+    if (syscall(LANDLOCK_ADD, ruleset, type, rule, 0) < 0)
+        die(EXIT_RUN_TIME, "--sandbox: cannot allow '%s': %s", what,
+            strerror(errno));
+}
+
+/* Allows it on files of the folder that has this file. */
+static void allow_beside(int ruleset, const char *file, uint64_t allowed)
+{
+    const char *slash = strrchr(file, '/');
+    struct path_rule rule = { .allowed = allowed };
+    char folder[PATH_MAX + 1];
+
+    snprintf(folder, sizeof(folder), "%.*s.",
+             slash ? (int)(slash - file + 1) : 0, file);
+    rule.folder = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    add_rule(ruleset, RULE_PATH, &rule, folder);
+    close(rule.folder);
+}
+
+/* What is needed later: files of --root, files that are read again and may be
+ * symbolic links, the removal of Unix sockets, Redis's port. */
+static void add_rules(int ruleset, const struct server *server, bool has_ports)
+{
+    const struct http *http = &server->http;
+    const struct path_rule root = { READ_FILE | READ_FOLDER, http->root };
+    const struct sockaddr_in *peer = (const void *)&http->redis.peer_address;
+    /* the port of an IPv6 address lies at the same place */
+    const struct port_rule port = { CONNECT_PORT, ntohs(peer->sin_port) };
+    char real[PATH_MAX];
+
+    if (server->options.root)
+        add_rule(ruleset, RULE_PATH, &root, server->options.root);
+    for (size_t i = 0; i < COUNT(read_late); i++) {
+        const char *file = file_read_late(server, i);
+
+        if (file)
+            allow_beside(ruleset, file, READ_FILE);
+        if (file && realpath(file, real))
+            allow_beside(ruleset, real, READ_FILE);
+    }
+    for (unsigned i = 0; i < http->listener_count; i++)
+        if (http->listeners[i].unix_path)
+            allow_beside(ruleset, http->listeners[i].unix_path, REMOVE_FILE);
+    if (is_shared(server) && has_ports && peer->sin_family != AF_UNIX)
+        add_rule(ruleset, RULE_PORT, &port, http->redis.address);
+}
+
+/* Returns the version of Landlock, or 0 with errno if the kernel has none. What
+ * a version does not know must not be asked of it. */
+static int enter_landlock(const struct server *server)
+{
+    int version = (int)syscall(LANDLOCK_CREATE, NULL, 0, LANDLOCK_VERSION),
+        ruleset;
+    unsigned kinds = version >= 5   ? 16
+                     : version >= 3 ? 15
+                     : version == 2 ? 14
+                                    : 13; /* of access to files */
+    const struct {
+        uint64_t files, ports, scopes;
+    } handled = { (UINT64_C(1) << kinds) - 1, BIND_PORT | CONNECT_PORT,
+                  SCOPE_SOCKETS | SCOPE_SIGNALS };
+    size_t size = version >= 6 ? 24 : version >= 4 ? 16 : 8;
+
+    if (version < 1)
+        return 0;
+    ruleset = (int)syscall(LANDLOCK_CREATE, &handled, size, 0);
+    if (ruleset < 0)
+        return 0;
+    add_rules(ruleset, server, version >= 4);
+    if (syscall(LANDLOCK_RESTRICT, ruleset, 0) < 0)
+        version = 0;
+    close(ruleset);
+    return version;
+}
+
+static void log_lack(const char *what)
+{
+    log_event(LEVEL_WARN, "sandbox_incomplete", "missing=%s error=%s", what,
+              error_name(errno));
+}
+
+/* The end of the start. With `log` nothing is refused. */
+static void enter_sandbox(const struct server *server)
+{
+    uint64_t mode = server->options.sandbox;
+    uid_t user = geteuid(); /* which cannot be asked later */
+    bool filtered = false;
+    int version = 0;
+
+    if (mode == SANDBOX_ON && prctl(PR_SET_DUMPABLE, 0UL) < 0)
+        log_lack("dumpable");
+    if (mode == SANDBOX_ON && !(version = enter_landlock(server)))
+        log_lack("landlock");
+    if (mode != SANDBOX_OFF && !(filtered = enter_seccomp(server)))
+        log_lack("seccomp");
+    log_event(LEVEL_INFO, "sandbox", "mode=%s user=%u landlock=%d seccomp=%s",
+              sandbox_names[mode], user, version, filtered ? "yes" : "no");
+}
+
+/* Root becomes the user of --user, for good. */
+static void become_user(struct server *server)
+{
+    const char *name = server->options.user;
+    const struct passwd *user;
+    char error[ERROR_SIZE];
+
+    if (geteuid() != 0)
+        die(EXIT_RUN_TIME,
+            "--user: only root can become '%s': start it as root, or as that "
+            "user without --user",
+            name);
+    user = getpwnam(name);
+    if (!user)
+        die(EXIT_RUN_TIME, "--user: there is no user '%s'", name);
+    if (user->pw_uid == 0)
+        die(EXIT_USAGE, "--user: '%s' is root: name a user that is not", name);
+    if (http_give_sockets(&server->http, user->pw_uid, user->pw_gid, error) < 0)
+        die(EXIT_RUN_TIME, "--user: %s", error);
+    if (initgroups(name, user->pw_gid) < 0 ||
+        setresgid(user->pw_gid, user->pw_gid, user->pw_gid) < 0 ||
+        setresuid(user->pw_uid, user->pw_uid, user->pw_uid) < 0)
+        die(EXIT_RUN_TIME, "--user: cannot become '%s': %s", name,
+            strerror(errno));
+}
+
+/* Capabilities: the bounding set first, since that takes one of them; without
+ * it, what cannot be dropped from it cannot be gained either. capset(2) lowers
+ * the ambient set as well. */
+static void drop_privileges(struct server *server)
+{
+    struct {
+        uint32_t version; /* _LINUX_CAPABILITY_VERSION_3 */
+        int pid;
+    } header = { 0x20080522, 0 };
+    const uint32_t none[6] = { 0 };
+
+    for (unsigned long i = 0; prctl(PR_CAPBSET_READ, i) >= 0; i++)
+        prctl(PR_CAPBSET_DROP, i);
+    if (server->options.user)
+        become_user(server);
+    if (syscall(SYS_capset, &header, none) < 0)
+        log_lack("capabilities");
+    if (server->options.user && setuid(0) == 0)
+        die(EXIT_RUN_TIME, "--user: '%s' could become root again",
+            server->options.user);
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1UL, 0UL, 0UL, 0UL) < 0)
+        log_lack("no_new_privs");
+}
+
 /* --------------------------------------------------------------- the start
  *
  * What main() calls before the loop, in its order; what fails ends the process.
- * Listeners come after the history, so that nobody connects to a server that
- * cannot serve; standard input comes last, when all that its events need is
- * there.
+ * Listeners come first, since they may take a privilege that is given up then:
+ * whatever is opened after them is opened with the rights that are left, so
+ * what works at the start works at SIGHUP. Who connects meanwhile waits in the
+ * kernel. Standard input comes last, when all that its events need is there.
  */
 
 /* What epoll watches but listeners, and the times when something is due. */
@@ -3298,6 +3931,8 @@ static void init_loop(struct server *server)
         epoll_ctl(http->epoll, EPOLL_CTL_ADD, server->signals, &event) < 0)
         die(EXIT_RUN_TIME, "cannot begin to wait for events: %s",
             strerror(errno));
+    server->on_terminal = isatty(STDOUT_FILENO);
+    tzset(); /* the file of the time zone is not read later */
     update_time(server);
     logger.refilled = http->now;
     server->phase_end = server->next_watchdog = NEVER;
@@ -3431,6 +4066,15 @@ static void init_pages(struct server *server)
                   "reason=\"--root has no index.html that can be read\"");
 }
 
+/* A start that fails leaves no Unix socket behind. After one that did not there
+ * is no listener any more when the process ends. */
+static struct http *started;
+
+static void close_listeners(void)
+{
+    http_close_listeners(started);
+}
+
 /* The service manager may hand over sockets that it holds, so that connections
  * wait in the kernel while the server is replaced: from descriptor 3 on,
  * sd_listen_fds(3). */
@@ -3441,6 +4085,8 @@ static void init_listeners(struct server *server)
     uint64_t inherited = 0;
     char error[ERROR_SIZE];
 
+    started = &server->http;
+    atexit(close_listeners);
     if (pid && count && strtol(pid, NULL, 10) == getpid() &&
         !slice_number(slice_of(count), LISTENERS_MAX, &inherited))
         die(EXIT_RUN_TIME, "LISTEN_FDS: '%s' is not a number up to %d", count,
@@ -3455,10 +4101,9 @@ static void init_listeners(struct server *server)
     for (unsigned i = 0; i < options->listen_count; i++) {
         int outcome = http_listen(&server->http, options->listen[i], error);
 
-        if (outcome == 0)
-            continue;
-        http_close_listeners(&server->http);
-        die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--listen: %s", error);
+        if (outcome != 0)
+            die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--listen: %s",
+                error);
     }
 }
 
@@ -3470,10 +4115,8 @@ static void init_log(struct server *server)
     if (!is_shared(server))
         return;
     outcome = redis_init(&server->http, error);
-    if (outcome == 0)
-        return;
-    http_close_listeners(&server->http);
-    die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--redis: %s", error);
+    if (outcome != 0)
+        die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--redis: %s", error);
 }
 
 /* Says that the server is ready: to its log, the service manager, and people at
@@ -3485,11 +4128,12 @@ static void announce_ready(const struct server *server)
     log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64,
               server->ring.newest_id + 1);
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
-    for (unsigned i = 0; isatty(STDOUT_FILENO) && i < http->listener_count; i++)
-        printf("ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
-               strncmp(http->listeners[i].address, "unix:", 5) ? "http://" : "",
-               http->listeners[i].address);
-    fflush(stdout);
+    for (unsigned i = 0; server->on_terminal && i < http->listener_count; i++)
+        dprintf(STDOUT_FILENO,
+                "ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
+                strncmp(http->listeners[i].address, "unix:", 5) ? "http://"
+                                                                : "",
+                http->listeners[i].address);
 }
 
 /*
@@ -3533,8 +4177,6 @@ static void announce(const struct server *server)
     for (unsigned i = 0; i < http->listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
                   http->listeners[i].address);
-    if (!is_shared(server))
-        announce_ready(server);
 }
 
 /* Standard input is published as the body of a request that never ends. Its
@@ -3653,16 +4295,21 @@ int main(int argc, char **argv)
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
-    load_token(&server, false);
     init_loop(&server);
+    init_listeners(&server);
+    init_manager();
+    drop_privileges(&server);
+    load_token(&server, false);
     init_history(&server);
     init_pages(&server);
-    init_listeners(&server);
     init_watchdog(&server);
     init_log(&server);
     announce(&server);
     if (server.options.reads_input)
         init_input(&server);
+    enter_sandbox(&server);
+    if (!is_shared(&server))
+        announce_ready(&server);
     while (server.phase != PHASE_STOP)
         run_turn(&server);
     newest_id = server.ring.newest_id;

@@ -1431,6 +1431,11 @@ int http_listen(struct http *http, const char *name, char error[ERROR_SIZE]);
 int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE]);
 void http_close_listeners(struct http *http);
 
+/* Has the Unix sockets that were made belong to a user, and to the group unless
+ * their folder has given them one. Returns 0, or -1 with `error`. */
+int http_give_sockets(struct http *http, uid_t user, gid_t group,
+                      char error[ERROR_SIZE]);
+
 /* Serves the files of a folder, not the bundled pages. Returns 0; 1 if it has
  * no index.html that can be read; or -1 with `error`. */
 int http_serve_root(struct http *http, const char *root,

@@ -70,13 +70,9 @@ void hold_up(const char *variable, const char *file)
 /* Appends the words of an environment variable, which are split in place. */
 static int add_words(const char **arguments, int count, const char *variable)
 {
-    static char words[1024];
     const char *value = getenv(variable);
-    char *rest = NULL;
+    char *rest = NULL, *words = strdup(value ? value : "");
 
-    if (!value)
-        return count;
-    snprintf(words, sizeof(words), "%s", value);
     for (char *word = strtok_r(words, " \t\n", &rest); word;
          word = strtok_r(NULL, " \t\n", &rest))
         arguments[count++] = word;
@@ -102,6 +98,7 @@ static _Noreturn void run_child(const char *const options[],
     if (getppid() != parent)
         _exit(126);
     arguments[count++] = path ? path : "./ssed";
+    count = add_words(arguments, count, "SSED_OPTIONS");
     for (int i = 0; options[i]; i++)
         arguments[count++] = options[i];
     arguments[count] = NULL;

@@ -4,8 +4,9 @@
  * deadline and fails the test when it has passed.
  *
  * Environment: SSED is the server's path (./ssed), SSED_UNDER a command that
- * it is run under (valgrind and its options), SSED_PRELOAD a library that is
- * loaded into it, TEST_SLOWNESS a factor for all deadlines.
+ * it is run under (valgrind and its options), SSED_OPTIONS options before the
+ * test's own (--sandbox off), SSED_PRELOAD a library that is loaded into it,
+ * TEST_SLOWNESS a factor for all deadlines.
  */
 #ifndef HARNESS_H
 #define HARNESS_H
