@@ -105,7 +105,7 @@ TESTER ?= $(BUILD)/test/black_box
 $(BUILD)/test/test_ring $(BUILD)/test/test_order: $(BUILD)/ring.o
 $(BUILD)/test/test_history $(BUILD)/test/test_event_stream: $(BUILD)/ring.o
 $(BUILD)/test/test_http $(BUILD)/test/test_redis: $(BUILD)/http.o
-$(BUILD)/test/test_sse: $(BUILD)/ring.o $(BUILD)/http.o
+$(BUILD)/test/test_sse $(BUILD)/test/test_filter: $(BUILD)/ring.o $(BUILD)/http.o
 $(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
 $(UNIT) $(BUILD)/test/black_box:
