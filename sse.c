@@ -3753,7 +3753,8 @@ static void add_rule(int ruleset, int type, const void *rule, const char *what)
             strerror(errno));
 }
 
-/* Allows it on files of the folder that has this file. */
+/* Allows it on files of the folder that has this file. One that is not there
+ * yet, which --redis-auth-file waits for, cannot be allowed. */
 static void allow_beside(int ruleset, const char *file, uint64_t allowed)
 {
     const char *slash = strrchr(file, '/');
@@ -3763,6 +3764,8 @@ static void allow_beside(int ruleset, const char *file, uint64_t allowed)
     snprintf(folder, sizeof(folder), "%.*s.",
              slash ? (int)(slash - file + 1) : 0, file);
     rule.folder = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (rule.folder < 0)
+        return;
     add_rule(ruleset, RULE_PATH, &rule, folder);
     close(rule.folder);
 }
