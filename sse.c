@@ -3314,9 +3314,9 @@ static void check_options(struct server *server)
  * its structures and numbers are spelled here.
  *
  * Invariants: what --sandbox refuses, nothing in the loop needs; what is opened
- * late is named in `read_late` or in enter_landlock(). The calls that every
- * turn makes are decided by their number alone: the kernel then knows the
- * answer without running the filter.
+ * late is named in `read_late` or in add_rules(). The calls that every turn
+ * makes are decided by their number alone, but sendto(2) with --redis: the
+ * kernel then knows the answer without running the filter.
  *
  * Callers: main(); the filter's test.
  */
@@ -3342,7 +3342,7 @@ enum {
     /* struct seccomp_data of <linux/seccomp.h> */
     CALL_NUMBER = 0,
     CALL_ARCH = 4,
-    CALL_ARGUMENTS = 16, /* 8 bytes each, the low word first */
+    CALL_ARGUMENTS = 16,
 
     X32_BIT = 0x40000000,
 };
@@ -3365,11 +3365,12 @@ enum {
 /* What a call is needed for; without it the call is refused as well. */
 enum {
     FOR_ALL = 0,
-    FOR_ROOT = 1,  /* files of --root */
-    FOR_FILES = 2, /* files that are read again */
-    FOR_UNIX = 4,  /* Unix sockets, which are removed at the end */
-    FOR_LOG = 8,   /* connections to Redis */
-    FOR_INPUT = 16 /* standard input */
+    FOR_ROOT = 1,    /* files of --root */
+    FOR_FILES = 2,   /* files that are read again */
+    FOR_UNIX = 4,    /* Unix sockets, which are removed at the end */
+    FOR_LOG = 8,     /* connections to Redis */
+    FOR_INPUT = 16,  /* standard input */
+    FOR_NO_LOG = 32, /* it may be called more freely without those */
 };
 
 struct filter_wanted {
@@ -3396,7 +3397,7 @@ struct call {
 /* Allowed whatever the arguments are; the most frequent first. Some are there
  * for a libc or a kernel that goes another way than usual. */
 static const struct call allowed_calls[] = {
-    CALL(sendto),
+    CALL_FOR(sendto, FOR_NO_LOG),
     CALL(writev),
 #ifdef SYS_epoll_wait
     CALL(epoll_wait),
@@ -3418,7 +3419,6 @@ static const struct call allowed_calls[] = {
 #endif
     CALL_FOR(recvfrom, FOR_LOG | FOR_INPUT),
     CALL_FOR(connect, FOR_LOG),
-    CALL(shutdown),
     CALL(write), /* the log */
 #ifdef SYS_poll
     CALL(poll),
@@ -3590,8 +3590,7 @@ static void put_checks(struct filter *filter, const struct check *checks)
     while (count < CHECKS_MAX && checks[count].mask)
         count++;
     for (size_t i = 0; i < count; i++) {
-        put_code(filter, CODE_LOAD, CALL_ARGUMENTS + 8 * checks[i].argument, 0,
-                 0);
+        put_code(filter, CODE_LOAD, CALL_ARGUMENTS + 4 * checks[i].word, 0, 0);
         put_code(filter, CODE_AND, checks[i].mask, 0, 0);
         put_code(filter, CODE_EQUALS, checks[i].value, 0,
                  3 * (count - 1 - i) + 1);
@@ -3624,6 +3623,11 @@ static void put_argument_rules(struct filter *filter)
     const uint32_t writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
     const uint32_t stream = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
     const struct checked_call rows[] = {
+        /* an address connects as well (MSG_FASTOPEN), and Landlock is not
+         * asked; without connections of its own ssed has no socket for that */
+        { CALL_FOR(sendto, FOR_LOG), { IS_NULL(4) } },
+        /* not the others, which make a socket that can connect of a listener */
+        { CALL(shutdown), { IS(1, SHUT_WR) } },
         { CALL(setsockopt), { IS(1, SOL_SOCKET), IS(2, SO_LINGER) } },
         { CALL_FOR(setsockopt, FOR_LOG),
           { IS(1, IPPROTO_TCP), IS(2, TCP_NODELAY) } },
@@ -3663,8 +3667,8 @@ static size_t make_filter(struct filter_code *codes,
     put_code(&filter, CODE_REACHES, X32_BIT, 0, 1);
     put_refusal(&filter, VERDICT_KILL);
 #endif
-    put_calls(&filter, allowed_calls, COUNT(allowed_calls), VERDICT_ALLOW);
     put_argument_rules(&filter);
+    put_calls(&filter, allowed_calls, COUNT(allowed_calls), VERDICT_ALLOW);
     put_calls(&filter, killing_calls, COUNT(killing_calls), VERDICT_KILL);
     put_refusal(&filter, VERDICT_ERROR | ENOSYS);
     return filter.length;
@@ -3683,12 +3687,10 @@ static const char *file_read_late(const struct server *server, size_t i)
 static unsigned find_needs(const struct server *server)
 {
     const struct options *options = &server->options;
-    unsigned needs = 0;
+    unsigned needs = is_shared(server) ? FOR_LOG : FOR_NO_LOG;
 
     if (options->root)
         needs |= FOR_ROOT;
-    if (is_shared(server))
-        needs |= FOR_LOG;
     if (options->reads_input)
         needs |= FOR_INPUT;
     for (size_t i = 0; i < COUNT(read_late); i++)
