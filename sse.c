@@ -3520,23 +3520,25 @@ static const struct call killing_calls[] = {
 };
 
 /* A call is allowed with arguments that pass the checks of one of its rows,
- * which lie together. Each is an int, an unsigned int, or flags, of which the
- * kernel looks at the low 32 bits alone. */
+ * which lie together. Of an int and of flags the kernel looks at the low word
+ * alone. */
 struct checked_call {
     struct call call;
     struct check {
-        unsigned argument;
+        unsigned word; /* of the arguments: two each, the low one first */
         uint32_t mask, value; /* mask 0: no check */
     } checks[CHECKS_MAX];
 };
 
-#define IS(argument, value)         \
-    {                               \
-        argument, UINT32_MAX, value \
-    }
-#define WITHOUT(argument, bits) \
+#define LOW(argument) (2U * (argument))
+#define HIGH(argument) (2U * (argument) + 1)
+#define IS(word, value)         \
     {                           \
-        argument, bits, 0       \
+        word, UINT32_MAX, value \
+    }
+#define WITHOUT(word, bits) \
+    {                       \
+        word, bits, 0       \
     }
 
 /* The filter while it is made. */
@@ -3610,6 +3612,10 @@ static void put_checked_calls(struct filter *filter,
         for (; i < count && rows[i].call.number == number; i++)
             if (is_needed(filter, &rows[i].call))
                 put_checks(filter, rows[i].checks);
+        if (filter->length == jump + 1) { /* no row is needed */
+            filter->length = jump;
+            continue;
+        }
         put_refusal(filter, VERDICT_ERROR | EPERM);
         skipped = filter->length - jump - 1;
         assert(skipped < 256);
@@ -3625,25 +3631,26 @@ static void put_argument_rules(struct filter *filter)
     const struct checked_call rows[] = {
         /* an address connects as well (MSG_FASTOPEN), and Landlock is not
          * asked; without connections of its own ssed has no socket for that */
-        { CALL_FOR(sendto, FOR_LOG), { IS_NULL(4) } },
+        { CALL_FOR(sendto, FOR_LOG), { IS(LOW(4), 0), IS(HIGH(4), 0) } },
         /* not the others, which make a socket that can connect of a listener */
-        { CALL(shutdown), { IS(1, SHUT_WR) } },
-        { CALL(setsockopt), { IS(1, SOL_SOCKET), IS(2, SO_LINGER) } },
+        { CALL(shutdown), { IS(LOW(1), SHUT_WR) } },
+        { CALL(setsockopt), { IS(LOW(1), SOL_SOCKET), IS(LOW(2), SO_LINGER) } },
         { CALL_FOR(setsockopt, FOR_LOG),
-          { IS(1, IPPROTO_TCP), IS(2, TCP_NODELAY) } },
+          { IS(LOW(1), IPPROTO_TCP), IS(LOW(2), TCP_NODELAY) } },
 #ifdef SYS_mmap
-        { CALL(mmap), { WITHOUT(2, PROT_EXEC) } },
+        { CALL(mmap), { WITHOUT(LOW(2), PROT_EXEC) } },
 #endif
-        { CALL(mprotect), { WITHOUT(2, PROT_EXEC) } }, /* musl's malloc(3) */
+        { CALL(mprotect),
+          { WITHOUT(LOW(2), PROT_EXEC) } }, /* musl's malloc(3) */
 #ifdef SYS_open
-        { CALL_FOR(open, FOR_FILES), { WITHOUT(1, writes) } },
+        { CALL_FOR(open, FOR_FILES), { WITHOUT(LOW(1), writes) } },
 #endif
-        { CALL_FOR(openat, FOR_FILES), { WITHOUT(2, writes) } },
+        { CALL_FOR(openat, FOR_FILES), { WITHOUT(LOW(2), writes) } },
         /* no other protocol: Landlock knows of TCP alone */
         { CALL_FOR(socket, FOR_LOG),
-          { IS(0, wanted->family), IS(1, stream), IS(2, 0) } },
-        { CALL(tgkill), { IS(0, wanted->pid) } }, /* raise(3), abort(3) */
-        { CALL(tkill), { IS(0, wanted->pid) } },  /* musl's */
+          { IS(LOW(0), wanted->family), IS(LOW(1), stream), IS(LOW(2), 0) } },
+        { CALL(tgkill), { IS(LOW(0), wanted->pid) } }, /* raise(3), abort(3) */
+        { CALL(tkill), { IS(LOW(0), wanted->pid) } },  /* musl's */
     };
 
     put_checked_calls(filter, rows, COUNT(rows));
