@@ -3314,9 +3314,9 @@ static void check_options(struct server *server)
  * its structures and numbers are spelled here.
  *
  * Invariants: what --sandbox refuses, nothing in the loop needs; what is opened
- * late is named in `read_late` or in enter_landlock(). The calls that every
- * turn makes are decided by their number alone: the kernel then knows the
- * answer without running the filter.
+ * late is named in `read_late` or in add_rules(). The calls that every turn
+ * makes are decided by their number alone, but sendto(2) with --redis: the
+ * kernel then knows the answer without running the filter.
  *
  * Callers: main(); the filter's test.
  */
@@ -3342,7 +3342,7 @@ enum {
     /* struct seccomp_data of <linux/seccomp.h> */
     CALL_NUMBER = 0,
     CALL_ARCH = 4,
-    CALL_ARGUMENTS = 16, /* 8 bytes each, the low word first */
+    CALL_ARGUMENTS = 16,
 
     X32_BIT = 0x40000000,
 };
@@ -3365,11 +3365,12 @@ enum {
 /* What a call is needed for; without it the call is refused as well. */
 enum {
     FOR_ALL = 0,
-    FOR_ROOT = 1,  /* files of --root */
-    FOR_FILES = 2, /* files that are read again */
-    FOR_UNIX = 4,  /* Unix sockets, which are removed at the end */
-    FOR_LOG = 8,   /* connections to Redis */
-    FOR_INPUT = 16 /* standard input */
+    FOR_ROOT = 1,    /* files of --root */
+    FOR_FILES = 2,   /* files that are read again */
+    FOR_UNIX = 4,    /* Unix sockets, which are removed at the end */
+    FOR_LOG = 8,     /* connections to Redis */
+    FOR_INPUT = 16,  /* standard input */
+    FOR_NO_LOG = 32, /* it may be called more freely without those */
 };
 
 struct filter_wanted {
@@ -3396,7 +3397,7 @@ struct call {
 /* Allowed whatever the arguments are; the most frequent first. Some are there
  * for a libc or a kernel that goes another way than usual. */
 static const struct call allowed_calls[] = {
-    CALL(sendto),
+    CALL_FOR(sendto, FOR_NO_LOG),
     CALL(writev),
 #ifdef SYS_epoll_wait
     CALL(epoll_wait),
@@ -3418,7 +3419,6 @@ static const struct call allowed_calls[] = {
 #endif
     CALL_FOR(recvfrom, FOR_LOG | FOR_INPUT),
     CALL_FOR(connect, FOR_LOG),
-    CALL(shutdown),
     CALL(write), /* the log */
 #ifdef SYS_poll
     CALL(poll),
@@ -3520,23 +3520,25 @@ static const struct call killing_calls[] = {
 };
 
 /* A call is allowed with arguments that pass the checks of one of its rows,
- * which lie together. Each is an int, an unsigned int, or flags, of which the
- * kernel looks at the low 32 bits alone. */
+ * which lie together. Of an int and of flags the kernel looks at the low word
+ * alone. */
 struct checked_call {
     struct call call;
     struct check {
-        unsigned argument;
+        unsigned word; /* of the arguments: two each, the low one first */
         uint32_t mask, value; /* mask 0: no check */
     } checks[CHECKS_MAX];
 };
 
-#define IS(argument, value)         \
-    {                               \
-        argument, UINT32_MAX, value \
-    }
-#define WITHOUT(argument, bits) \
+#define LOW(argument) (2U * (argument))
+#define HIGH(argument) (2U * (argument) + 1)
+#define IS(word, value)         \
     {                           \
-        argument, bits, 0       \
+        word, UINT32_MAX, value \
+    }
+#define WITHOUT(word, bits) \
+    {                       \
+        word, bits, 0       \
     }
 
 /* The filter while it is made. */
@@ -3590,8 +3592,7 @@ static void put_checks(struct filter *filter, const struct check *checks)
     while (count < CHECKS_MAX && checks[count].mask)
         count++;
     for (size_t i = 0; i < count; i++) {
-        put_code(filter, CODE_LOAD, CALL_ARGUMENTS + 8 * checks[i].argument, 0,
-                 0);
+        put_code(filter, CODE_LOAD, CALL_ARGUMENTS + 4 * checks[i].word, 0, 0);
         put_code(filter, CODE_AND, checks[i].mask, 0, 0);
         put_code(filter, CODE_EQUALS, checks[i].value, 0,
                  3 * (count - 1 - i) + 1);
@@ -3611,6 +3612,10 @@ static void put_checked_calls(struct filter *filter,
         for (; i < count && rows[i].call.number == number; i++)
             if (is_needed(filter, &rows[i].call))
                 put_checks(filter, rows[i].checks);
+        if (filter->length == jump + 1) { /* no row is needed */
+            filter->length = jump;
+            continue;
+        }
         put_refusal(filter, VERDICT_ERROR | EPERM);
         skipped = filter->length - jump - 1;
         assert(skipped < 256);
@@ -3624,22 +3629,28 @@ static void put_argument_rules(struct filter *filter)
     const uint32_t writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
     const uint32_t stream = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
     const struct checked_call rows[] = {
-        { CALL(setsockopt), { IS(1, SOL_SOCKET), IS(2, SO_LINGER) } },
+        /* an address connects as well (MSG_FASTOPEN), and Landlock is not
+         * asked; without connections of its own ssed has no socket for that */
+        { CALL_FOR(sendto, FOR_LOG), { IS(LOW(4), 0), IS(HIGH(4), 0) } },
+        /* not the others, which make a socket that can connect of a listener */
+        { CALL(shutdown), { IS(LOW(1), SHUT_WR) } },
+        { CALL(setsockopt), { IS(LOW(1), SOL_SOCKET), IS(LOW(2), SO_LINGER) } },
         { CALL_FOR(setsockopt, FOR_LOG),
-          { IS(1, IPPROTO_TCP), IS(2, TCP_NODELAY) } },
+          { IS(LOW(1), IPPROTO_TCP), IS(LOW(2), TCP_NODELAY) } },
 #ifdef SYS_mmap
-        { CALL(mmap), { WITHOUT(2, PROT_EXEC) } },
+        { CALL(mmap), { WITHOUT(LOW(2), PROT_EXEC) } },
 #endif
-        { CALL(mprotect), { WITHOUT(2, PROT_EXEC) } }, /* musl's malloc(3) */
+        { CALL(mprotect),
+          { WITHOUT(LOW(2), PROT_EXEC) } }, /* musl's malloc(3) */
 #ifdef SYS_open
-        { CALL_FOR(open, FOR_FILES), { WITHOUT(1, writes) } },
+        { CALL_FOR(open, FOR_FILES), { WITHOUT(LOW(1), writes) } },
 #endif
-        { CALL_FOR(openat, FOR_FILES), { WITHOUT(2, writes) } },
+        { CALL_FOR(openat, FOR_FILES), { WITHOUT(LOW(2), writes) } },
         /* no other protocol: Landlock knows of TCP alone */
         { CALL_FOR(socket, FOR_LOG),
-          { IS(0, wanted->family), IS(1, stream), IS(2, 0) } },
-        { CALL(tgkill), { IS(0, wanted->pid) } }, /* raise(3), abort(3) */
-        { CALL(tkill), { IS(0, wanted->pid) } },  /* musl's */
+          { IS(LOW(0), wanted->family), IS(LOW(1), stream), IS(LOW(2), 0) } },
+        { CALL(tgkill), { IS(LOW(0), wanted->pid) } }, /* raise(3), abort(3) */
+        { CALL(tkill), { IS(LOW(0), wanted->pid) } },  /* musl's */
     };
 
     put_checked_calls(filter, rows, COUNT(rows));
@@ -3663,8 +3674,8 @@ static size_t make_filter(struct filter_code *codes,
     put_code(&filter, CODE_REACHES, X32_BIT, 0, 1);
     put_refusal(&filter, VERDICT_KILL);
 #endif
-    put_calls(&filter, allowed_calls, COUNT(allowed_calls), VERDICT_ALLOW);
     put_argument_rules(&filter);
+    put_calls(&filter, allowed_calls, COUNT(allowed_calls), VERDICT_ALLOW);
     put_calls(&filter, killing_calls, COUNT(killing_calls), VERDICT_KILL);
     put_refusal(&filter, VERDICT_ERROR | ENOSYS);
     return filter.length;
@@ -3683,12 +3694,10 @@ static const char *file_read_late(const struct server *server, size_t i)
 static unsigned find_needs(const struct server *server)
 {
     const struct options *options = &server->options;
-    unsigned needs = 0;
+    unsigned needs = is_shared(server) ? FOR_LOG : FOR_NO_LOG;
 
     if (options->root)
         needs |= FOR_ROOT;
-    if (is_shared(server))
-        needs |= FOR_LOG;
     if (options->reads_input)
         needs |= FOR_INPUT;
     for (size_t i = 0; i < COUNT(read_late); i++)
@@ -3753,7 +3762,8 @@ static void add_rule(int ruleset, int type, const void *rule, const char *what)
             strerror(errno));
 }
 
-/* Allows it on files of the folder that has this file. */
+/* Allows it on files of the folder that has this file. One that is not there
+ * yet, which --redis-auth-file waits for, cannot be allowed. */
 static void allow_beside(int ruleset, const char *file, uint64_t allowed)
 {
     const char *slash = strrchr(file, '/');
@@ -3763,6 +3773,8 @@ static void allow_beside(int ruleset, const char *file, uint64_t allowed)
     snprintf(folder, sizeof(folder), "%.*s.",
              slash ? (int)(slash - file + 1) : 0, file);
     rule.folder = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (rule.folder < 0)
+        return;
     add_rule(ruleset, RULE_PATH, &rule, folder);
     close(rule.folder);
 }

@@ -84,6 +84,10 @@ void server_launch(struct server *server, const char *const options[]);
 /* Waits until its log has one of the texts; true if it is the first. */
 bool server_await_either(const struct server *server, const char *first,
                          const char *second);
+/* Has the servers that are started from now on have a library, named by an
+ * environment variable, that stands in for the kernel or for another process:
+ * it makes calls that the sandbox refuses. The other variable says what for. */
+void stand_in(const char *library, const char *variable, const char *file);
 /* Has the servers that are started from now on held up at the call of this
  * variable, see test/black-box/hold.c. */
 void hold_up(const char *variable, const char *file);

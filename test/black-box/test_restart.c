@@ -484,14 +484,7 @@ Test(restart, a_full_disk_is_an_error_at_the_start_and_none_later)
 
 static void start_with_a_bad_disk(struct server *server, const char *sync)
 {
-    const char *library = getenv("FAIL_SYNC");
-
-    if (!library) {
-        cr_assert_fail("FAIL_SYNC: make test sets it");
-        return;
-    }
-    setenv("SSED_PRELOAD", library, 1);
-    setenv("FAIL_SYNC_WHILE", flag, 1);
+    stand_in("FAIL_SYNC", "FAIL_SYNC_WHILE", flag);
     server_start(server, "--history-file", path, "--sync", sync);
     server->errors_expected = true;
 }
