@@ -22,7 +22,7 @@ enum {
 
 #define NO_SUCH_CALL (VERDICT_ERROR | ENOSYS)
 #define NOT_PERMITTED (VERDICT_ERROR | EPERM)
-#define HIGH UINT64_C(0x100000000)
+#define BIT_32 UINT64_C(0x100000000)
 
 /* struct seccomp_data: with little endian the low word of an argument lies
  * before the high one. */
@@ -41,7 +41,10 @@ struct program {
 static void make(struct program *program, unsigned needs, bool only_logs)
 {
     const struct filter_wanted wanted = {
-        .needs = needs, .pid = PID, .family = AF_INET, .only_logs = only_logs
+        .needs = needs | (needs & FOR_LOG ? 0U : FOR_NO_LOG),
+        .pid = PID,
+        .family = AF_INET,
+        .only_logs = only_logs
     };
 
     if (!FILTER_ARCH)
@@ -178,7 +181,7 @@ static const struct expectation allowed[] = {
 #endif
 };
 
-/* The arguments decide; with zeros they are refused but for `zeros`. */
+/* The arguments decide; those that are all zeros are refused, or allowed. */
 static const struct {
     struct expectation call;
     bool zeros;
@@ -284,10 +287,8 @@ static uint32_t expect(uint32_t number, unsigned needs)
         if (allowed[i].number == number)
             return holds(&allowed[i], needs) ? VERDICT_ALLOW : NO_SUCH_CALL;
     for (size_t i = 0; i < COUNT(checked); i++)
-        if (checked[i].call.number == number)
-            return checked[i].zeros && holds(&checked[i].call, needs)
-                       ? VERDICT_ALLOW
-                       : NOT_PERMITTED;
+        if (checked[i].call.number == number && holds(&checked[i].call, needs))
+            return checked[i].zeros ? VERDICT_ALLOW : NOT_PERMITTED;
     for (size_t i = 0; i < COUNT(killing); i++)
         if (killing[i] == number)
             return VERDICT_KILL;
@@ -412,11 +413,13 @@ Test(filter, looks_at_arguments)
         { SYS_mmap, { all, all, PROT_NONE, all, all, all }, VERDICT_ALLOW },
         { SYS_mmap, { 0, 1, PROT_EXEC }, NOT_PERMITTED },
         { SYS_mmap, { 0, 1, PROT_READ | PROT_EXEC }, NOT_PERMITTED },
-        { SYS_mmap, { 0, 1, HIGH | PROT_EXEC }, NOT_PERMITTED },
+        { SYS_mmap, { 0, 1, BIT_32 | PROT_EXEC }, NOT_PERMITTED },
         { SYS_mmap, { 0, 1, all }, NOT_PERMITTED },
         { SYS_mprotect, { 0, 1, PROT_READ | PROT_WRITE }, VERDICT_ALLOW },
         { SYS_mprotect, { 0, 1, PROT_EXEC }, NOT_PERMITTED },
-        { SYS_mprotect, { 0, 1, HIGH | PROT_READ | PROT_EXEC }, NOT_PERMITTED },
+        { SYS_mprotect,
+          { 0, 1, BIT_32 | PROT_READ | PROT_EXEC },
+          NOT_PERMITTED },
         { SYS_setsockopt, { 9, SOL_SOCKET, SO_LINGER }, VERDICT_ALLOW },
         { SYS_setsockopt, { 9, SOL_SOCKET, SO_REUSEPORT }, NOT_PERMITTED },
         { SYS_setsockopt, { 9, IPPROTO_TCP, SO_LINGER }, NOT_PERMITTED },
@@ -424,15 +427,16 @@ Test(filter, looks_at_arguments)
         { SYS_shutdown, { 9, SHUT_WR }, VERDICT_ALLOW },
         { SYS_shutdown, { 9, SHUT_RD }, NOT_PERMITTED },
         { SYS_shutdown, { 9, SHUT_RDWR }, NOT_PERMITTED },
-        { SYS_shutdown, { 9, HIGH | SHUT_RDWR }, NOT_PERMITTED },
+        { SYS_shutdown, { 9, BIT_32 | SHUT_RDWR }, NOT_PERMITTED },
         { SYS_tgkill, { PID, PID, SIGABRT }, VERDICT_ALLOW },
         { SYS_tgkill, { PID + 1, PID, SIGABRT }, NOT_PERMITTED },
         { SYS_tgkill, { all, PID, SIGABRT }, NOT_PERMITTED },
-        { SYS_tgkill, { HIGH | 1, PID, SIGABRT }, NOT_PERMITTED },
+        { SYS_tgkill, { BIT_32 | 1, PID, SIGABRT }, NOT_PERMITTED },
         { SYS_tkill, { PID, SIGABRT }, VERDICT_ALLOW },
         { SYS_tkill, { 1, SIGABRT }, NOT_PERMITTED },
-        { SYS_openat, { 0, 0, O_RDONLY }, NOT_PERMITTED },
-        { SYS_socket, { AF_INET, SOCK_STREAM }, NOT_PERMITTED },
+        /* these only with options */
+        { SYS_openat, { 0, 0, O_RDONLY }, NO_SUCH_CALL },
+        { SYS_socket, { AF_INET, SOCK_STREAM }, NO_SUCH_CALL },
     };
 
     check_rows(rows, COUNT(rows), 0);
@@ -442,14 +446,14 @@ Test(filter, opens_files_to_read_them)
 {
     const struct row rows[] = {
         { SYS_openat,
-          { HIGH - 100, 1, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY },
+          { BIT_32 - 100, 1, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY },
           VERDICT_ALLOW },
         { SYS_openat, { 0, 1, O_WRONLY }, NOT_PERMITTED },
         { SYS_openat, { 0, 1, O_RDWR | O_CLOEXEC }, NOT_PERMITTED },
         { SYS_openat, { 0, 1, O_RDONLY | O_CREAT, 0600 }, NOT_PERMITTED },
         { SYS_openat, { 0, 1, O_RDONLY | O_TRUNC }, NOT_PERMITTED },
         { SYS_openat, { 0, 1, O_TMPFILE | O_RDWR, 0600 }, NOT_PERMITTED },
-        { SYS_openat, { 0, 1, HIGH | O_WRONLY }, NOT_PERMITTED },
+        { SYS_openat, { 0, 1, BIT_32 | O_WRONLY }, NOT_PERMITTED },
 #ifdef SYS_open
         { SYS_open, { 1, O_RDONLY | O_CLOEXEC }, VERDICT_ALLOW },
         { SYS_open, { 1, O_RDWR }, NOT_PERMITTED },
@@ -472,16 +476,16 @@ Test(filter, makes_connections_to_redis)
         { SYS_socket, { AF_INET, SOCK_DGRAM, 0 }, NOT_PERMITTED },
         { SYS_socket, { AF_INET, SOCK_RAW, 1 }, NOT_PERMITTED },
         { SYS_socket, { AF_INET, STREAM, 262 }, NOT_PERMITTED }, /* MPTCP */
-        { SYS_socket, { AF_INET, STREAM, HIGH | 262 }, NOT_PERMITTED },
+        { SYS_socket, { AF_INET, STREAM, BIT_32 | 262 }, NOT_PERMITTED },
         { SYS_socket, { AF_INET6, STREAM, 0 }, NOT_PERMITTED },
         { SYS_socket, { AF_UNIX, STREAM, 0 }, NOT_PERMITTED },
-        { SYS_socket, { HIGH | AF_NETLINK, STREAM, 0 }, NOT_PERMITTED },
+        { SYS_socket, { BIT_32 | AF_NETLINK, STREAM, 0 }, NOT_PERMITTED },
         { SYS_setsockopt, { 9, IPPROTO_TCP, TCP_NODELAY }, VERDICT_ALLOW },
         { SYS_setsockopt, { 9, SOL_SOCKET, TCP_NODELAY }, NOT_PERMITTED },
         { SYS_sendto, { 9, 1, 1, MSG_NOSIGNAL, 0, 0 }, VERDICT_ALLOW },
         { SYS_sendto, { 9, 1, 1, MSG_NOSIGNAL, 4096, 16 }, NOT_PERMITTED },
-        { SYS_sendto, { 9, 1, 1, 0, HIGH, 16 }, NOT_PERMITTED },
-        { SYS_sendto, { 9, 1, 1, 0, HIGH + 1, 16 }, NOT_PERMITTED },
+        { SYS_sendto, { 9, 1, 1, 0, BIT_32, 16 }, NOT_PERMITTED },
+        { SYS_sendto, { 9, 1, 1, 0, BIT_32 + 1, 16 }, NOT_PERMITTED },
     };
 
     check_rows(rows, COUNT(rows), FOR_LOG);
