@@ -161,6 +161,8 @@ ASAN := detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:$\
 asan: export ASAN_OPTIONS := $(ASAN)
 asan: export UBSAN_OPTIONS := halt_on_error=1:print_stacktrace=1
 asan: export TEST_SLOWNESS := 3
+# a leak is looked for with ptrace(2)
+asan: export SSED_OPTIONS := --sandbox off
 asan: ## build with ASan and UBSan and run every test on it
 	$(OTHER) test HARDENING= HARDENING_LINK= \
 		CFLAGS='-O1 -g -fno-omit-frame-pointer \
@@ -190,7 +192,7 @@ valgrind: $(SSED) $(BUILD)/test/black_box $(PRELOADED)
 valgrind: ## run the server under valgrind
 	@$(call need,valgrind,valgrind)
 	$(Q)SSED=./$(SSED) SSED_UNDER='$(VALGRIND)' TEST_SLOWNESS=10 \
-		CRASH_ROUNDS=8 $(BUILD)/test/black_box --jobs 2 \
+		SSED_OPTIONS='--sandbox off' CRASH_ROUNDS=8 $(BUILD)/test/black_box --jobs 2 \
 		--filter '!(folder)/*'
 
 readme: $(SSED) ## run the commands of README.md
@@ -235,6 +237,8 @@ COVERED := $(CORE:%=$(CURDIR)/%.c)
 LCOV := lcov --quiet --rc lcov_branch_coverage=1
 TRACE := .build/coverage/trace
 
+# what ran is written to files at the end
+coverage: export SSED_OPTIONS := --sandbox off
 coverage: deps ## run every test and show how much of each file it ran
 	@$(call need,lcov,lcov)
 	@mkdir -p .build/coverage
