@@ -2971,9 +2971,9 @@ static const struct spec specs[] = {
       HISTORY_EVENTS_MAX, UNGIVEN,
       .help = "events kept in the log, about (--history)" },
     { "user", "NAME", KIND_TEXT, 0, OPTION(user),
-      .help = "whom root becomes, once the listeners are there" },
+      .help = "root becomes this user, once the listeners are there" },
     { "sandbox", "MODE", KIND_NAME, 0, OPTION(sandbox), .names = sandbox_names,
-      .help = "on; log: what it would refuse; off: a debugger works (on)" },
+      .help = "on; log: only says what on refuses; off: for debuggers (on)" },
     { "log-level", "LEVEL", KIND_NAME, 0, OPTION(log_level),
       .names = level_names, .initial = LEVEL_INFO,
       .help = "error, warn, info, debug (info)" },
@@ -3646,6 +3646,7 @@ static void put_argument_rules(struct filter *filter)
         { CALL_FOR(open, FOR_FILES), { WITHOUT(LOW(1), writes) } },
 #endif
         { CALL_FOR(openat, FOR_FILES), { WITHOUT(LOW(2), writes) } },
+        { CALL_FOR(fcntl, FOR_FILES), { IS(LOW(1), F_SETFD) } }, /* musl's */
         /* no other protocol: Landlock knows of TCP alone */
         { CALL_FOR(socket, FOR_LOG),
           { IS(LOW(0), wanted->family), IS(LOW(1), stream), IS(LOW(2), 0) } },
