@@ -591,6 +591,7 @@ Test(restart, a_closed_stderr_spoils_nothing)
 {
     char out[4096], err[4096], socket_path[128];
     const char *ssed = getenv("SSED");
+    const char *sandbox = getenv("SSED_OPTIONS") ? "off" : "on";
     int status;
     pid_t pid;
 
@@ -599,7 +600,7 @@ Test(restart, a_closed_stderr_spoils_nothing)
     if (pid == 0) {
         close(STDERR_FILENO);
         execl(ssed ? ssed : "./ssed", "ssed", "--history-file", path,
-              "--listen", socket_path, NULL);
+              "--listen", socket_path, "--sandbox", sandbox, NULL);
         _exit(127);
     }
     for (int i = 0; access(socket_path + 5, F_OK) < 0; i++) {
