@@ -4515,8 +4515,10 @@ int http_init(struct http *http, char error[ERROR_SIZE])
     if (http->max_per_address)
         http->networks = networks_make(http->conn_limit);
     if (http->max_per_address && !http->networks)
-        return fail_with(error, "no memory to count connections: "
-                                "--max-per-address");
+        return fail_with(error,
+                         "--max-per-address: cannot count connections: "
+                         "%s",
+                         strerror(errno));
     begin_table(http);
     http->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (http->epoll < 0)

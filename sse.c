@@ -2615,9 +2615,10 @@ static void handle_crowded(struct server *server, const struct conn *conn)
     uint64_t refused = take_notice(server, &server->address_full);
     char peer[PEER_SIZE];
 
-    if (refused)
-        log_event(LEVEL_WARN, "address_full", "peer=%s refused=%" PRIu64,
-                  conn_peer(peer, conn), refused);
+    if (!refused)
+        return;
+    log_event(LEVEL_WARN, "address_full", "peer=%s refused=%" PRIu64,
+              conn_peer(peer, conn), refused);
 }
 
 static const struct handlers handlers = {
