@@ -71,6 +71,8 @@ Test(options, errors_name_the_thing_and_what_would_be_right)
         { { "--root", "/nonexistent" }, 1, { "--root", "/nonexistent" } },
         { { "--root", "/etc/passwd" }, 1, { "--root", "Not a directory" } },
         { { "--max-connections", "200000000" }, 1, { "--max", "ulimit" } },
+        { { "--max-per-address", "-1" }, 2, { "--max-per", "from 0" } },
+        { { "--max-topics", "0" }, 2, { "--max-topics", "from 1" } },
         { { "--listen", "unix:/nonexistent/s" }, 1, { "--listen", "No such" } },
     };
 
