@@ -987,18 +987,31 @@ const char *http_reason(int status)
         int status;
         const char *reason;
     } reasons[] = {
-        { 201, "Created" },         { 200, "OK" },
-        { 204, "No Content" },      { 301, "Moved Permanently" },
-        { 206, "Partial Content" }, { 405, "Method Not Allowed" },
-        { 304, "Not Modified" },    { 413, "Content Too Large" },
-        { 400, "Bad Request" },     { 415, "Unsupported Media Type" },
-        { 401, "Unauthorized" },    { 416, "Range Not Satisfiable" },
-        { 403, "Forbidden" },       { 417, "Expectation Failed" },
-        { 404, "Not Found" },       { 421, "Misdirected Request" },
-        { 408, "Request Timeout" }, { 431, "Request Header Fields Too Large" },
-        { 409, "Conflict" },        { 500, "Internal Server Error" },
-        { 414, "URI Too Long" },    { 503, "Service Unavailable" },
-        { 501, "Not Implemented" }, { 505, "HTTP Version Not Supported" },
+        { 201, "Created" },
+        { 200, "OK" },
+        { 204, "No Content" },
+        { 301, "Moved Permanently" },
+        { 206, "Partial Content" },
+        { 405, "Method Not Allowed" },
+        { 304, "Not Modified" },
+        { 413, "Content Too Large" },
+        { 400, "Bad Request" },
+        { 415, "Unsupported Media Type" },
+        { 401, "Unauthorized" },
+        { 416, "Range Not Satisfiable" },
+        { 403, "Forbidden" },
+        { 417, "Expectation Failed" },
+        { 404, "Not Found" },
+        { 421, "Misdirected Request" },
+        { 408, "Request Timeout" },
+        { 429, "Too Many Requests" },
+        { 431, "Request Header Fields Too Large" },
+        { 409, "Conflict" },
+        { 500, "Internal Server Error" },
+        { 414, "URI Too Long" },
+        { 503, "Service Unavailable" },
+        { 501, "Not Implemented" },
+        { 505, "HTTP Version Not Supported" },
     };
 
     for (size_t i = 0; i < COUNT(reasons); i++)
@@ -1057,12 +1070,16 @@ static void put_location(struct head *head, struct slice path)
 }
 
 /* A cache must not give one origin's answer to another: Vary (Fetch, section
- * 3.2.5, "CORS protocol and HTTP caches"). */
+ * 3.2.5, "CORS protocol and HTTP caches"). The one origin that is named may
+ * send cookies; with "*" a browser would refuse that anyway (the same, "CORS
+ * protocol and credentials"). */
 static void put_cors(struct head *head, const struct response *response)
 {
     put_field(head, "Access-Control-Allow-Origin", response->cors);
-    if (strcmp(response->cors, "*") != 0)
+    if (strcmp(response->cors, "*") != 0) {
         put_field(head, "Vary", "Origin");
+        put_field(head, "Access-Control-Allow-Credentials", "true");
+    }
     if (response->position)
         put_field(head, "Access-Control-Expose-Headers", "Last-Event-ID");
     if (!response->preflight)
@@ -1102,6 +1119,9 @@ static void put_content(struct head *head, const struct response *response)
 size_t http_head(char *buffer, size_t size, const struct response *response)
 {
     struct head head = { .buffer = buffer, .size = size };
+    unsigned retry_after = response->status == 503 && !response->retry_after
+                               ? 2
+                               : response->retry_after;
 
     put_line(&head, "HTTP/1.1 %d %s\r\n", response->status,
              http_reason(response->status));
@@ -1121,7 +1141,8 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
     put_field(&head, "WWW-Authenticate",
               response->status == 401 ? "Bearer" : NULL);
-    put_field(&head, "Retry-After", response->status == 503 ? "2" : NULL);
+    if (retry_after)
+        put_line(&head, "Retry-After: %u\r\n", retry_after);
     if (response->location.length)
         put_location(&head, response->location);
     if (response->position)
@@ -1722,7 +1743,7 @@ static void conn_set_interest(struct http *http, struct conn *conn,
      * is taken out. A file, which epoll refuses (EPERM), can always be read. */
     if (conn->flags & FLAG_INPUT)
         operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
-    conn->interest = interest;
+    conn->interest = (uint16_t)interest;
     /* MOD cannot fail: the descriptor was added, and no memory is needed */
     epoll_ctl(http->epoll, operation, (int)fd, &event);
 }

@@ -860,6 +860,7 @@ struct response {
     const char *type;  /* Content-Type */
     const char *allow; /* methods */
     const char *cors;  /* Access-Control-Allow-Origin */
+    unsigned retry_after;     /* s; at 503 it is 2 where none is given */
     const uint64_t *position; /* of a stream: Last-Event-ID */
     const char *etag;      /* of a file, with its quotes; ranges are served */
     time_t modified;       /* Last-Modified */
@@ -1116,8 +1117,9 @@ struct subscriber {
     bool is_ahead; /* came with an id newer than the newest */
     enum __attribute__((packed)) {
         STREAM_GOES_ON,
-        STREAM_LEAVES, /* it is ended at the next occasion: there is a gap */
-        STREAM_ENDS,   /* its last bytes are under way */
+        STREAM_LEAVES,  /* it is ended at the next occasion: there is a gap */
+        STREAM_EXPIRES, /* likewise, and is told so: its token has expired */
+        STREAM_ENDS,    /* its last bytes are under way */
     } end;
 };
 
@@ -1163,7 +1165,8 @@ struct conn {
     uint8_t flags;
     uint8_t queue;     /* enum queue_name */
     uint16_t port;     /* of the peer */
-    uint32_t interest; /* what epoll has been asked for */
+    uint16_t interest; /* what epoll has been asked for */
+    uint32_t expires;  /* sse.c's: of the token, seconds since 1970; 0: never */
     struct link queue_link, timer_link;
     uint32_t deadline; /* tick of the timer wheel; 0: none */
     struct in6_addr address;
