@@ -94,6 +94,35 @@ static inline bool slice_number(struct slice slice, uint64_t maximum,
     return true;
 }
 
+/* How many bytes of a UTF-8 sequence a text that is not empty starts with, 1 at
+ * least; *whole is how many a complete one would have. The bounds of the second
+ * byte leave out overlong forms, surrogates and all over U+10FFFF. */
+static inline size_t utf8_prefix(struct slice text, size_t *whole)
+{
+    const unsigned char *s = (const unsigned char *)text.data;
+    unsigned char low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
+    unsigned char high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    size_t length = 2;
+
+    *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 || s[1] < low ||
+        s[1] > high)
+        return 1;
+    while (length < *whole && length < text.length &&
+           (s[length] & 0xC0) == 0x80)
+        length++;
+    return length;
+}
+
+/* How many bytes the UTF-8 sequence (RFC 3629) at the start of a text that is
+ * not empty has; 0 if there is none. */
+static inline size_t utf8_sequence(struct slice text)
+{
+    size_t whole, length = utf8_prefix(text, &whole);
+
+    return length == whole ? length : 0;
+}
+
 #define NEVER UINT64_MAX /* a time, in ms */
 
 /* For functions that can fail for a reason that people are told: one line, in
@@ -149,11 +178,9 @@ void text_put_json(struct text *text, struct slice value);
 /* Whether all of the text is UTF-8 (RFC 3629). */
 bool utf8_valid(struct slice text);
 
-/* How many bytes the UTF-8 sequence at the start of a text that is not empty
- * has; 0 if there is none. Then how many bytes one U+FFFD stands for: the
- * Encoding standard's UTF-8 decoder, which is the practice of Unicode 15.0,
- * section 3.9 ("maximal subparts"). */
-size_t utf8_sequence(struct slice text);
+/* How many bytes at the start of a text that is not UTF-8 there one U+FFFD
+ * stands for: the Encoding standard's UTF-8 decoder, which is the practice of
+ * Unicode 15.0, section 3.9 ("maximal subparts"). */
 size_t utf8_malformed(struct slice text);
 
 /* The fields that a block of an event stream begins with; what is NULL or
