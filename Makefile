@@ -36,7 +36,7 @@ LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 CORE := sse ring http
 UNIT_TESTS := $(patsubst %.c,%,$(wildcard test/test_*.c))
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
-	test/black-box/another_boot.c
+	test/black-box/another_boot.c test/black-box/sign.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
 UNIT_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/%.o)
 TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o)
@@ -107,6 +107,7 @@ $(BUILD)/test/test_http $(BUILD)/test/test_redis: $(BUILD)/http.o
 $(BUILD)/test/test_sse: $(BUILD)/ring.o $(BUILD)/http.o
 $(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
+$(BUILD)/test/black_box: $(BUILD)/http.o
 $(UNIT) $(BUILD)/test/black_box:
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(CRITERION)

@@ -540,9 +540,9 @@ static void handle_request(struct server *server, struct conn *conn)
  * patterns cover the topics; but what --public names may be read by all. The
  * token itself is not kept: of a stream that needed one, conn->expires is.
  *
- * The right ends when the token would no longer be accepted. The wall clock
- * says when that is; a timer only says when to look at it, at least every
- * EXPIRY_LOOK, for the clock may be set.
+ * The right ends when the token is no longer accepted, which it is through the
+ * second exp + TOKEN_LEEWAY. The wall clock says when that is; a timer only says
+ * when to look at it, at least every EXPIRY_LOOK, for the clock may be set.
  *
  * Callers: subscribe(), publish(); handle_expired() and stream_begin().
  */
@@ -635,7 +635,7 @@ static bool has_rights(struct server *server, struct conn *conn,
 /* How many ms the right to read goes on; NEVER if it does not end. */
 static uint64_t right_left(const struct server *server, const struct conn *conn)
 {
-    uint64_t end = ((uint64_t)conn->expires + TOKEN_LEEWAY) * 1000;
+    uint64_t end = ((uint64_t)conn->expires + TOKEN_LEEWAY + 1) * 1000;
     uint64_t now = (uint64_t)server->ring.time;
 
     if (!conn->expires)
