@@ -192,6 +192,8 @@ readme: $(SSED) ## run the commands of README.md
 		/usr/share/nodejs/redis,$\
 		curl iputils-ping nodejs python3 redis-server redis-tools haproxy $\
 		openssl jq kcat postgresql python3-redis node-redis)
+	@$(call need,npm /usr/lib/python3/dist-packages/jwt,npm python3-jwt)
+	$(Q)$(JOSE)
 	$(Q)test/readme.sh ./$(SSED)
 
 # browser TESTS='clock chat': those with one of these in their names
@@ -209,6 +211,16 @@ nodes: $(SSED) ## nodes that share a log, and what can fail there (4 minutes)
 		redis-server haproxy python3)
 	$(Q)NODES_MINUTES=$(NODES_MINUTES) NODES_SEED=$(NODES_SEED) \
 		test/nodes/run.py ./$(SSED) $(TESTS)
+
+# jose, of npm
+JOSE = test -d .build/tokens/node_modules/jose || \
+	npm install --silent --prefix .build/tokens jose
+
+tokens: $(SSED) ## signed tokens of PyJWT and jose, and ours in them
+	@$(call need,node npm python3 /usr/lib/python3/dist-packages/jwt,$\
+		nodejs npm python3 python3-jwt)
+	$(Q)$(JOSE)
+	$(Q)test/tokens/run.py ./$(SSED) .build/tokens $(TESTS)
 
 SOAK_SECONDS ?= 60
 
@@ -397,5 +409,5 @@ help: ## list the targets
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box browser check check-compiler check-deps check-unit clang clean \
 	coverage crash debug deps format fuzz help install musl nodes readme run \
-	soak static test tiny uninstall unit valgrind FORCE
+	soak static test tiny tokens uninstall unit valgrind FORCE
 .SECONDARY:
