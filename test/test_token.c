@@ -54,7 +54,7 @@ static struct slice signed_token(struct slice header, struct slice claims)
 
     token[length++] = '.';
     length += base64_encode(claims, token + length);
-    sign(&http, (struct slice){ token, length }, token + length + 1);
+    put_signature(&http, (struct slice){ token, length }, token + length + 1);
     token[length] = '.';
     return (struct slice){ token, length + 1 + SIGNATURE_SIZE };
 }
@@ -636,7 +636,7 @@ Test(token, parts_are_base64url)
 
         memcpy(token, parts[i], length);
         token[length] = '.';
-        sign(&http, slice_of(parts[i]), token + length + 1);
+        put_signature(&http, slice_of(parts[i]), token + length + 1);
         cr_assert(is_reason(verify((struct slice){ token, length + 1 +
                                                               SIGNATURE_SIZE },
                                    NOW),

@@ -1,9 +1,10 @@
 /*
  * Fuzzes signed tokens. The first byte says how the rest is taken: as a token,
- * which is never one, since nobody guesses a signature; or as a header and a
- * claims set, with a byte of 0xFF between them, that are signed as they are. A
- * second reader of JSON, which is written in another way, must agree on whether
- * that is a token and on what it allows.
+ * which is never one, since nobody guesses a signature; or as what is signed: a
+ * header and a claims set with a byte of 0xFF between them, the members of a
+ * claims set, or the elements of a list in one. A second reader of JSON, which
+ * is written in another way, must agree on whether that is a token and on what
+ * it allows.
  */
 /* NOLINTNEXTLINE(bugprone-suspicious-include): what is static is called too */
 #include "../../http.c"
@@ -406,7 +407,7 @@ static void fuzz_claims(const struct http *http, struct slice header,
 
     token[length++] = '.';
     length += base64_encode(claims, token + length);
-    sign(http, (struct slice){ token, length }, token + length + 1);
+    put_signature(http, (struct slice){ token, length }, token + length + 1);
     token[length] = '.';
     length += 1 + SIGNATURE_SIZE;
     own = copy((struct slice){ token, length });
@@ -421,27 +422,47 @@ static void fuzz_claims(const struct http *http, struct slice header,
     check_list(rights.write, &found.write);
 }
 
+/* Claims whose begin and end are given. */
+static void fuzz_inside(const struct http *http, const char *begin,
+                        struct slice text, const char *end)
+{
+    static char claims[TEXT_MAX];
+    int length = snprintf(claims, sizeof(claims), "{\"exp\":1000000,%s", begin);
+    size_t at = (size_t)length;
+
+    memcpy(claims + at, text.data, text.length);
+    strcpy(claims + at + text.length, end);
+    fuzz_claims(http, SLICE("{\"alg\":\"HS256\"}"),
+                (struct slice){ claims, at + text.length + strlen(end) });
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
 {
     static struct http http = { .has_secret = true };
     static struct rights rights;
     struct slice text = { (const char *)input + 1, length - 1 };
+    struct slice header;
     char *own;
 
     if (length < 1 || length > TEXT_MAX / 2)
         return 0;
-    if (input[0] % 4 == 0) {
+    switch (input[0] % 4) {
+    case 0:
         own = copy(text);
         fuzz_base64((struct slice){ own, text.length });
         check(http_verify_token(&http, (struct slice){ own, text.length }, NOW,
                                 &rights) != NULL);
         free(own);
-    } else if (input[0] % 4 == 1) {
-        struct slice header = slice_split(&text, (char)0xFF);
-
+        break;
+    case 1:
+        header = slice_split(&text, (char)0xFF);
         fuzz_claims(&http, header, text);
-    } else {
-        fuzz_claims(&http, SLICE("{\"alg\":\"HS256\"}"), text);
+        break;
+    case 2:
+        fuzz_inside(&http, "", text, "}");
+        break;
+    default:
+        fuzz_inside(&http, "\"read\":[", text, "]}");
     }
     return 0;
 }
