@@ -169,12 +169,13 @@ FUZZ = echo '$(1)' && clang $(NEEDED) -g -O1 \
 fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
 		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus \
-		.build/fuzz/fuzz_redis-corpus
+		.build/fuzz/fuzz_redis-corpus .build/fuzz/fuzz_token-corpus
 	$(Q)$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
 	$(Q)$(call FUZZ,fuzz_ring,ring.c)
 	$(Q)$(call FUZZ,fuzz_history,ring.c,-len_control=0)
 	$(Q)$(call FUZZ,fuzz_event_stream,ring.c,-dict=test/fuzz/event_stream.dict)
 	$(Q)$(call FUZZ,fuzz_redis,,-dict=test/fuzz/redis.dict)
+	$(Q)$(call FUZZ,fuzz_token,,-dict=test/fuzz/token.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 

@@ -3105,8 +3105,10 @@ void conn_begin_body(struct http *http, struct conn *conn, bool streams,
  * The token that a request has to bear: one that is known, or one that is
  * signed with a secret and says itself what it allows. sse.c has the token or
  * the secret read from its file at the start and at SIGHUP. If the file is
- * refused, it stays as it was. What a token is, nobody is told: no reason has
- * it in it.
+ * refused, it stays as it was. No text for a client or the log has a byte of a
+ * token in it.
+ *
+ * Callers: sse.c.
  */
 
 /* Whether two looks at a file have found the same file, unchanged. */
@@ -3265,8 +3267,8 @@ bool http_find_token(const struct request *request,
 }
 
 /* The signature is compared as text: base64url has one spelling for it. */
-static void sign(const struct http *http, struct slice text,
-                 char signature[SIGNATURE_SIZE])
+static void put_signature(const struct http *http, struct slice text,
+                          char signature[SIGNATURE_SIZE])
 {
     uint8_t mac[SHA256_SIZE];
 
@@ -3290,7 +3292,7 @@ const char *http_verify_token(const struct http *http, struct slice token,
     if (!header.length || !payload.length || !signature.length ||
         memchr(signature.data, '.', signature.length))
         return "a token has three parts with a dot between them";
-    sign(http, text, right);
+    put_signature(http, text, right);
     if (!bytes_match(signature, right, sizeof(right)))
         return "the token's signature is wrong";
     refused = read_part(&claims, header, rights->bytes, take_header);
@@ -3335,17 +3337,16 @@ bool patterns_cover(struct slice patterns, struct slice topic)
 size_t http_sign(const struct http *http, struct slice claims, char *token,
                  size_t size)
 {
-    static const struct slice header = {
-        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.", 37
-    }; /* {"alg":"HS256","typ":"JWT"} */
-    size_t length = header.length;
+    /* {"alg":"HS256","typ":"JWT"} and a dot */
+    static const char header[] = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.";
+    size_t length = sizeof(header) - 1;
 
     if (size < length + (claims.length * 4 + 2) / 3 + 1 + SIGNATURE_SIZE)
         return 0;
-    memcpy(token, header.data, header.length);
+    memcpy(token, header, length);
     length += base64_encode(claims, token + length);
     token[length] = '.';
-    sign(http, (struct slice){ token, length }, token + length + 1);
+    put_signature(http, (struct slice){ token, length }, token + length + 1);
     return length + 1 + SIGNATURE_SIZE;
 }
 
