@@ -541,8 +541,9 @@ static void handle_request(struct server *server, struct conn *conn)
  * token itself is not kept: of a stream that needed one, conn->expires is.
  *
  * The right ends when the token is no longer accepted, which it is through the
- * second exp + TOKEN_LEEWAY. The wall clock says when that is; a timer only says
- * when to look at it, at least every EXPIRY_LOOK, for the clock may be set.
+ * second exp + TOKEN_LEEWAY. The wall clock says when that is; a timer only
+ * says when to look at it, at least every EXPIRY_LOOK, for the clock may be
+ * set.
  *
  * Callers: subscribe(), publish(); handle_expired() and stream_begin().
  */
@@ -3910,13 +3911,13 @@ static int check_history(const char *path)
  */
 
 /* The claims of a token, in JSON, and what has been said of them. */
-struct claims {
+struct wanted_claims {
     struct text read, write; /* the members of the arrays */
     uint64_t expires;        /* s from now on; 0: not given */
 };
 
-static void add_pattern(struct text *patterns, struct slice claim,
-                        struct slice pattern)
+static void want_pattern(struct text *patterns, struct slice claim,
+                         struct slice pattern)
 {
     const char *refused = pattern_refused(pattern);
 
@@ -3952,7 +3953,7 @@ static uint64_t parse_lifetime(struct slice claim, struct slice text)
     return number * seconds[unit - units];
 }
 
-static void take_claim(struct claims *claims, struct slice claim)
+static void want_claim(struct wanted_claims *claims, struct slice claim)
 {
     const char *equals = memchr(claim.data, '=', claim.length);
     size_t length = equals ? (size_t)(equals - claim.data) : 0;
@@ -3960,9 +3961,9 @@ static void take_claim(struct claims *claims, struct slice claim)
     struct slice value = slice_from(claim, equals ? length + 1 : 0);
 
     if (slice_is(name, "read"))
-        add_pattern(&claims->read, claim, value);
+        want_pattern(&claims->read, claim, value);
     else if (slice_is(name, "write"))
-        add_pattern(&claims->write, claim, value);
+        want_pattern(&claims->write, claim, value);
     else if (!slice_is(name, "exp"))
         die(EXIT_USAGE,
             "--sign: '%.*s' is not read=PATTERN, write=PATTERN or exp=TIME",
@@ -3978,15 +3979,15 @@ static int sign_token(const struct server *server)
 {
     char read[SIGNED_TOKEN_MAX], write[SIGNED_TOKEN_MAX];
     char bytes[2 * SIGNED_TOKEN_MAX + 128], token[SIGNED_TOKEN_MAX + 1];
-    struct claims claims = { .read = { read, sizeof(read), 0 },
-                             .write = { write, sizeof(write), 0 } };
+    struct wanted_claims claims = { .read = { read, sizeof(read), 0 },
+                                    .write = { write, sizeof(write), 0 } };
     struct text json = { bytes, sizeof(bytes), 0 };
     const char *rest = server->options.sign;
     size_t length;
 
     while (*(rest += strspn(rest, BLANKS))) {
         length = strcspn(rest, BLANKS);
-        take_claim(&claims, (struct slice){ rest, length });
+        want_claim(&claims, (struct slice){ rest, length });
         rest += length;
     }
     if (!claims.expires)

@@ -139,7 +139,7 @@ ln -s "$root/.build/tokens/node_modules" node_modules
 block "--secret-file secret --public" | head -n 1 | bash
 start secret --secret-file secret --public 'news/*'
 for library in "import jwt" "SignJWT"; do
-    main=$port run 10 "$library" >cookie
+    main=$port PATH=/usr/bin:$PATH run 10 "$library" >cookie
     expect "a cookie: $library" "^Set-Cookie: ssed_token=.*HttpOnly" <cookie
     sed -n 's/^Set-\(Cookie: [^;]*\);.*/\1/p' cookie |
         curl -s -o /dev/null -w '%{http_code}\n' -I -H @- \
