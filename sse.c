@@ -910,7 +910,6 @@ static bool waits_for_log(struct server *server, struct conn *conn,
 /* A handler: it has waited for too long. */
 static void handle_waited(struct server *server, struct conn *conn)
 {
-    conn->exchange->asks = 0;
     refuse_subscriber(server, conn);
 }
 
@@ -2707,6 +2706,7 @@ static void handle_answered(struct server *server, struct conn *conn,
 {
     log_access(server, conn, status, length);
     publication_release(server, &conn->exchange->publication);
+    conn->exchange->asks = 0;
 }
 
 /* Answers that say of events that they are on disk are about to be sent. One
@@ -3120,13 +3120,12 @@ static const struct spec specs[] = {
     { "secret-file", "FILE", KIND_TEXT, 0, OPTION(secret_file),
       .help = "tokens signed with it say who may read and publish what" },
     { "public", "PATTERN", KIND_PUBLIC, 0,
-      .help = "with --secret-file: what all may read: TOPIC, PREFIX/*, *, '' "
-              "(the main stream); repeatable" },
+      .help = "all may read it: TOPIC, PREFIX/*, *, '' (the main stream); "
+              "repeatable" },
     { "max-failures", "N", KIND_NUMBER, 0, PLACE(http.max_failures), 1, 1 << 20,
       UNGIVEN, .help = "wrong tokens a minute from one address (100)" },
     { "sign", "CLAIMS", KIND_TEXT, 0, OPTION(sign),
-      .help = "print a token, such as 'read=chat/42 write=jobs/* exp=1h', and "
-              "end" },
+      .help = "print a token: 'read=chat/42 write=jobs/* exp=1h'" },
     { "publish", "WHO", KIND_NAME, 0, OPTION(publish), .names = publish_names,
       .initial = UNGIVEN,
       .help = "who may publish without a token: local, unix, none (local)" },
