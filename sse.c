@@ -961,21 +961,25 @@ static const char *add_topic(struct server *server, struct reader *reader,
 
     if (!topic)
         return out_of_memory;
-    for (unsigned i = 0; i < reader->count; i++)
-        if (reader->places[i].topic == topic) {
-            topic_drop(&server->ring, topic);
-            return NULL;
-        }
     reader->places[reader->count++] = (struct place){ .topic = topic };
     return NULL;
 }
 
-/* The names of the topics that a request is to read. */
+/* The names of the topics that a request is to read, each once. */
 struct topic_names {
     unsigned count;
     struct slice names[READER_TOPICS_MAX];
     char bytes[READER_TOPICS_MAX][TOPIC_NAME_MAX + 1];
 };
+
+static bool has_name(const struct topic_names *found, struct slice name)
+{
+    for (unsigned i = 0; i < found->count; i++)
+        if (found->names[i].length == name.length &&
+            memcmp(found->names[i].data, name.data, name.length) == 0)
+            return true;
+    return false;
+}
 
 /* `topic` is the one in the path. If the path has none, the query may name
  * several; if that has none either, it is the main stream, whose name is empty
@@ -994,6 +998,8 @@ static const char *find_topics(struct slice query, struct slice topic,
 
         if (refused)
             return refused;
+        if (has_name(found, named))
+            continue;
         if (i == READER_TOPICS_MAX)
             return "one connection takes at most 16 topics";
         memcpy(found->bytes[i], named.data, named.length);
@@ -1005,7 +1011,7 @@ static const char *find_topics(struct slice query, struct slice topic,
     return NULL;
 }
 
-/* Whoever has no right to read them makes no topic. */
+/* A topic is made only for a request that may read it. */
 static void subscribe(struct server *server, struct conn *conn,
                       struct slice topic)
 {
