@@ -2916,12 +2916,14 @@ static void load_credentials(struct server *server, bool again)
     const char *what = is_token ? "token" : "secret";
     char path[512], error[ERROR_SIZE], event[32];
     mode_t mode;
+    int outcome;
 
     if (!file)
         return;
     log_quote(path, sizeof(path), slice_of(file));
-    if ((is_token ? http_load_token : http_load_secret)(&server->http, file,
-                                                        &mode, error) < 0) {
+    outcome = is_token ? http_load_token(&server->http, file, &mode, error)
+                       : http_load_secret(&server->http, file, &mode, error);
+    if (outcome < 0) {
         if (!again)
             die(EXIT_RUN_TIME, "--%s-file: no %s in '%s': %s", what, what, file,
                 error);

@@ -179,13 +179,13 @@ Test(rights, end_by_the_clock)
     struct server server;
     const struct conn *conn = begin_stream_of(&server, 1000);
 
-    server.ring.time = 1000 * 1000;
-    cr_assert(right_left(&server, conn) == (TOKEN_LEEWAY + 1) * 1000);
-    server.ring.time += 7 * 1000;
-    cr_assert(right_left(&server, conn) == (TOKEN_LEEWAY - 6) * 1000);
+    server.ring.time = 1000000;
+    cr_assert(right_left(&server, conn) == UINT64_C(1000) * (TOKEN_LEEWAY + 1));
+    server.ring.time += 7000;
+    cr_assert(right_left(&server, conn) == UINT64_C(1000) * (TOKEN_LEEWAY - 6));
     server.ring.time = 0;
-    cr_assert(right_left(&server, conn) > 1000 * 1000);
-    server.ring.time = (1000 + TOKEN_LEEWAY) * 1000 + 999;
+    cr_assert(right_left(&server, conn) > 1000000);
+    server.ring.time = INT64_C(1000) * (1000 + TOKEN_LEEWAY) + 999;
     cr_assert(right_left(&server, conn) == 1);
     server.ring.time++;
     cr_assert(right_left(&server, conn) == 0);
