@@ -486,6 +486,13 @@ static const struct claims_row texts[] = {
     { WITH("\"a\":\"\\uD83D\\uD83D\""), "malformed" },
     { WITH("\"a\":\"\\uDE00\""), "malformed" },
     { WITH("\"a\":\"\\uDE00\\uD83D\""), "malformed" },
+    { WITH("\"a\":\"\\uDE00\\uDE00\""), "malformed" },
+    { WITH("\"a\":\"\\uD83D\\uDBFF\""), "malformed" },
+    { WITH("\"a\":\"\\uD83D\\uE000\""), "malformed" },
+    { WITH("\"a\":\"\\uD800\""), "malformed" },
+    { WITH("\"a\":\"\\uDFFF\""), "malformed" },
+    { WITH("\"a\":\"\\uD7FF\\uE000\\uFFFF\\uD800\\uDC00\\uDBFF\\uDFFF\""),
+      NULL },
     { WITH("\"a\":\"\x80\""), "malformed" },
     { WITH("\"a\":\"\xC3\""), "malformed" },
     { WITH("\"a\":\"\xC0\xAF\""), "malformed" },
@@ -1150,6 +1157,9 @@ Test(throttle, is_for_a_network)
         { "::ffff:127.1.2.3", "::ffff:127.1.2.3", false },
         { "::1", "::1", false },
         { "::1", "::2", false },
+        { "::2", "::2", true },
+        { "::2", "::1", false },
+        { "::2", NULL, false },
         { NULL, NULL, false },
         { NULL, "::", false },
     };
@@ -1186,6 +1196,8 @@ Test(throttle, lasts_until_a_minute_after_the_first)
         cr_assert(wait_of(a) == 0);
         fail(a, 2); /* a new minute, a new count */
         cr_assert(wait_of(a) == 0);
+        fail(a, 1);
+        cr_assert(wait_of(a) == 60);
     }
 }
 
