@@ -326,6 +326,27 @@ Test(rights, a_token_comes_in_three_ways)
     server_stop(&server);
 }
 
+/* Where there is no room, one that may read is told to come back, and no other
+ * learns that. */
+Test(rights, are_looked_at_before_there_is_room)
+{
+    struct server server;
+    struct stream first;
+    struct response response;
+    char token[TOKEN_SIZE], field[TOKEN_SIZE + 64];
+
+    bearer(token_of("\"read\":[\"a\"],\"write\":[\"a\"]", 60, token), field);
+    start(&server, "--max-connections", "1");
+    stream_open(&first, &server, "/events/a", field);
+    cr_assert(ask_for(&server, "GET", "/events/a", "", &response) == 401);
+    cr_assert(ask_for(&server, "GET", "/events/b", field, &response) == 403);
+    cr_assert(ask_for(&server, "POST", "/events/a", "", &response) == 401);
+    cr_assert(ask_for(&server, "POST", "/events/a", field, &response) == 503);
+    cr_assert(ask_for(&server, "GET", "/events/a", field, &response) == 200);
+    stream_close(&first);
+    server_stop(&server);
+}
+
 /* --------------------------------------------------------- other origins */
 
 /* A browser sends a cookie by itself, with what any page has it send. */
