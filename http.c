@@ -3145,42 +3145,41 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
 }
 
 /* Reads what a file has, without a line end behind it. `size` leaves room for
- * one, and for a byte more than there may be. Returns the length, or -1 with
- * `error`. */
-static ssize_t read_credential(const char *path, char *bytes, size_t size,
-                               mode_t *mode, char error[ERROR_SIZE])
+ * one, and for a byte more than there may be. Returns 0, or -1 with `error`. */
+static int read_credential(const char *path, char *bytes, size_t size,
+                           size_t *length, mode_t *mode, char error[ERROR_SIZE])
 {
     const char *refused;
-    size_t length = 0;
     struct stat status;
     /* O_NONBLOCK: opening a FIFO must not wait for its other end */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 
+    *length = 0;
     if (fd < 0)
         return fail_with(error, "%s", strerror(errno));
-    refused = read_unchanged(path, fd, bytes, size, &length, &status);
+    refused = read_unchanged(path, fd, bytes, size, length, &status);
     close(fd);
     if (refused)
         return fail_with(error, "%s", refused);
     *mode = status.st_mode;
-    if (length && bytes[length - 1] == '\n')
-        length--;
-    if (length && bytes[length - 1] == '\r')
-        length--;
-    return (ssize_t)length;
+    if (*length && bytes[*length - 1] == '\n')
+        --*length;
+    if (*length && bytes[*length - 1] == '\r')
+        --*length;
+    return 0;
 }
 
 int http_load_token(struct http *http, const char *path, mode_t *mode,
                     char error[ERROR_SIZE])
 {
     char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
-    ssize_t length = read_credential(path, bytes, sizeof(bytes), mode, error);
+    size_t length;
 
-    if (length < 0)
+    if (read_credential(path, bytes, sizeof(bytes), &length, mode, error) < 0)
         return -1;
     if (length == 0)
         return fail_with(error, "it is empty");
-    for (ssize_t i = 0; i < length; i++) {
+    for (size_t i = 0; i < length; i++) {
         if (bytes[i] == '\n' || bytes[i] == '\r')
             return fail_with(error, "it has more than one line");
         if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
@@ -3188,8 +3187,8 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
     }
     if (length > TOKEN_MAX)
         return fail_with(error, "it has more than %d bytes", TOKEN_MAX);
-    memcpy(http->token, bytes, (size_t)length);
-    http->token_length = (size_t)length;
+    memcpy(http->token, bytes, length);
+    http->token_length = length;
     return 0;
 }
 
@@ -3197,16 +3196,16 @@ int http_load_secret(struct http *http, const char *path, mode_t *mode,
                      char error[ERROR_SIZE])
 {
     char bytes[SECRET_MAX + 3]; /* a line end, a byte too many */
-    ssize_t length = read_credential(path, bytes, sizeof(bytes), mode, error);
+    size_t length;
 
-    if (length < 0)
+    if (read_credential(path, bytes, sizeof(bytes), &length, mode, error) < 0)
         return -1;
     if (length < SECRET_MIN)
-        return fail_with(error, "it has %zd bytes, and a secret %d or more",
+        return fail_with(error, "it has %zu bytes, and a secret %d or more",
                          length, SECRET_MIN);
     if (length > SECRET_MAX)
         return fail_with(error, "it has more than %d bytes", SECRET_MAX);
-    hmac_key((struct slice){ bytes, (size_t)length }, http->secret);
+    hmac_key((struct slice){ bytes, length }, http->secret);
     http->has_secret = true;
     return 0;
 }

@@ -735,13 +735,13 @@ Test(token, what_is_signed_is_accepted)
 
     for (size_t blanks = 0; blanks < 70; blanks++) {
         struct slice text = { claims, 0 };
-        size_t size = 0, length;
+        size_t size = 1, length;
 
         text.length = (size_t)snprintf(claims, sizeof(claims), "{" EXP "%*s}",
                                        (int)blanks, "");
         while (size < 512) {
             token = malloc(size);
-            cr_assert(token || !size);
+            cr_assert(token);
             length = http_sign(&http, text, token, size);
             cr_assert(length == 0 || length == size);
             if (length)

@@ -183,7 +183,7 @@ static void string(struct second *second, struct text_of *text)
 /* A number, by what its bytes are and not by what comes next. */
 static double number(struct second *second)
 {
-    char digits[TEXT_MAX];
+    static char digits[TEXT_MAX];
     size_t length = 0, at, whole;
 
     while (peek(second) >= 0 && strchr("0123456789+-.eE", peek(second)))
