@@ -619,9 +619,9 @@ Test(token, three_parts)
         "three parts"));
     token = signed_token(slice_of(HEADER), slice_of("{" EXP "}"));
     cr_assert(!verify(token, NOW));
-    for (int i = 0; i < 4; i++) {
-        static const char *const forms[] = { "%.*s.", "%.*s ", " %.*s",
-                                             "%.*s=" };
+    for (size_t i = 0; i < 6; i++) {
+        static const char *const forms[6] = { "%.*s.", "%.*s ", " %.*s",
+                                              "%.*s=", "%.*sA", "%.*sAAAA" };
 
         snprintf(text, sizeof(text), forms[i], (int)token.length, token.data);
         cr_assert(verify(slice_of(text), NOW) != NULL, "%s", text);
