@@ -189,6 +189,7 @@ static const struct {
     { ALWAYS(mmap), true },
     { ALWAYS(mprotect), true },
     { WITH(openat, FOR_FILES), true },
+    { WITH(fcntl, FOR_FILES), false },
 #ifdef __x86_64__
     { WITH(open, FOR_FILES), true },
 #endif
@@ -458,6 +459,9 @@ Test(filter, opens_files_to_read_them)
         { SYS_openat, { 0, 1, O_RDONLY | O_TRUNC }, NOT_PERMITTED },
         { SYS_openat, { 0, 1, O_TMPFILE | O_RDWR, 0600 }, NOT_PERMITTED },
         { SYS_openat, { 0, 1, BIT_32 | O_WRONLY }, NOT_PERMITTED },
+        { SYS_fcntl, { 9, F_SETFD, FD_CLOEXEC }, VERDICT_ALLOW },
+        { SYS_fcntl, { 9, F_SETFL, 0 }, NOT_PERMITTED },
+        { SYS_fcntl, { 9, BIT_32 | F_SETOWN, 1 }, NOT_PERMITTED },
 #ifdef SYS_open
         { SYS_open, { 1, O_RDONLY | O_CLOEXEC }, VERDICT_ALLOW },
         { SYS_open, { 1, O_RDWR }, NOT_PERMITTED },
