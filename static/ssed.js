@@ -25,6 +25,7 @@ class SsedSource extends EventTarget {
   #at; // the newest id that was read, in the tab that reads
   #retry = 3000; #failures = 0;
   #connection; #channel; #timer; #reading; #run;
+  #isMain; // the stream that is read is the main one
   #renews; // the stream has ended for want of a fresh token, and there is one
   #read = () => (this.#reading ??= this.#connect());
 
@@ -135,6 +136,7 @@ class SsedSource extends EventTarget {
     if (!/^text\/event-stream/.test(answer.headers.get("Content-Type")))
       return answer.body?.cancel();
     this.#tell();
+    this.#isMain = undefined;
     const text = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = "", part; !(part = await text.read()).done; ) {
       const blocks = (rest + part.value).split("\n\n");
@@ -150,10 +152,10 @@ class SsedSource extends EventTarget {
     const [id = this.#at] = all("id").map(Number);
     const [event = "message"] = all("event");
     const data = all("data");
-    const gap = /^\{"type":"gap","message":"部分历史消息/.test(data[0]);
-    const expired = /^\{"type":"expired","exp":\d+\}$/.test(data[0]);
-    const type = gap ? "gap" : expired ? "expired"
-      : event.replace(/^ssed\.(gap|end|expired)$/, "$1");
+    // only the main stream begins with data; there ssed's own is told by a type
+    this.#isMain ??= data.length > 0;
+    const own = this.#isMain && /^\{"type":"(gap|expired)"/.exec(data[0])?.[1];
+    const type = own || event.replace(/^ssed\.(gap|end|expired)$/, "$1");
     this.#failures = 0;
     this.#renews = type === "expired" && this.#options.token;
     this.#retry = Number(all("retry")[0] ?? this.#retry);

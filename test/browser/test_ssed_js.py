@@ -28,7 +28,7 @@ source.onmessage = (event) => {
   got.push(event.data);
   say("message " + event.lastEventId);
 };
-for (const name of ["named", "gap", "end"])
+for (const name of ["named", "gap", "end", "expired"])
   source.addEventListener(name, (event) => say(name + " " + event.data));
 addEventListener("pagehide", () =>
   sessionStorage.setItem("kept", JSON.stringify([got, said])));
@@ -185,6 +185,19 @@ class SsedJs(PageTest):
         self.visit("/events?lastEventId=1")
         self.wait(lambda: any(said.startswith("gap ") for said in self.said()),
                   "the gap")
+
+    def test_what_a_topic_says_is_never_taken_for_the_servers_own(self):
+        self.begin()
+        self.visit()
+        self.wait_for_state(1)
+        texts = ['{"type":"expired","exp":1}',
+                 '{"type":"gap","message":"部分历史消息已无法补发"}']
+        for text in texts:
+            self.publish("x", text)
+        self.wait(lambda: len(self.got()) == len(texts), "both messages")
+        self.assertEqual(self.got(), texts)
+        self.assertFalse([said for said in self.said()
+                          if said.startswith(("gap", "expired"))])
 
     # ---------------------------------------------------------- many tabs
 
