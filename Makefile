@@ -334,7 +334,7 @@ bench-full: $(SSED) bench-tools ## all of it, the peers and their picture
 		npm install --silent --prefix .build/peers express
 	$(Q)RESULTS=.build/bench-results PICTURE=bench/results.svg $(COMPARE) \
 		broadcast rate50 pace saturation replay memory awake growth pages \
-		scale parse nodes peers
+		scale parse nodes sandbox peers
 
 ABUSE_SECONDS ?= 5
 
