@@ -47,6 +47,7 @@
 #include <stdlib.h>
 #include <strings.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -59,6 +60,9 @@
 /* Sizes that a build for tests may have otherwise, with -D. */
 #ifndef IN_FIRST
 #define IN_FIRST 2048 /* bytes of a request that are read at first */
+#endif
+#ifndef PAGES_FROM
+#define PAGES_FROM 1 /* smaller buffers never have pages of their own */
 #endif
 #ifndef SPARE_EXCHANGES
 #define SPARE_EXCHANGES 64 /* kept for the next requests */
@@ -1564,6 +1568,11 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
  * http->memory_limit: the exchanges with their buffers, and what sse.c takes
  * with memory_grow() for what it makes of requests.
  *
+ * A buffer of a page or more has pages of its own, mmap(2). Clients choose the
+ * sizes and what is let go of. From malloc(3), gaps would be left that what is
+ * asked for next does not fit into, until the process has a multiple of what is
+ * counted.
+ *
  * A connection has an exchange only while something of a request is there. One
  * that idles costs no more than its entry in the table. Exchanges that are not
  * in use are kept for the next requests, and are not counted.
@@ -1582,22 +1591,75 @@ static bool memory_take(struct http *http, size_t bytes)
     return true;
 }
 
-void memory_return(struct http *http, size_t bytes)
+static void memory_return(struct http *http, size_t bytes)
 {
     http->request_memory -= bytes;
 }
 
+static size_t page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+size_t memory_cost(size_t room)
+{
+    size_t page = page_size();
+
+    return room < page ? room : (room + page - 1) / page * page;
+}
+
+static bool is_paged(size_t room)
+{
+    return room >= page_size() && room >= PAGES_FROM;
+}
+
+/* munmap(2) fails if the process has as many maps as it may have: then only the
+ * memory is given back. */
+static void bytes_free(char *bytes, size_t room)
+{
+    if (!is_paged(room))
+        free(bytes);
+    else if (munmap(bytes, room) < 0)
+        madvise(bytes, room, MADV_DONTNEED);
+}
+
+/* As realloc(3), of `room` bytes that were got here. */
+static char *bytes_move(char *bytes, size_t room, size_t wanted)
+{
+    char *moved;
+
+    if (!is_paged(room) && !is_paged(wanted))
+        return realloc(bytes, wanted);
+    if (is_paged(room) && is_paged(wanted))
+        moved = mremap(bytes, room, wanted, MREMAP_MAYMOVE);
+    else if (is_paged(wanted))
+        moved = mmap(NULL, wanted, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    else
+        moved = malloc(wanted);
+    if (!moved || moved == MAP_FAILED)
+        return NULL;
+    if (is_paged(room) && is_paged(wanted))
+        return moved;
+    if (bytes)
+        memcpy(moved, bytes, room < wanted ? room : wanted);
+    bytes_free(bytes, room);
+    return moved;
+}
+
 bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted)
 {
+    size_t more;
     char *moved;
 
     if (wanted <= *room)
         return true;
-    if (!memory_take(http, wanted - *room))
+    more = memory_cost(wanted) - memory_cost(*room);
+    if (!memory_take(http, more))
         return false;
-    moved = realloc(*bytes, wanted);
+    moved = bytes_move(*bytes, *room, wanted);
     if (!moved) {
-        memory_return(http, wanted - *room);
+        memory_return(http, more);
         return false;
     }
     *bytes = moved;
@@ -1607,8 +1669,8 @@ bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted)
 
 void memory_free(struct http *http, char **bytes, size_t *room)
 {
-    free(*bytes);
-    memory_return(http, *room);
+    bytes_free(*bytes, *room);
+    memory_return(http, memory_cost(*room));
     *bytes = NULL;
     *room = 0;
 }
@@ -1617,14 +1679,15 @@ static void exchange_free(struct exchange *exchange)
 {
     if (!exchange)
         return;
-    free(exchange->in.bytes);
-    free(exchange->out.bytes);
+    bytes_free(exchange->in.bytes, exchange->in.room);
+    bytes_free(exchange->out.bytes, exchange->out.room);
     free(exchange);
 }
 
 static size_t exchange_size(const struct exchange *exchange)
 {
-    return sizeof(*exchange) + exchange->in.room + exchange->out.room;
+    return sizeof(*exchange) + memory_cost(exchange->in.room) +
+           memory_cost(exchange->out.room);
 }
 
 /* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
@@ -1637,8 +1700,10 @@ static struct exchange *exchange_take(struct http *http)
         http->spare = exchange->next_spare;
         http->spare_count--;
     } else if ((exchange = calloc(1, sizeof(*exchange)))) {
-        exchange->in = (struct buffer){ malloc(IN_FIRST), IN_FIRST, 0, 0 };
-        exchange->out = (struct buffer){ malloc(OUT_ROOM), OUT_ROOM, 0, 0 };
+        exchange->in.bytes = bytes_move(NULL, 0, IN_FIRST);
+        exchange->in.room = IN_FIRST;
+        exchange->out.bytes = bytes_move(NULL, 0, OUT_ROOM);
+        exchange->out.room = OUT_ROOM;
     }
     if (!exchange || !exchange->in.bytes || !exchange->out.bytes) {
         exchange_free(exchange);
@@ -2632,9 +2697,12 @@ static void shrink(struct http *http, struct conn *conn)
     if (!conn->exchange->streams || buffer_length(in) > 0)
         return;
     http->handlers->silent(http->server, conn);
-    if (in->room == IN_FIRST || !(smaller = realloc(in->bytes, IN_FIRST)))
+    if (in->room == IN_FIRST)
         return;
-    memory_return(http, in->room - IN_FIRST);
+    smaller = bytes_move(in->bytes, in->room, IN_FIRST);
+    if (!smaller)
+        return;
+    memory_return(http, memory_cost(in->room) - memory_cost(IN_FIRST));
     in->bytes = smaller;
     in->room = IN_FIRST;
 }
@@ -4534,7 +4602,8 @@ uint64_t http_table_size(const struct http *http)
 uint64_t http_spare_size(void)
 {
     return SPARE_EXCHANGES *
-           (uint64_t)(sizeof(struct exchange) + HEAD_MAX + OUT_SIZE);
+           (uint64_t)(sizeof(struct exchange) + memory_cost(HEAD_MAX) +
+                      memory_cost(OUT_SIZE));
 }
 
 /* The address of Redis. */

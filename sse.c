@@ -1912,17 +1912,15 @@ static bool set_own(struct server *server, struct subscriber *subscriber,
                     struct slice rest)
 {
     struct own *own = subscriber->own;
-    size_t room = 0;
-    char *memory = NULL;
+    size_t room = own ? sizeof(*own) + own->length : 0;
+    char *memory = (char *)own;
 
     if (own && rest.length &&
         rest.data + rest.length == own->bytes + own->length) {
         own->sent = own->length - (uint32_t)rest.length;
         return true;
     }
-    if (own)
-        memory_return(&server->http, sizeof(*own) + own->length);
-    free(own);
+    memory_free(&server->http, &memory, &room);
     subscriber->own = NULL;
     if (rest.length == 0)
         return true;
@@ -3290,8 +3288,9 @@ static void check_options(struct server *server)
 {
     struct options *options = &server->options;
     uint64_t frame = options->max_event * FRAME_FACTOR + FRAME_REST;
-    uint64_t request =
-        sizeof(struct exchange) + HEAD_MAX + OUT_SIZE + options->max_event + 2;
+    uint64_t request = sizeof(struct exchange) + memory_cost(HEAD_MAX) +
+                       memory_cost(OUT_SIZE) +
+                       memory_cost((size_t)options->max_event + 2);
 
     if (options->reads_input)
         request *= 2;
@@ -3553,18 +3552,18 @@ static void announce_ready(const struct server *server)
 }
 
 /*
- * How much memory there can be at the most: of this process, as the kernel
- * counts it, without the program itself. What is allocated in small pieces
- * takes up to a quarter more than that, in size classes and gaps: musl's malloc
- * has classes that far apart.
+ * How much memory the process can have at the most, without the program itself.
+ * malloc(3) takes more than it is asked for, by up to a quarter: musl's sizes
+ * are that far apart.
  *
  *   history      the ring and its index; where a frame is made; with --redis an
  *                entry that is read, and what is to be sent
  *   topics       as many as there can be
  *   connections  the table, with the counts by network; of each its places, its
  *                entries in the arrays of topics, and the small end of its own
- *   requests     --request-memory; the exchanges that are kept; a buffer that
- *                is moved as it grows
+ *   requests     --request-memory, the exchanges that are kept, and a buffer
+ *                that is moved. Twice that, since what has been small pieces
+ *                cannot become pages: see "memory of requests"
  *   rest         what has one size always: static memory, libc's own
  */
 static void log_memory(const struct server *server)
@@ -3591,7 +3590,7 @@ static void log_memory(const struct server *server)
             MIB +
         1;
     uint64_t requests =
-        (http->memory_limit + http_spare_size() + options->max_event) / 4 * 5 /
+        (http->memory_limit + http_spare_size() + options->max_event) / 4 * 9 /
             MIB +
         1;
 

@@ -1076,7 +1076,7 @@ enum {
 
 /* Bytes [start, end) of `room`, which grows as they arrive. */
 struct buffer {
-    char *bytes; /* owned; counted in http->request_memory */
+    char *bytes; /* owned; memory_cost(room) in http->request_memory */
     size_t room;
     size_t start;
     size_t end;
@@ -1553,11 +1553,10 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay);
 void conn_close(struct http *http, struct conn *conn, const char *reason);
 void conn_cut(struct http *http, struct conn *conn, const char *reason);
 
-/* Memory of a request, which is counted, is held no more. */
-void memory_return(struct http *http, size_t bytes);
-
-/* Reallocates bytes of a request from `room` to `wanted` bytes. False if that
- * is not to be had: nothing has changed. memory_free() lets go of them. */
+/* Reallocates bytes of a request, which are counted, from `room` to `wanted`
+ * bytes: what memory_cost() says of each. False if that is not to be had:
+ * nothing has changed. memory_free() lets go of them. */
+size_t memory_cost(size_t room);
 bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted);
 void memory_free(struct http *http, char **bytes, size_t *room);
 
