@@ -167,6 +167,40 @@ Test(memory, is_bounded_and_comes_back)
     finish(&http);
 }
 
+/* From the memory of malloc(3) to pages of its own and on: the bytes stay, and
+ * what is counted is what is taken. */
+Test(memory, grows_into_pages_with_its_bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t sizes[] = { 1,        100,       page - 1,
+                       page,     page + 1,  3 * page - 1,
+                       3 * page, 50 * page, 50 * page + 7 };
+    struct http http;
+    char *bytes = NULL;
+    size_t room = 0;
+
+    begin(&http, 1);
+    http.memory_limit = 64 * page;
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        size_t before = room, cost = memory_cost(sizes[i]);
+
+        cr_assert(memory_grow(&http, &bytes, &room, sizes[i]));
+        cr_assert(room == sizes[i] && http.request_memory == cost);
+        cr_assert(cost >= room && cost < room + page);
+        cr_assert(room >= page || cost == room);
+        for (size_t k = 0; k < before; k++)
+            cr_assert(bytes[k] == (char)(k * 7));
+        for (size_t k = before; k < room; k++)
+            bytes[k] = (char)(k * 7);
+    }
+    cr_assert(!memory_grow(&http, &bytes, &room, 65 * page));
+    cr_assert(room == 50 * page + 7 &&
+              bytes[room - 1] == (char)((room - 1) * 7));
+    memory_free(&http, &bytes, &room);
+    cr_assert(http.request_memory == 0 && !bytes && !room);
+    finish(&http);
+}
+
 /* --------------------------------------------- connections by network */
 
 /* Addresses that differ in few bits, as those of one provider do. */

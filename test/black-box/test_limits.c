@@ -491,7 +491,7 @@ static void stall(struct attack *attack)
         for (int k = 0; k < 6; k++)
             client_send(client, "GET /chat.js HTTP/1.1\r\n" HOST "\r\n");
         client = attacker(attack);
-        for (int k = 0; k < i * 16; k++)
+        for (int k = 0; k < 160 + i * 4; k++)
             client_send(client, "OPTIONS /events HTTP/1.1\r\n" HOST "\r\n");
         client_send(client, "GET /events HTTP/1.1\r\n" HOST "\r\n");
     }
