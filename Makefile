@@ -158,6 +158,7 @@ black-box: ## run the black-box tests
 ASAN := detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:$\
 	verify_asan_link_order=0
 
+# ASan knows what malloc(3) gave, and not pages.
 asan: export ASAN_OPTIONS := $(ASAN)
 asan: export UBSAN_OPTIONS := halt_on_error=1:print_stacktrace=1
 asan: export TEST_SLOWNESS := 3
@@ -165,7 +166,8 @@ asan: export TEST_SLOWNESS := 3
 asan: export SSED_OPTIONS := --sandbox off
 asan: ## build with ASan and UBSan and run every test on it
 	$(OTHER) test HARDENING= HARDENING_LINK= \
-		CFLAGS='-O1 -g -fno-omit-frame-pointer \
+		CPPFLAGS='$(CPPFLAGS) -DPAGES_FROM=SIZE_MAX' CFLAGS='-O1 -g \
+		-fno-omit-frame-pointer \
 		-fsanitize=address,undefined -fno-sanitize-recover=all'
 
 FUZZ_SECONDS ?= 60

@@ -25,7 +25,8 @@
  *
  * The sections, in order. Parsers and formatters: slices, request heads,
  * queries and hosts, bodies, replies of Redis, response heads, files. The table
- * of connections: clock and lists, memory of requests, connections, accepting.
+ * of connections: clock and lists, memory of requests, connections by network,
+ * connections, accepting.
  * A request's way through a turn: answers, requests and their bodies,
  * credentials, the shared log, a turn. The start and the end: listeners, the
  * start and the end.
@@ -46,6 +47,8 @@
 #include <stdlib.h>
 #include <strings.h>
 #include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -57,6 +60,9 @@
 /* Sizes that a build for tests may have otherwise, with -D. */
 #ifndef IN_FIRST
 #define IN_FIRST 2048 /* bytes of a request that are read at first */
+#endif
+#ifndef PAGES_FROM
+#define PAGES_FROM 1 /* smaller buffers never have pages of their own */
 #endif
 #ifndef SPARE_EXCHANGES
 #define SPARE_EXCHANGES 64 /* kept for the next requests */
@@ -987,18 +993,31 @@ const char *http_reason(int status)
         int status;
         const char *reason;
     } reasons[] = {
-        { 201, "Created" },         { 200, "OK" },
-        { 204, "No Content" },      { 301, "Moved Permanently" },
-        { 206, "Partial Content" }, { 405, "Method Not Allowed" },
-        { 304, "Not Modified" },    { 413, "Content Too Large" },
-        { 400, "Bad Request" },     { 415, "Unsupported Media Type" },
-        { 401, "Unauthorized" },    { 416, "Range Not Satisfiable" },
-        { 403, "Forbidden" },       { 417, "Expectation Failed" },
-        { 404, "Not Found" },       { 421, "Misdirected Request" },
-        { 408, "Request Timeout" }, { 431, "Request Header Fields Too Large" },
-        { 409, "Conflict" },        { 500, "Internal Server Error" },
-        { 414, "URI Too Long" },    { 503, "Service Unavailable" },
-        { 501, "Not Implemented" }, { 505, "HTTP Version Not Supported" },
+        { 201, "Created" },
+        { 200, "OK" },
+        { 204, "No Content" },
+        { 301, "Moved Permanently" },
+        { 206, "Partial Content" },
+        { 405, "Method Not Allowed" },
+        { 304, "Not Modified" },
+        { 413, "Content Too Large" },
+        { 400, "Bad Request" },
+        { 415, "Unsupported Media Type" },
+        { 401, "Unauthorized" },
+        { 416, "Range Not Satisfiable" },
+        { 403, "Forbidden" },
+        { 417, "Expectation Failed" },
+        { 404, "Not Found" },
+        { 421, "Misdirected Request" },
+        { 408, "Request Timeout" },
+        { 431, "Request Header Fields Too Large" },
+        { 409, "Conflict" },
+        { 500, "Internal Server Error" },
+        { 414, "URI Too Long" },
+        { 503, "Service Unavailable" },
+        { 501, "Not Implemented" },
+        { 505, "HTTP Version Not Supported" },
+        { 429, "Too Many Requests" },
     };
 
     for (size_t i = 0; i < COUNT(reasons); i++)
@@ -1121,7 +1140,8 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
     put_field(&head, "WWW-Authenticate",
               response->status == 401 ? "Bearer" : NULL);
-    put_field(&head, "Retry-After", response->status == 503 ? "2" : NULL);
+    put_field(&head, "Retry-After",
+              response->status == 503 || response->status == 429 ? "2" : NULL);
     if (response->location.length)
         put_location(&head, response->location);
     if (response->position)
@@ -1548,6 +1568,11 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
  * http->memory_limit: the exchanges with their buffers, and what sse.c takes
  * with memory_grow() for what it makes of requests.
  *
+ * A buffer of a page or more has pages of its own, mmap(2). Clients choose the
+ * sizes and what is let go of. From malloc(3), gaps would be left that what is
+ * asked for next does not fit into, until the process has a multiple of what is
+ * counted.
+ *
  * A connection has an exchange only while something of a request is there. One
  * that idles costs no more than its entry in the table. Exchanges that are not
  * in use are kept for the next requests, and are not counted.
@@ -1566,22 +1591,75 @@ static bool memory_take(struct http *http, size_t bytes)
     return true;
 }
 
-void memory_return(struct http *http, size_t bytes)
+static void memory_return(struct http *http, size_t bytes)
 {
     http->request_memory -= bytes;
 }
 
+static size_t page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+size_t memory_cost(size_t room)
+{
+    size_t page = page_size();
+
+    return room < page ? room : (room + page - 1) / page * page;
+}
+
+static bool is_paged(size_t room)
+{
+    return room >= page_size() && room >= PAGES_FROM;
+}
+
+/* munmap(2) fails if the process has as many maps as it may have: then only the
+ * memory is given back. */
+static void bytes_free(char *bytes, size_t room)
+{
+    if (!is_paged(room))
+        free(bytes);
+    else if (munmap(bytes, room) < 0)
+        madvise(bytes, room, MADV_DONTNEED);
+}
+
+/* As realloc(3), of `room` bytes that were got here. */
+static char *bytes_move(char *bytes, size_t room, size_t wanted)
+{
+    char *moved;
+
+    if (!is_paged(room) && !is_paged(wanted))
+        return realloc(bytes, wanted);
+    if (is_paged(room) && is_paged(wanted))
+        moved = mremap(bytes, room, wanted, MREMAP_MAYMOVE);
+    else if (is_paged(wanted))
+        moved = mmap(NULL, wanted, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    else
+        moved = malloc(wanted);
+    if (!moved || moved == MAP_FAILED)
+        return NULL;
+    if (is_paged(room) && is_paged(wanted))
+        return moved;
+    if (bytes)
+        memcpy(moved, bytes, room < wanted ? room : wanted);
+    bytes_free(bytes, room);
+    return moved;
+}
+
 bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted)
 {
+    size_t more;
     char *moved;
 
     if (wanted <= *room)
         return true;
-    if (!memory_take(http, wanted - *room))
+    more = memory_cost(wanted) - memory_cost(*room);
+    if (!memory_take(http, more))
         return false;
-    moved = realloc(*bytes, wanted);
+    moved = bytes_move(*bytes, *room, wanted);
     if (!moved) {
-        memory_return(http, wanted - *room);
+        memory_return(http, more);
         return false;
     }
     *bytes = moved;
@@ -1591,8 +1669,8 @@ bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted)
 
 void memory_free(struct http *http, char **bytes, size_t *room)
 {
-    free(*bytes);
-    memory_return(http, *room);
+    bytes_free(*bytes, *room);
+    memory_return(http, memory_cost(*room));
     *bytes = NULL;
     *room = 0;
 }
@@ -1601,14 +1679,15 @@ static void exchange_free(struct exchange *exchange)
 {
     if (!exchange)
         return;
-    free(exchange->in.bytes);
-    free(exchange->out.bytes);
+    bytes_free(exchange->in.bytes, exchange->in.room);
+    bytes_free(exchange->out.bytes, exchange->out.room);
     free(exchange);
 }
 
 static size_t exchange_size(const struct exchange *exchange)
 {
-    return sizeof(*exchange) + exchange->in.room + exchange->out.room;
+    return sizeof(*exchange) + memory_cost(exchange->in.room) +
+           memory_cost(exchange->out.room);
 }
 
 /* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
@@ -1621,8 +1700,10 @@ static struct exchange *exchange_take(struct http *http)
         http->spare = exchange->next_spare;
         http->spare_count--;
     } else if ((exchange = calloc(1, sizeof(*exchange)))) {
-        exchange->in = (struct buffer){ malloc(IN_FIRST), IN_FIRST, 0, 0 };
-        exchange->out = (struct buffer){ malloc(OUT_ROOM), OUT_ROOM, 0, 0 };
+        exchange->in.bytes = bytes_move(NULL, 0, IN_FIRST);
+        exchange->in.room = IN_FIRST;
+        exchange->out.bytes = bytes_move(NULL, 0, OUT_ROOM);
+        exchange->out.room = OUT_ROOM;
     }
     if (!exchange || !exchange->in.bytes || !exchange->out.bytes) {
         exchange_free(exchange);
@@ -1661,6 +1742,127 @@ static void exchange_release(struct http *http, struct exchange *exchange)
     exchange->next_spare = http->spare;
     http->spare = exchange;
     http->spare_count++;
+}
+
+/* -------------------------------------------------- connections by network
+ *
+ * With --max-per-address: how many connections each network has, that is
+ * conn_network(). A hash table by open addressing, with an entry for each
+ * network that has a connection and for no other. It has twice as many entries
+ * as there can be connections, so a search is short and ends at a free one.
+ *
+ * Clients choose their addresses, but not what these hash to: that is by random
+ * tables. With this hash the expected time is constant for any set of
+ * addresses: M. Patrascu and M. Thorup, "The Power of Simple Tabulation
+ * Hashing", Journal of the ACM 59 (2012), section 3, "Linear probing".
+ *
+ * Callers: conn_open(), reap(); http_init().
+ */
+
+struct network {
+    struct in6_addr address;
+    uint32_t count; /* 0: the entry is free */
+};
+
+struct networks {
+    uint32_t random[sizeof(struct in6_addr)][256];
+    uint32_t mask;
+    struct network entries[]; /* mask + 1 of them */
+};
+
+static uint64_t networks_size(uint32_t entries)
+{
+    return sizeof(struct networks) + entries * sizeof(struct network);
+}
+
+/* How many entries there are for so many connections: a power of two. */
+static uint32_t network_entries(uint32_t connections)
+{
+    uint32_t entries = 2;
+
+    while (entries < 2 * connections)
+        entries *= 2;
+    return entries;
+}
+
+/* Returns NULL without memory, or without random numbers. */
+static struct networks *networks_make(uint32_t connections)
+{
+    uint32_t entries = network_entries(connections);
+    struct networks *networks = calloc(1, networks_size(entries));
+    char *key = networks ? (char *)networks->random : NULL;
+
+    for (size_t got = 0; networks && got < sizeof(networks->random);) {
+        ssize_t n = getrandom(key + got, sizeof(networks->random) - got, 0);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            free(networks);
+            return NULL;
+        }
+        got += (size_t)n;
+    }
+    if (networks)
+        networks->mask = entries - 1;
+    return networks;
+}
+
+/* Where a network's entry is if none is in the way. */
+static uint32_t network_home(const struct networks *networks,
+                             const struct in6_addr *address)
+{
+    uint32_t hash = 0;
+
+    for (size_t i = 0; i < sizeof(*address); i++)
+        hash ^= networks->random[i][address->s6_addr[i]];
+    return hash & networks->mask;
+}
+
+/* A network's entry, or the free one where it would be. */
+static struct network *network_find(struct networks *networks,
+                                    const struct in6_addr *address)
+{
+    uint32_t at = network_home(networks, address);
+
+    while (networks->entries[at].count &&
+           memcmp(&networks->entries[at].address, address, sizeof(*address)))
+        at = (at + 1) & networks->mask;
+    return &networks->entries[at];
+}
+
+static void network_add(struct networks *networks,
+                        const struct in6_addr *address)
+{
+    struct network *network = network_find(networks, address);
+
+    network->address = *address;
+    network->count++;
+}
+
+/* Where the last connection of a network ends, entries behind move up that
+ * would not be found beyond a free one (D. E. Knuth, "The Art of Computer
+ * Programming", volume 3, section 6.4, algorithm R). */
+static void network_remove(struct networks *networks,
+                           const struct in6_addr *address)
+{
+    struct network *network = network_find(networks, address);
+    uint32_t mask = networks->mask;
+    uint32_t hole = (uint32_t)(network - networks->entries);
+
+    assert(network->count > 0);
+    if (--network->count > 0)
+        return;
+    for (uint32_t at = (hole + 1) & mask; networks->entries[at].count;
+         at = (at + 1) & mask) {
+        uint32_t home = network_home(networks, &networks->entries[at].address);
+
+        if (((at - home) & mask) < ((at - hole) & mask))
+            continue;
+        networks->entries[hole] = networks->entries[at];
+        hole = at;
+    }
+    networks->entries[hole].count = 0;
 }
 
 /* ------------------------------------------------------------- connections
@@ -1774,6 +1976,21 @@ static void answers_push(struct http *http, struct conn *conn)
             (conn->flags & FLAG_BUSY) || conn->exchange->file_left);
 }
 
+struct in6_addr conn_network(const struct conn *conn)
+{
+    struct in6_addr network = conn->address;
+
+    if (!IN6_IS_ADDR_V4MAPPED(&network))
+        memset(&network.s6_addr[8], 0, 8);
+    return network;
+}
+
+/* Whether the connection counts for its network. */
+static bool is_counted(const struct http *http, const struct conn *conn)
+{
+    return http->networks && !(conn->flags & (FLAG_UNIX | FLAG_OWN));
+}
+
 static void reap(struct http *http)
 {
     while (http->queues[QUEUE_CLOSED].count) {
@@ -1781,7 +1998,11 @@ static void reap(struct http *http)
 
         conn_set_state(http, conn, CONN_FREE);
         if (!(conn->flags & FLAG_INPUT)) {
+            struct in6_addr network = conn_network(conn);
+
             http->connections -= !(conn->flags & FLAG_OWN);
+            if (is_counted(http, conn))
+                network_remove(http->networks, &network);
             close((int)conn_fd(http, conn));
             continue;
         }
@@ -1803,15 +2024,6 @@ bool conn_is_local(const struct conn *conn)
 
     return (conn->flags & FLAG_UNIX) || IN6_IS_ADDR_LOOPBACK(&conn->address) ||
            (IN6_IS_ADDR_V4MAPPED(&conn->address) && bytes[12] == 127);
-}
-
-struct in6_addr conn_network(const struct conn *conn)
-{
-    struct in6_addr network = conn->address;
-
-    if (!IN6_IS_ADDR_V4MAPPED(&network))
-        memset(&network.s6_addr[8], 0, 8);
-    return network;
 }
 
 const char *conn_peer(char *buffer, const struct conn *conn)
@@ -1847,12 +2059,17 @@ void conn_close(struct http *http, struct conn *conn, const char *reason)
     queue_push(http, QUEUE_CLOSED, conn);
 }
 
-void conn_cut(struct http *http, struct conn *conn, const char *reason)
+/* Has close(2) reset the connection, so that nothing of it is left. */
+static void reset_at_close(int fd)
 {
     struct linger none = { .l_onoff = 1, .l_linger = 0 };
 
-    setsockopt((int)conn_fd(http, conn), SOL_SOCKET, SO_LINGER, &none,
-               sizeof(none));
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+}
+
+void conn_cut(struct http *http, struct conn *conn, const char *reason)
+{
+    reset_at_close((int)conn_fd(http, conn));
     conn_close(http, conn, reason);
 }
 
@@ -1909,7 +2126,9 @@ void conn_begin_stream(struct http *http, struct conn *conn)
  * New connections. When descriptors run out, or there are as many connections
  * as there may be, nothing is accepted for ACCEPT_PAUSE; clients wait in the
  * kernel's queue meanwhile. SURPLUS more than --max-connections are accepted,
- * so that those clients get an answer that says why they are refused.
+ * so that those clients get an answer that says why they are refused. So are
+ * ADDRESS_SURPLUS more than --max-per-address, of each network; what comes
+ * beyond that is reset at once.
  *
  * Callers: http_event(), http_end_turn().
  */
@@ -1923,6 +2142,25 @@ static void accept_pause(struct http *http, bool pause)
                           pause ? 0 : EPOLLIN);
 }
 
+/* Decides what a new connection may do. False: there are too many from where it
+ * comes. */
+static bool admit(struct http *http, struct conn *conn)
+{
+    struct in6_addr network = conn_network(conn);
+    uint64_t count;
+
+    if (http->connections >= http->max_connections)
+        conn->flags |= FLAG_SURPLUS;
+    if (!is_counted(http, conn))
+        return true;
+    count = network_find(http->networks, &network)->count;
+    if (count < http->max_per_address)
+        return true;
+    conn->flags |= FLAG_SURPLUS | FLAG_CROWDED;
+    http->handlers->crowded(http->server, conn);
+    return count < http->max_per_address + ADDRESS_SURPLUS;
+}
+
 /* Begins a connection on a descriptor that was just accepted; returns 0 or an
  * errno. The table has no entry for it if the limit on descriptors has been
  * raised from outside, prlimit(2), since the start. */
@@ -1930,9 +2168,17 @@ static int conn_open(struct http *http, int fd,
                      const struct sockaddr_storage *peer, uint8_t flags)
 {
     struct epoll_event event = { .events = READABLE, .data.u32 = (uint32_t)fd };
+    struct conn new = { .flags = FLAG_BUSY | flags, .interest = READABLE };
     bool fits = (uint32_t)fd < http->conn_limit;
+    struct in6_addr network;
     struct conn *conn;
 
+    set_peer(&new, peer);
+    if (!admit(http, &new)) {
+        reset_at_close(fd);
+        close(fd);
+        return 0;
+    }
     if (!fits || epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
         int error = fits ? errno : EMFILE;
 
@@ -1940,11 +2186,12 @@ static int conn_open(struct http *http, int fd,
         return error;
     }
     conn = conn_at(http, (uint32_t)fd);
-    *conn = (struct conn){ .flags = FLAG_BUSY | flags, .interest = READABLE };
-    set_peer(conn, peer);
+    *conn = new;
+    network = conn_network(conn);
+    if (is_counted(http, conn))
+        network_add(http->networks, &network);
+    http->connections++;
     conn_set_state(http, conn, CONN_REQUEST);
-    if (http->connections++ >= http->max_connections)
-        conn->flags |= FLAG_SURPLUS;
     timer_start(http, conn, http->head_timeout);
     /* most clients send the request at once, so it is looked for in this turn:
      * otherwise it would wait until what sse.c does between turns is done */
@@ -2450,9 +2697,12 @@ static void shrink(struct http *http, struct conn *conn)
     if (!conn->exchange->streams || buffer_length(in) > 0)
         return;
     http->handlers->silent(http->server, conn);
-    if (in->room == IN_FIRST || !(smaller = realloc(in->bytes, IN_FIRST)))
+    if (in->room == IN_FIRST)
         return;
-    memory_return(http, in->room - IN_FIRST);
+    smaller = bytes_move(in->bytes, in->room, IN_FIRST);
+    if (!smaller)
+        return;
+    memory_return(http, memory_cost(in->room) - memory_cost(IN_FIRST));
     in->bytes = smaller;
     in->room = IN_FIRST;
 }
@@ -4359,12 +4609,30 @@ int http_init(struct http *http, char error[ERROR_SIZE])
         return fail_with(error,
                          "no memory for %u connections: --max-connections",
                          http->conn_limit);
+    if (http->max_per_address)
+        http->networks = networks_make(http->conn_limit);
+    if (http->max_per_address && !http->networks)
+        return fail_with(error, "no memory to count connections: "
+                                "--max-per-address");
     begin_table(http);
     http->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (http->epoll < 0)
         return fail_with(error, "cannot begin to wait for events: %s",
                          strerror(errno));
     return 0;
+}
+
+uint64_t http_table_size(const struct http *http)
+{
+    return (uint64_t)http->conn_limit * sizeof(struct conn) +
+           (http->networks ? networks_size(http->networks->mask + 1) : 0);
+}
+
+uint64_t http_spare_size(void)
+{
+    return SPARE_EXCHANGES *
+           (uint64_t)(sizeof(struct exchange) + memory_cost(HEAD_MAX) +
+                      memory_cost(OUT_SIZE));
 }
 
 /* The address of Redis. */
@@ -4457,4 +4725,5 @@ void http_release(struct http *http)
         exchange_free(exchange);
     }
     free(http->conns);
+    free(http->networks);
 }

@@ -539,6 +539,7 @@ static int begin_ring(struct ring *ring, struct history_file *file,
         .size = size,
         .mask = slots - 1,
         .limit = limit,
+        .max_topics = TOPICS_MAX,
         .oldest = 1,
         .next = 1,
         .newest_id = newest_id,
@@ -566,6 +567,19 @@ int ring_init(struct ring *ring, uint64_t limit, size_t size,
  * A topic lasts while one of its frames is held or somebody holds a reference;
  * otherwise names that clients make up would fill the memory. sse.c holds the
  * main topic always, others while a request or a subscriber needs them.
+ *
+ * How many there can be. A topic that nobody holds has a frame, so there are
+ * ring->limit of these at the most, and a bound on those that are held bounds
+ * all. ring->held counts them, whatever holds them. Eviction can leave a held
+ * topic without a frame; that changes neither that count nor the bound.
+ *
+ *   for a reader     a name that is not known makes a topic only while fewer
+ *                    than max_topics have no frame, so names that clients make
+ *                    up do not take the room of topics that have events; and
+ *                    one topic more is held only while fewer than max_topics +
+ *                    limit are
+ *   for a publisher  while TOPICS_SPARE more are: readers cannot keep it out
+ *   for the server   always: its own topics, and those whose event is there
  *
  * What may be lost. A subscriber that comes back names the id that it had last.
  * It may have missed something if that id is below its topic's mark: this one
@@ -628,14 +642,22 @@ struct topic *topic_find(const struct ring *ring, struct slice name)
     return found ? *found : NULL;
 }
 
-/* Finds or makes a topic, without a reference to it. */
-static struct topic *get_topic(struct ring *ring, struct slice name)
+/* Counts the topics that have no frame. The main stream is no topic. */
+static void count_empty(struct ring *ring, const struct topic *topic,
+                        bool is_empty)
 {
-    struct topic *topic = topic_find(ring, name);
+    if (topic->name.length == 0)
+        return;
+    if (is_empty)
+        ring->empty++;
+    else
+        ring->empty--;
+}
 
-    if (topic)
-        return topic;
-    topic = malloc(sizeof(*topic) + name.length);
+static struct topic *make_topic(struct ring *ring, struct slice name)
+{
+    struct topic *topic = malloc(sizeof(*topic) + name.length);
+
     if (!topic)
         return NULL;
     memcpy(topic + 1, name.data, name.length);
@@ -643,25 +665,87 @@ static struct topic *get_topic(struct ring *ring, struct slice name)
         .mark = ring->mark,
         .name = { (const char *)(topic + 1), name.length },
     };
-    if (tsearch(topic, &ring->topics, compare_topics))
-        return topic;
-    free(topic);
-    return NULL;
+    if (!tsearch(topic, &ring->topics, compare_topics)) {
+        free(topic);
+        return NULL;
+    }
+    count_empty(ring, topic, true);
+    return topic;
+}
+
+/* Finds or makes a topic, without a reference to it. */
+static struct topic *get_topic(struct ring *ring, struct slice name)
+{
+    struct topic *topic = topic_find(ring, name);
+
+    return topic ? topic : make_topic(ring, name);
+}
+
+static void add_reference(struct ring *ring, struct topic *topic)
+{
+    if (topic->references++ == 0)
+        ring->held++;
+}
+
+static void remove_reference(struct ring *ring, struct topic *topic)
+{
+    assert(topic->references > 0);
+    if (--topic->references == 0)
+        ring->held--;
+}
+
+/* A topic is made only while there are fewer than `empty` without a frame, and
+ * one more held only while there are fewer than `held`. */
+static struct topic *hold_within(struct ring *ring, struct slice name,
+                                 uint64_t empty, uint64_t held)
+{
+    struct topic *topic = topic_find(ring, name);
+
+    if ((!topic && ring->empty >= empty) ||
+        ((!topic || !topic->references) && ring->held >= held)) {
+        errno = EAGAIN;
+        return NULL;
+    }
+    if (!topic)
+        topic = make_topic(ring, name);
+    if (topic)
+        add_reference(ring, topic);
+    return topic;
 }
 
 struct topic *topic_hold(struct ring *ring, struct slice name)
 {
-    struct topic *topic = get_topic(ring, name);
+    return hold_within(ring, name, UINT64_MAX, UINT64_MAX);
+}
 
-    if (topic)
-        topic->references++;
-    return topic;
+struct topic *topic_hold_to_read(struct ring *ring, struct slice name)
+{
+    return hold_within(ring, name, ring->max_topics,
+                       ring->max_topics + ring->limit);
+}
+
+struct topic *topic_hold_to_publish(struct ring *ring, struct slice name)
+{
+    return hold_within(ring, name, UINT64_MAX,
+                       ring->max_topics + ring->limit + TOPICS_SPARE);
+}
+
+uint64_t ring_topics_size(const struct ring *ring)
+{
+    enum {
+        OWN = 8, /* topics of the server's */
+        /* a node of the tree, the first subscribers; malloc's own of three */
+        TOPIC = (sizeof(struct topic) + TOPIC_NAME_MAX) * 5 / 4 + 144,
+    };
+
+    return (ring->max_topics + 2 * ring->limit + TOPICS_SPARE + OWN) * TOPIC;
 }
 
 static void forget_if_unused(struct ring *ring, struct topic *topic)
 {
     if (topic->references || topic->newest)
         return;
+    count_empty(ring, topic, false);
     raise_to(&ring->mark, topic->mark);
     tdelete(topic, &ring->topics, compare_topics);
     free_topic(topic);
@@ -669,8 +753,7 @@ static void forget_if_unused(struct ring *ring, struct topic *topic)
 
 void topic_drop(struct ring *ring, struct topic *topic)
 {
-    assert(topic->references > 0);
-    topic->references--;
+    remove_reference(ring, topic);
     forget_if_unused(ring, topic);
 }
 
@@ -686,7 +769,7 @@ static void queue_topic(struct ring *ring, enum topic_queue queue,
 {
     if (topic->queued[queue])
         return;
-    topic->references++;
+    add_reference(ring, topic);
     topic->queued[queue] = true;
     topic->queue_next[queue] = NULL;
     if (ring->queue_first[queue])
@@ -830,6 +913,7 @@ static void evict_oldest(struct ring *ring)
     } else {
         topic->newest = 0;
         ring->emptied = frame->id;
+        count_empty(ring, topic, true);
         forget_if_unused(ring, topic);
     }
 }
@@ -899,10 +983,12 @@ static void append_entry(struct ring *ring)
     if (frame->splice)
         put_size(frame->spliced_size, frame->length - FRAME_HEAD - FRAME_TAIL +
                                           ring->splice_text.length);
-    if (topic->newest)
+    if (topic->newest) {
         frame_at(ring, topic->newest)->next = ring->next;
-    else
+    } else {
         topic->oldest = ring->next;
+        count_empty(ring, topic, false);
+    }
     topic->newest = ring->next++;
     topic->newest_id = ring->newest_id = frame->id;
     ring->offset = offset_after(ring, frame->offset, frame->length);
@@ -1070,23 +1156,30 @@ uint32_t pass_next(struct ring *ring)
     return NONE;
 }
 
+static bool set_room(struct topic *topic, uint32_t room)
+{
+    uint32_t *subscribers =
+        realloc(topic->subscribers, room * sizeof(*subscribers));
+
+    if (!subscribers)
+        return false;
+    topic->subscribers = subscribers;
+    topic->subscriber_room = room;
+    topic->subscriber_peak = topic->subscriber_count;
+    return true;
+}
+
 /* From some size on the memory is pages of its own, which cost nothing before
  * they are used, and move without a copy: so it grows by much then, and leaves
  * no large hole behind. */
 bool topic_reserve(struct topic *topic)
 {
     uint32_t room = topic->subscriber_room;
-    uint32_t *subscribers;
 
-    if (topic->subscriber_count < topic->subscriber_room)
-        return true;
-    room = room == 0 ? 4 : room < 4096 ? room * 2 : room * 16;
-    subscribers = realloc(topic->subscribers, room * sizeof(*subscribers));
-    if (!subscribers)
-        return false;
-    topic->subscribers = subscribers;
-    topic->subscriber_room = room;
-    return true;
+    return topic->subscriber_count < room ||
+           set_room(topic, room == 0     ? 4
+                           : room < 4096 ? room * 2
+                                         : room * 16);
 }
 
 void topic_join(const struct ring *ring, struct place *place,
@@ -1098,8 +1191,12 @@ void topic_join(const struct ring *ring, struct place *place,
     place->ended = topic_finished(ring, topic) && place->last == topic->newest;
     place->index = topic->subscriber_count;
     topic->subscribers[topic->subscriber_count++] = subscriber;
+    if (topic->subscriber_peak < topic->subscriber_count)
+        topic->subscriber_peak = topic->subscriber_count;
 }
 
+/* When most have left, what they took is given back: else few connections could
+ * leave room for many behind, in one topic after the other. */
 uint32_t topic_leave(const struct place *place)
 {
     struct topic *topic = place->topic;
@@ -1111,7 +1208,9 @@ uint32_t topic_leave(const struct place *place)
     if (topic->subscriber_count == 0) { /* it may stay for long */
         free(topic->subscribers);
         topic->subscribers = NULL;
-        topic->subscriber_room = 0;
+        topic->subscriber_room = topic->subscriber_peak = 0;
+    } else if (topic->subscriber_count < topic->subscriber_peak / 4) {
+        set_room(topic, topic->subscriber_count * 2);
     }
     return moved;
 }
@@ -1659,6 +1758,13 @@ static uint64_t file_length(const struct file_header *header)
 {
     return promises_offset(header) +
            whole_pages(promises_room(header) * sizeof(struct promise));
+}
+
+uint64_t ring_history_size(const struct ring *ring)
+{
+    uint64_t bytes = ring->file ? file_length(&ring->file->header) : ring->size;
+
+    return bytes + (ring->mask + 1) * sizeof(struct frame);
 }
 
 /* CRC-32C (RFC 3720, appendix B.4): what a byte does to the sum. */
@@ -2666,7 +2772,7 @@ static int copy_frame(struct ring *ring, const struct ring *old,
     ring->time = ring_time(old, ordinal);
     ring_append(ring, topic, frame->id, (struct slice){ bytes, frame->length },
                 frame->splice, frame->end);
-    topic->references--; /* no topic_drop(): it has a frame */
+    remove_reference(ring, topic); /* no topic_drop(): it has a frame */
     free(bytes);
     return 0;
 }

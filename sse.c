@@ -98,6 +98,7 @@ enum {
     LOG_BURST = 200,         /* lines that clients can cause at once */
     LOG_RATE = 100,          /* and then in a second */
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
+    NOTICE_PAUSE = 10000,    /* ms between two lines of a notice */
     LOG_PATIENCE = 5000,     /* ms for a subscriber to wait for the log */
     RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
     RETRY_SPREAD = 8000,
@@ -121,6 +122,7 @@ enum {
 #define LAST_CHUNK "0\r\n\r\n"
 #define NOT_ON_DISK_TEXT "the history file cannot be written: see the log"
 #define NO_MEMORY_TEXT "no memory for requests now: --request-memory"
+#define NO_TOPIC_TEXT "too many topics without an event: --max-topics"
 #define DRAINING_TEXT "draining: about to end"
 #define LOG_AWAY_TEXT "the log cannot be reached now: see /healthz"
 
@@ -154,7 +156,7 @@ struct options {
     const char *check;  /* a history file to look at, instead of serving */
     const char *cors;   /* whose pages may read: "*", an origin; NULL: none */
     const char *origin; /* the origin in `cors`, whose pages may publish too */
-    uint64_t history, history_bytes, max_event;
+    uint64_t history, history_bytes, max_event, max_topics;
     uint64_t first_id; /* 0: the clock */
     uint64_t interval, heartbeat, retry, pace;
     uint64_t drain, drain_spread, drain_delay;
@@ -173,6 +175,12 @@ enum phase {
     PHASE_ANNOUNCE, /* about to drain: only /healthz tells */
     PHASE_DRAIN,    /* listeners closed; subscribers are sent off */
     PHASE_STOP,
+};
+
+/* What clients can cause without end, and is told once in a while. */
+struct notice {
+    uint64_t count; /* how often, since it was told */
+    uint64_t again; /* ms: not before */
 };
 
 struct server {
@@ -205,6 +213,7 @@ struct server {
     char away_since[TIMESTAMP_SIZE]; /* UTC */
     unsigned quantum_sends;
     size_t quantum_bytes;
+    struct notice address_full, topics_full;
 };
 
 /* ----------------------------------------------------------------- log
@@ -317,6 +326,19 @@ static bool may_log(const struct server *server, enum level level)
     }
     logger.tokens--;
     return true;
+}
+
+/* Counts what has happened; returns how often it has, since it was told last,
+ * if it is to be told now, else 0. */
+static uint64_t take_notice(const struct server *server, struct notice *notice)
+{
+    uint64_t count = ++notice->count;
+
+    if (server->http.now < notice->again)
+        return 0;
+    notice->count = 0;
+    notice->again = server->http.now + NOTICE_PAUSE;
+    return count;
 }
 
 static void log_report(uint64_t now)
@@ -486,13 +508,17 @@ static void respond_health(struct server *server, struct conn *conn)
                      text);
 }
 
-/* The answer to a connection beyond --max-connections. It ends then, since
- * there are few places for such connections. */
+/* The answer to a surplus connection: RFC 6585, section 4, if the client itself
+ * is why. */
 static void respond_surplus(struct server *server, struct conn *conn)
 {
-    respond_text(&server->http, conn,
-                 (struct response){ .status = 503, .close = true },
-                 "too many connections: --max-connections");
+    if (conn->flags & FLAG_CROWDED)
+        respond_error(&server->http, conn, 429,
+                      "too many connections from this address: "
+                      "--max-per-address");
+    else
+        respond_error(&server->http, conn, 503,
+                      "too many connections: --max-connections");
 }
 
 /* `topic` is the one in the path; empty for the main stream. */
@@ -524,6 +550,9 @@ static void handle_request(struct server *server, struct conn *conn)
     struct slice topic = has_topic ? slice_from(path, 8) : SLICE("");
     const char *refused = has_topic ? topic_name_refused(topic) : NULL;
 
+    /* there are few places for such connections, whatever they ask */
+    if (conn->flags & FLAG_SURPLUS)
+        conn->exchange->request.close = true;
     if (is_misdirected(server, conn))
         respond_error(&server->http, conn, 421,
                       "this Host is not known here: --host names another");
@@ -582,7 +611,7 @@ static uint64_t random_up_to(uint64_t limit)
     return value % (limit + 1);
 }
 
-static const char out_of_memory[] = "no memory";
+static const char no_room[] = "no room for the topic";
 
 /* The first id that is given and not empty. The header comes first: a browser
  * sends it when it reconnects, and it is newer than the URL. */
@@ -833,14 +862,26 @@ static bool subscribe_to(struct server *server, struct conn *conn,
     return false;
 }
 
-/* Adds a topic that the reader then holds. Returns NULL or out_of_memory. */
+static void log_topics_full(struct server *server)
+{
+    uint64_t refused = take_notice(server, &server->topics_full);
+
+    if (refused)
+        log_event(LEVEL_WARN, "topics_full",
+                  "without_event=%" PRIu64 " refused=%" PRIu64,
+                  server->ring.empty, refused);
+}
+
+/* Adds a topic that the reader then holds. Returns NULL or no_room. */
 static const char *add_topic(struct server *server, struct reader *reader,
                              struct slice name)
 {
-    struct topic *topic = topic_hold(&server->ring, name);
+    struct topic *topic = topic_hold_to_read(&server->ring, name);
 
+    if (!topic && errno == EAGAIN)
+        log_topics_full(server);
     if (!topic)
-        return out_of_memory;
+        return no_room;
     for (unsigned i = 0; i < reader->count; i++)
         if (reader->places[i].topic == topic) {
             topic_drop(&server->ring, topic);
@@ -884,7 +925,7 @@ static void subscribe(struct server *server, struct conn *conn,
         refused = "last= is not a number of events";
     if (!refused)
         subscribed = subscribe_to(server, conn, &reader, count);
-    else if (refused == out_of_memory)
+    else if (refused == no_room)
         refuse_subscriber(server, conn);
     else
         respond_error(&server->http, conn, 400, refused);
@@ -1215,7 +1256,7 @@ static void begin_publication(struct server *server, struct conn *conn,
     int status = 400;
 
     *publication = (struct publication){
-        .topic = topic_hold(&server->ring, topic),
+        .topic = topic_hold_to_publish(&server->ring, topic),
         .from = deletes   ? FROM_DELETE
                 : streams ? FROM_EVENTS
                           : FROM_PLAIN,
@@ -1224,7 +1265,9 @@ static void begin_publication(struct server *server, struct conn *conn,
         .content_max = (size_t)(streams ? max_event : max_event + 2),
     };
     if (!publication->topic) {
-        respond_error(&server->http, conn, 503, "no memory for the topic");
+        respond_error(&server->http, conn, 503,
+                      errno == EAGAIN ? NO_TOPIC_TEXT
+                                      : "no memory for the topic");
         return;
     }
     refused = publication_refused(server, publication, request, &status);
@@ -1885,17 +1928,15 @@ static bool set_own(struct server *server, struct subscriber *subscriber,
                     struct slice rest)
 {
     struct own *own = subscriber->own;
-    size_t room = 0;
-    char *memory = NULL;
+    size_t room = own ? sizeof(*own) + own->length : 0;
+    char *memory = (char *)own;
 
     if (own && rest.length &&
         rest.data + rest.length == own->bytes + own->length) {
         own->sent = own->length - (uint32_t)rest.length;
         return true;
     }
-    if (own)
-        memory_return(&server->http, sizeof(*own) + own->length);
-    free(own);
+    memory_free(&server->http, &memory, &room);
     subscriber->own = NULL;
     if (rest.length == 0)
         return true;
@@ -2583,6 +2624,16 @@ static void handle_accept_paused(struct server *server, int error)
               server->http.connections);
 }
 
+static void handle_crowded(struct server *server, const struct conn *conn)
+{
+    uint64_t refused = take_notice(server, &server->address_full);
+    char peer[PEER_SIZE];
+
+    if (refused)
+        log_event(LEVEL_WARN, "address_full", "peer=%s refused=%" PRIu64,
+                  conn_peer(peer, conn), refused);
+}
+
 static const struct handlers handlers = {
     .request = handle_request,
     .body = handle_body,
@@ -2600,6 +2651,7 @@ static const struct handlers handlers = {
     .log_round = handle_log_round,
     .flight_ended = handle_flight_ended,
     .accept_paused = handle_accept_paused,
+    .crowded = handle_crowded,
 };
 
 /* --------------------------------------------------- the service manager
@@ -2939,6 +2991,11 @@ static const struct spec specs[] = {
       64 << 10, .help = "of an event's data (64K)" },
     { "max-connections", "N", KIND_NUMBER, 'c', PLACE(http.max_connections), 1,
       1 << 28, .help = "at most (what the limit on descriptors allows)" },
+    { "max-per-address", "N", KIND_NUMBER, 0, PLACE(http.max_per_address), 0,
+      1 << 28,
+      .help = "connections of an IPv4 address or an IPv6 /64; 0: any (0)" },
+    { "max-topics", "N", KIND_NUMBER, 0, OPTION(max_topics), 1, TOPICS_MAX,
+      1000000, .help = "without an event, that clients wait for (1000000)" },
     { "request-memory", "SIZE", KIND_SIZE, 0, PLACE(http.memory_limit), 1 << 20,
       UINT64_C(1) << 40, 256 << 20,
       .help = "that all requests together may hold (256M)" },
@@ -3267,8 +3324,9 @@ static void check_options(struct server *server)
 {
     struct options *options = &server->options;
     uint64_t frame = options->max_event * FRAME_FACTOR + FRAME_REST;
-    uint64_t request =
-        sizeof(struct exchange) + HEAD_MAX + OUT_SIZE + options->max_event + 2;
+    uint64_t request = sizeof(struct exchange) + memory_cost(HEAD_MAX) +
+                       memory_cost(OUT_SIZE) +
+                       memory_cost((size_t)options->max_event + 2);
 
     if (options->reads_input)
         request *= 2;
@@ -4053,6 +4111,7 @@ static void init_history(struct server *server)
         server->ring.unbegun = server->ring.kept_ids = keep;
     }
     server->ring.pace = options->pace;
+    server->ring.max_topics = options->max_topics;
     server->main_topic = topic_hold(&server->ring, SLICE(""));
     server->frame_size =
         (uint32_t)(options->max_event * FRAME_FACTOR + FRAME_REST);
@@ -4150,43 +4209,72 @@ static void announce_ready(const struct server *server)
 }
 
 /*
- * Says what the server is, and how much memory there can be at most, in MiB:
- * the history and its topics, with what is read from and written to the log;
- * connections, each of which may subscribe to topics of its own; requests.
+ * How much memory the process can have at the most, without the program itself.
+ * malloc(3) takes more than it is asked for, by up to a quarter: musl's sizes
+ * are that far apart.
+ *
+ *   history      the ring and its index; where a frame is made; with --redis an
+ *                entry that is read, and what is to be sent
+ *   topics       as many as there can be
+ *   connections  the table, with the counts by network; of each its places, its
+ *                entries in the arrays of topics, and the small end of its own
+ *   requests     --request-memory, the exchanges that are kept, and a buffer
+ *                that is moved. Twice that, since what has been small pieces
+ *                cannot become pages: see "memory of requests"
+ *   rest         what has one size always: static memory, libc's own
  */
-static void announce(const struct server *server)
+static void log_memory(const struct server *server)
 {
     enum {
         MIB = 1 << 20,
-        /* a name, a node of the tree, room for subscribers, malloc's own */
-        TOPIC = sizeof(struct topic) + TOPIC_NAME_MAX + 128,
-        CONNECTION = sizeof(struct conn) +
-                     READER_TOPICS_MAX * (sizeof(struct place) + TOPIC),
+        ALLOCATION = 32, /* what a small one takes beside its bytes */
+        MEMBER = 32,     /* of topic->subscribers: see topic_leave() */
+        SUBSCRIBER =
+            READER_TOPICS_MAX * (sizeof(struct place) + MEMBER) * 5 / 4 +
+            2 * ALLOCATION,
+        REST = 3,
     };
+    const struct options *options = &server->options;
+    const struct http *http = &server->http;
+    const struct ring *ring = &server->ring;
+    uint64_t log =
+        is_shared(server) ? options->max_event * 2 + 2 * (uint64_t)MIB : 0;
+    uint64_t history =
+        (ring_history_size(ring) + server->frame_size + log) / MIB + 1;
+    uint64_t topics = ring_topics_size(ring) / MIB + 1;
+    uint64_t connections =
+        (http_table_size(http) + (uint64_t)http->conn_limit * SUBSCRIBER) /
+            MIB +
+        1;
+    uint64_t requests =
+        (http->memory_limit + http_spare_size() + options->max_event) / 4 * 9 /
+            MIB +
+        1;
+
+    log_event(LEVEL_INFO, "memory",
+              "meaning=\"MiB at the most\" sum=%" PRIu64 " history=%" PRIu64
+              " topics=%" PRIu64 " connections=%" PRIu64 " requests=%" PRIu64
+              " rest=%d",
+              history + topics + connections + requests + REST, history, topics,
+              connections, requests, REST);
+}
+
+/* Says what the server is. */
+static void announce(const struct server *server)
+{
     static const char *const publishers[] = {
         "local (this machine, not through a proxy)",
         "unix (through the Unix socket)", "none", "token"
     };
     const struct options *options = &server->options;
     const struct http *http = &server->http;
-    const struct ring *ring = &server->ring;
-    uint64_t history = ring->size + server->frame_size +
-                       (ring->mask + 1) * sizeof(struct frame) +
-                       ring->limit * TOPIC;
 
-    if (is_shared(server)) /* an event to be read, and what is to be sent */
-        history += options->max_event * 2 + 2 * (uint64_t)MIB;
     log_event(LEVEL_INFO, "start",
               "version=%s max_connections=%" PRIu64 " history=%" PRIu64
               " history_bytes=%" PRIu64 " publish=\"%s\"",
               VERSION, http->max_connections, options->history,
               options->history_bytes, publishers[options->publish]);
-    log_event(LEVEL_INFO, "memory",
-              "meaning=\"MiB at the most\" history=%" PRIu64
-              " connections=%" PRIu64 " requests=%" PRIu64,
-              history / MIB + 1,
-              (uint64_t)http->conn_limit * CONNECTION / MIB + 1,
-              http->memory_limit / MIB);
+    log_memory(server);
     for (unsigned i = 0; i < http->listener_count; i++)
         log_event(LEVEL_INFO, "listening", "address=%s",
                   http->listeners[i].address);

@@ -319,6 +319,13 @@ enum {
 #define HISTORY_EVENTS_MAX (UINT64_C(1) << 28)
 #define HISTORY_BYTES_MAX (UINT64_C(1) << 40)
 
+/* Topics without an event: as many as can be asked for; and how many topics
+ * more publishers may hold than readers. */
+#define TOPICS_MAX (UINT64_C(1) << 28)
+enum {
+    TOPICS_SPARE = 1024
+};
+
 /* Ids stay exact in a JavaScript number. */
 #define ID_MAX ((UINT64_C(1) << 53) - 1)
 
@@ -365,6 +372,9 @@ struct ring {
     uint64_t mark;      /* of a topic that is made: see "What may be lost" */
     uint64_t emptied; /* the newest id whose eviction left its topic nothing */
     void *topics;     /* owned: a tree by name, tsearch(3) */
+    uint64_t empty;   /* topics without a frame, but the main stream */
+    uint64_t held;    /* topics with a reference */
+    uint64_t max_topics; /* see topic_hold_to_read(); the caller's */
     struct topic *queue_first[TOPIC_QUEUES], *queue_last[TOPIC_QUEUES];
     struct slice splice_text;  /* not owned */
     struct history_file *file; /* owned; NULL: it is in memory alone */
@@ -397,11 +407,12 @@ struct topic {
 
     uint32_t subscriber_count;
     uint32_t subscriber_room;
-    uint32_t *subscribers; /* owned: numbers of the caller's, in no order */
-    uint32_t unvisited;    /* those at [0, unvisited) in this pass */
-    uint64_t pass_newest;  /* newest frame when the pass began */
-    uint64_t undelivered;  /* oldest frame not yet offered to all; 0: none */
-    uint64_t rests_until;  /* ms */
+    uint32_t subscriber_peak; /* most there were in that memory */
+    uint32_t *subscribers;    /* owned: numbers of the caller's, in no order */
+    uint32_t unvisited;       /* those at [0, unvisited) in this pass */
+    uint64_t pass_newest;     /* newest frame when the pass began */
+    uint64_t undelivered;     /* oldest frame not yet offered to all; 0: none */
+    uint64_t rests_until;     /* ms */
 
     struct publication *publications; /* the caller's: streams into it */
     uint32_t promises;                /* topic_promise() less topic_settle() */
@@ -449,6 +460,11 @@ struct reader {
 int ring_init(struct ring *ring, uint64_t limit, size_t size,
               uint64_t newest_id, struct slice splice_text);
 void ring_release(struct ring *ring);
+
+/* Bytes of memory: of the frames and their index; and of as many topics as
+ * there can be with ring->max_topics, with malloc(3)'s own. */
+uint64_t ring_history_size(const struct ring *ring);
+uint64_t ring_topics_size(const struct ring *ring);
 
 /* What a history file is asked to be. */
 struct history_wanted {
@@ -528,6 +544,16 @@ const char *topic_name_refused(struct slice name);
  * hold it, and returns NULL if nothing is known of it.
  */
 struct topic *topic_hold(struct ring *ring, struct slice name);
+
+/*
+ * The same for a client, whose names are its own idea. NULL with errno: EAGAIN
+ * if there are as many topics as there may be, ENOMEM if there is no memory. A
+ * reader makes a topic only while fewer than ring->max_topics have no frame.
+ * However many readers there are, there is room for a publisher's.
+ */
+struct topic *topic_hold_to_read(struct ring *ring, struct slice name);
+struct topic *topic_hold_to_publish(struct ring *ring, struct slice name);
+
 struct topic *topic_find(const struct ring *ring, struct slice name);
 void topic_drop(struct ring *ring, struct topic *topic);
 
@@ -621,7 +647,8 @@ bool topic_finished(const struct ring *ring, const struct topic *topic);
  * for one more, false without memory; topic_join() then cannot fail. With
  * topic_leave() the last subscriber takes the index that becomes free: it is
  * returned, and its place is for the caller to change; it may be the one that
- * leaves. The topic is held meanwhile.
+ * leaves. The memory for each is at most 32 bytes, and 24 for a topic. The
+ * topic is held meanwhile.
  */
 #define NONE                                                        \
     UINT32_MAX /* no subscriber, and no descriptor, has this number \
@@ -1043,11 +1070,13 @@ enum {
     FLAG_LOOPBACK = 8,
     FLAG_INPUT = 16, /* standard input: see http_read_input() */
     FLAG_OWN = 32,   /* made by this process: counts as no connection */
+    /* FLAG_SURPLUS, since its network had --max-per-address */
+    FLAG_CROWDED = 64,
 };
 
 /* Bytes [start, end) of `room`, which grows as they arrive. */
 struct buffer {
-    char *bytes; /* owned; counted in http->request_memory */
+    char *bytes; /* owned; memory_cost(room) in http->request_memory */
     size_t room;
     size_t start;
     size_t end;
@@ -1191,6 +1220,7 @@ enum {
      * get their answer; and files, listeners, the log */
     SURPLUS = 64,
     RESERVE = SURPLUS + 64,
+    ADDRESS_SURPLUS = 8, /* surplus clients of one network */
 };
 
 /*
@@ -1366,7 +1396,13 @@ struct handlers {
     /* No connection is accepted for a while: `error` says why (errno), or is 0
      * when there are as many as there may be. */
     void (*accept_paused)(struct server *server, int error);
+
+    /* A connection came when there were --max-per-address from its network. It
+     * is surplus, or is reset at once: of `conn` only the peer counts. */
+    void (*crowded)(struct server *server, const struct conn *conn);
 };
+
+struct networks; /* how many connections each has; http.c's */
 
 struct queue {
     struct list list;
@@ -1379,6 +1415,7 @@ struct http {
     const struct handlers *handlers;
     struct server *server;    /* what the handlers get */
     uint64_t max_connections; /* 0: what the limit on descriptors allows */
+    uint64_t max_per_address; /* connections of one conn_network(); 0: any */
     uint64_t memory_limit;    /* bytes that requests may hold */
     uint64_t head_timeout;
     uint64_t idle_timeout;
@@ -1397,6 +1434,7 @@ struct http {
     bool input_is_socket;
     struct conn *conns; /* owned, conn_limit of them */
     uint32_t conn_limit;
+    struct networks *networks; /* owned; NULL: they are not counted */
     uint32_t connections;
     uint32_t in_state[CONN_STATES];
     struct queue queues[QUEUES];
@@ -1421,6 +1459,11 @@ struct http {
  */
 int http_init(struct http *http, char error[ERROR_SIZE]);
 void http_release(struct http *http);
+
+/* Bytes that http_init() has allocated; and those that requests may leave
+ * behind, to be used again, which are not counted as theirs. */
+uint64_t http_table_size(const struct http *http);
+uint64_t http_spare_size(void);
 
 /*
  * Listens on "ADDR:PORT", "[V6]:PORT", "PORT" or "unix:PATH[,mode=MODE]"; or on
@@ -1515,11 +1558,10 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay);
 void conn_close(struct http *http, struct conn *conn, const char *reason);
 void conn_cut(struct http *http, struct conn *conn, const char *reason);
 
-/* Memory of a request, which is counted, is held no more. */
-void memory_return(struct http *http, size_t bytes);
-
-/* Reallocates bytes of a request from `room` to `wanted` bytes. False if that
- * is not to be had: nothing has changed. memory_free() lets go of them. */
+/* Reallocates bytes of a request, which are counted, from `room` to `wanted`
+ * bytes: what memory_cost() says of each. False if that is not to be had:
+ * nothing has changed. memory_free() lets go of them. */
+size_t memory_cost(size_t room);
 bool memory_grow(struct http *http, char **bytes, size_t *room, size_t wanted);
 void memory_free(struct http *http, char **bytes, size_t *room);
 

@@ -167,6 +167,178 @@ Test(memory, is_bounded_and_comes_back)
     finish(&http);
 }
 
+/* From the memory of malloc(3) to pages of its own and on: the bytes stay, and
+ * what is counted is what is taken. */
+Test(memory, grows_into_pages_with_its_bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t sizes[] = { 1,        100,       page - 1,
+                       page,     page + 1,  3 * page - 1,
+                       3 * page, 50 * page, 50 * page + 7 };
+    struct http http;
+    char *bytes = NULL;
+    size_t room = 0;
+
+    begin(&http, 1);
+    http.memory_limit = 64 * page;
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        size_t before = room, cost = memory_cost(sizes[i]);
+
+        cr_assert(memory_grow(&http, &bytes, &room, sizes[i]));
+        cr_assert(room == sizes[i] && http.request_memory == cost);
+        cr_assert(cost >= room && cost < room + page);
+        cr_assert(room >= page || cost == room);
+        for (size_t k = 0; k < before; k++)
+            cr_assert(bytes[k] == (char)(k * 7));
+        for (size_t k = before; k < room; k++)
+            bytes[k] = (char)(k * 7);
+    }
+    cr_assert(!memory_grow(&http, &bytes, &room, 65 * page));
+    cr_assert(room == 50 * page + 7 &&
+              bytes[room - 1] == (char)((room - 1) * 7));
+    memory_free(&http, &bytes, &room);
+    cr_assert(http.request_memory == 0 && !bytes && !room);
+    finish(&http);
+}
+
+/* --------------------------------------------- connections by network */
+
+/* Addresses that differ in few bits, as those of one provider do. */
+static struct in6_addr nth_address(uint32_t n)
+{
+    struct in6_addr address = IN6ADDR_ANY_INIT;
+
+    memset(&address.s6_addr[10], 0xFF, 2);
+    memcpy(&address.s6_addr[12], &n, sizeof(n));
+    return address;
+}
+
+/* At random, up to as many as the table is made for, and back to none: the
+ * counts are those of a naive table. */
+Test(networks, are_counted_exactly)
+{
+    enum {
+        CONNECTIONS = 100,
+        NAMES = 150,
+        ROUNDS = 200000,
+    };
+    struct networks *networks = networks_make(CONNECTIONS);
+    uint32_t counts[NAMES] = { 0 }, total = 0;
+
+    cr_assert(networks && networks->mask + 1 == 256);
+    srandom(5);
+    for (int round = 0; round < ROUNDS; round++) {
+        uint32_t which = (uint32_t)random() % NAMES;
+        struct in6_addr address = nth_address(which);
+        bool fills = round / 2000 % 2 == 0;
+
+        cr_assert(network_find(networks, &address)->count == counts[which]);
+        if (total < CONNECTIONS && (fills || random() % 8 == 0)) {
+            network_add(networks, &address);
+            counts[which]++;
+            total++;
+        } else if (counts[which]) {
+            network_remove(networks, &address);
+            counts[which]--;
+            total--;
+        }
+        cr_assert(network_find(networks, &address)->count == counts[which]);
+    }
+    for (uint32_t i = 0; i < NAMES; i++)
+        for (; counts[i]; counts[i]--) {
+            struct in6_addr address = nth_address(i);
+
+            network_remove(networks, &address);
+        }
+    for (uint32_t at = 0; at <= networks->mask; at++)
+        cr_assert(networks->entries[at].count == 0);
+    free(networks);
+}
+
+/* All have one home, the last entry of the table, so that they go on at its
+ * begin: each is found whatever goes before it, also with no entry free but one
+ * more than there are connections. */
+Test(networks, are_found_where_all_collide)
+{
+    enum {
+        CONNECTIONS = 8,
+    };
+    struct networks *networks = networks_make(CONNECTIONS);
+
+    cr_assert(networks);
+    for (uint32_t first = 0; first < CONNECTIONS; first++) {
+        for (size_t i = 0; i < sizeof(struct in6_addr); i++)
+            for (int k = 0; k < 256; k++)
+                networks->random[i][k] = i ? 0 : networks->mask;
+        for (uint32_t i = 0; i < CONNECTIONS; i++) {
+            struct in6_addr address = nth_address(i);
+
+            network_add(networks, &address);
+        }
+        for (uint32_t i = 0; i < CONNECTIONS; i++) {
+            struct in6_addr address =
+                nth_address((first + i * 3) % CONNECTIONS);
+
+            network_remove(networks, &address);
+            cr_assert(network_find(networks, &address)->count == 0);
+            for (uint32_t k = i + 1; k < CONNECTIONS; k++) {
+                address = nth_address((first + k * 3) % CONNECTIONS);
+                cr_assert(network_find(networks, &address)->count == 1);
+            }
+        }
+    }
+    free(networks);
+}
+
+/* Entries whose homes lie close together, on both sides of the table's end: one
+ * moves up only as far as its home. */
+Test(networks, move_up_to_their_homes)
+{
+    enum {
+        CONNECTIONS = 16,
+    };
+    struct networks *networks = networks_make(CONNECTIONS);
+    bool there[CONNECTIONS] = { 0 };
+
+    cr_assert(networks);
+    memset(networks->random, 0, sizeof(networks->random));
+    for (uint32_t k = 0; k < CONNECTIONS; k++) /* two have each home */
+        networks->random[12][k] = networks->mask - 3 + k / 2;
+    srandom(6);
+    for (int round = 0; round < 100000; round++) {
+        uint32_t which = (uint32_t)random() % CONNECTIONS;
+        struct in6_addr address = nth_address(which);
+
+        (there[which] ? network_remove : network_add)(networks, &address);
+        there[which] = !there[which];
+        for (uint32_t i = 0; i < CONNECTIONS; i++) {
+            address = nth_address(i);
+            cr_assert(network_find(networks, &address)->count == there[i]);
+        }
+    }
+    free(networks);
+}
+
+Test(networks, hash_by_random_tables)
+{
+    enum {
+        CONNECTIONS = 1 << 16,
+    };
+    struct networks *a = networks_make(CONNECTIONS);
+    struct networks *b = networks_make(CONNECTIONS);
+    struct in6_addr address = nth_address(1);
+    uint32_t same = 0;
+
+    cr_assert(a && b);
+    for (uint32_t i = 0; i < 1000; i++) {
+        address = nth_address(i);
+        same += network_home(a, &address) == network_home(b, &address);
+    }
+    cr_assert(same < 10, "%u", same);
+    free(a);
+    free(b);
+}
+
 /* -------------------------------------------------------------- addresses */
 
 Test(listeners, addresses)

@@ -125,6 +125,45 @@ Test(passes, reach_every_subscriber)
     ring_release(&crowd.ring);
 }
 
+/* Many in one topic after the other, of whom a few stay: what they leave behind
+ * follows from the number of those that stay. */
+Test(subscribers, leave_no_room_behind)
+{
+    enum {
+        MANY = 6000,
+        STEP = 37,
+    };
+    static struct place places[MANY];
+    struct ring ring;
+    struct topic *topic;
+
+    cr_assert(ring_init(&ring, 2, 4096, 0, SLICE("")) == 0);
+    topic = topic_hold(&ring, SLICE("a"));
+    for (uint32_t count = 0; count < MANY; count++) {
+        places[count] = (struct place){ .topic = topic };
+        cr_assert(topic_reserve(topic));
+        topic_join(&ring, &places[count], count);
+        cr_assert(topic->subscriber_room <= 8 * (count + 1) ||
+                  topic->subscriber_room >= 65536);
+    }
+    for (uint32_t count = MANY; count-- > 0;) {
+        uint32_t number = count * STEP % (count + 1);
+        uint32_t last = topic->subscribers[count];
+
+        /* the place of each is where its index says */
+        cr_assert(topic_leave(&places[topic->subscribers[number]]) == last);
+        places[last].index = number;
+        cr_assert(topic->subscriber_count == count);
+        cr_assert(topic->subscriber_peak <= 4 * count + 3);
+        cr_assert(topic->subscriber_room <= 8 * count + 6 ||
+                  topic->subscriber_peak > 4096);
+        if (count)
+            cr_assert(places[topic->subscribers[0]].index == 0);
+    }
+    cr_assert(!topic->subscribers && !topic->subscriber_room);
+    ring_release(&ring);
+}
+
 /* Publishers wait for what has not been offered, or is waited for; not for
  * what all have been offered. */
 Test(passes, hold_up_publishers)

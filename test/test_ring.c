@@ -6,6 +6,7 @@
 #include "test/one_reader.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -705,6 +706,140 @@ Test(topics, are_found_by_name)
 static struct slice name_of(const char *text)
 {
     return (struct slice){ text, strlen(text) };
+}
+
+/* ------------------------------------------------- how many there can be */
+
+enum {
+    FRAMES_MOST = 4, /* frames */
+    MAX_TOPICS = 3,
+};
+
+/* The name of a topic; for the next ones, other memory. */
+static struct slice numbered(unsigned number)
+{
+    static char names[8][16];
+    static unsigned which;
+    char *name = names[which++ % 8];
+
+    return (struct slice){ name, (size_t)sprintf(name, "topic/%u", number) };
+}
+
+Test(topics, without_an_event_are_bounded_for_readers)
+{
+    struct ring ring;
+    struct topic *main = begin(&ring, FRAMES_MOST, 10000, 0), *old, *topic;
+
+    ring.max_topics = MAX_TOPICS;
+    cr_assert(ring.empty == 0 && ring.held == 1, "the main stream is no topic");
+    old = topic_hold_to_publish(&ring, SLICE("old"));
+    append(&ring, old, 1, 5, false);
+    topic_drop(&ring, old);
+    cr_assert(ring.empty == 0 && ring.held == 1);
+    for (unsigned i = 0; i < MAX_TOPICS; i++)
+        cr_assert(topic_hold_to_read(&ring, numbered(i)));
+    errno = 0;
+    cr_assert(!topic_hold_to_read(&ring, SLICE("one more")));
+    cr_assert(errno == EAGAIN && !topic_find(&ring, SLICE("one more")));
+    cr_assert(topic_hold_to_read(&ring, numbered(0)), "it is there");
+    cr_assert(topic_hold_to_read(&ring, SLICE("old")), "it has an event");
+    cr_assert(topic_hold_to_read(&ring, SLICE("")) == main);
+    topic = topic_hold_to_publish(&ring, SLICE("one more"));
+    cr_assert(topic && ring.empty == MAX_TOPICS + 1);
+    append(&ring, topic, 2, 5, false);
+    cr_assert(ring.empty == MAX_TOPICS);
+    append(&ring, topic_find(&ring, numbered(1)), 3, 5, false);
+    cr_assert(topic_hold_to_read(&ring, SLICE("another")));
+    cr_assert(ring.empty == MAX_TOPICS);
+    ring_release(&ring);
+}
+
+/* Eviction leaves those that are held without a frame: more than may be made,
+ * but a publisher still has its topic, and so has the server. */
+Test(topics, that_are_held_are_bounded_whatever_is_evicted)
+{
+    enum {
+        HELD = FRAMES_MOST + MAX_TOPICS,
+    };
+    struct ring ring;
+    struct topic *topic;
+    unsigned number = 0;
+
+    begin(&ring, FRAMES_MOST, 10000, 0);
+    ring.max_topics = MAX_TOPICS;
+    while (ring.held < HELD) { /* published, and followed by a reader */
+        topic = topic_hold_to_publish(&ring, numbered(number));
+        append(&ring, topic, ring.newest_id + 1, 5, false);
+        cr_assert(topic_hold_to_read(&ring, numbered(number++)) == topic);
+        topic_drop(&ring, topic);
+    }
+    cr_assert(ring.empty + FRAMES_MOST == HELD - 1, "but for the main stream");
+    for (unsigned i = 0; i < TOPICS_SPARE; i++) {
+        topic = topic_hold_to_publish(&ring, numbered(number));
+        cr_assert(topic);
+        append(&ring, topic, ring.newest_id + 1, 5, false);
+        topic_drop(&ring, topic);
+        errno = 0;
+        cr_assert(!topic_hold_to_read(&ring, numbered(number++)));
+        cr_assert(errno == EAGAIN, "it has an event, but is not held");
+    }
+    for (unsigned i = 0; i < TOPICS_SPARE; i++)
+        cr_assert(topic_hold_to_publish(&ring, numbered(number++)));
+    errno = 0;
+    cr_assert(!topic_hold_to_publish(&ring, numbered(number)));
+    cr_assert(errno == EAGAIN);
+    cr_assert(topic_hold(&ring, numbered(number)));
+    cr_assert(ring.held == HELD + TOPICS_SPARE + 1);
+    ring_release(&ring);
+}
+
+/* What is done at random to a few topics is done to a naive count as well. */
+Test(topics, are_counted)
+{
+    enum {
+        NAMES = 12,
+        ROUNDS = 100000,
+    };
+    unsigned held[NAMES] = { 0 }, refused = 0;
+    struct ring ring;
+
+    begin(&ring, FRAMES_MOST, 10000, 0);
+    ring.max_topics = MAX_TOPICS;
+    srandom(4);
+    for (int round = 0; round < ROUNDS; round++) {
+        unsigned which = (unsigned)random() % NAMES, empties = 0, holds = 1;
+        struct topic *topic = topic_find(&ring, numbered(which));
+        bool known = topic, may = known || ring.empty < MAX_TOPICS;
+
+        may = may && (held[which] || ring.held < MAX_TOPICS + FRAMES_MOST);
+        switch (random() % 3) {
+        case 0:
+            cr_assert((topic_hold_to_read(&ring, numbered(which)) != NULL) ==
+                      may);
+            held[which] += may;
+            refused += !may;
+            break;
+        case 1:
+            if (held[which]) {
+                topic_drop(&ring, topic);
+                held[which]--;
+            }
+            break;
+        default:
+            topic = topic_hold(&ring, numbered(which));
+            append(&ring, topic, ring.newest_id + 1, 5, false);
+            topic_drop(&ring, topic);
+        }
+        for (unsigned i = 0; i < NAMES; i++) {
+            topic = topic_find(&ring, numbered(i));
+            cr_assert((topic && topic->references) == (held[i] > 0));
+            empties += topic && !topic->newest;
+            holds += held[i] > 0;
+        }
+        cr_assert(ring.empty == empties && ring.held == holds);
+    }
+    cr_assert(refused > ROUNDS / 100);
+    ring_release(&ring);
 }
 
 Test(topic, has_a_name_made_of_segments)

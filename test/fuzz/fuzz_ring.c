@@ -11,6 +11,7 @@
 
 enum {
     TOPICS = 3,
+    EMPTY = 5,   /* topics without a frame, that are held now and then */
     READERS = 4, /* one for each form */
     FRAMES = 1000,
     LIMIT_MAX = 16,
@@ -39,6 +40,7 @@ struct one_of {
 struct state {
     struct ring ring;
     struct topic *topics[TOPICS];
+    unsigned empty[EMPTY]; /* how often each is held */
     struct one_of readers[READERS];
     struct kept kept[FRAMES + 1];
     uint64_t count; /* of those */
@@ -86,6 +88,27 @@ static void check_frames(const struct state *state)
         used += frame->length;
     }
     check(used == ring->used);
+}
+
+static struct slice empty_name(unsigned which)
+{
+    return (struct slice){ &"defgh"[which], 1 };
+}
+
+/* Counts again what the ring counts. */
+static void check_counts(const struct state *state)
+{
+    uint64_t held = TOPICS, empty = 0;
+
+    for (unsigned i = 0; i < TOPICS; i++)
+        empty += state->topics[i]->newest == 0;
+    for (unsigned i = 0; i < EMPTY; i++) {
+        held += state->empty[i] > 0;
+        empty += state->empty[i] > 0;
+        check((state->empty[i] > 0) ==
+              (topic_find(&state->ring, empty_name(i)) != NULL));
+    }
+    check(state->ring.held == held && state->ring.empty == empty);
 }
 
 /* The chain has each held frame of the topic, in both directions. */
@@ -348,6 +371,25 @@ static void read_some(struct state *state)
         check_advance(state, reader, until, next_byte(state) % (got + 1), 0);
 }
 
+/* A topic without a frame is held once more, or less. */
+static void hold_or_drop(struct state *state)
+{
+    struct ring *ring = &state->ring;
+    unsigned which = next_byte(state), *holds = &state->empty[which % EMPTY];
+    struct slice name = empty_name(which % EMPTY);
+
+    if (which < 128) {
+        bool may = *holds || (ring->empty < ring->max_topics &&
+                              ring->held < ring->max_topics + ring->limit);
+
+        check((topic_hold_to_read(ring, name) != NULL) == may);
+        *holds += may;
+    } else if (*holds) {
+        topic_drop(ring, topic_find(ring, name));
+        --*holds;
+    }
+}
+
 /* A reader begins anew, at some frame of its topic. */
 static void move_reader(struct state *state)
 {
@@ -368,6 +410,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
     check(ring_init(&state.ring, 1 + next_byte(&state) % LIMIT_MAX,
                     SIZE_MIN + next_byte(&state), next_byte(&state),
                     SLICE(SPLICE)) == 0);
+    state.ring.max_topics = next_byte(&state) % (TOPICS + EMPTY);
     for (unsigned i = 0; i < TOPICS; i++)
         state.topics[i] =
             topic_hold(&state.ring, (struct slice){ &"abc"[i], 1 });
@@ -376,11 +419,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t length)
             (struct one_of){ .topic = state.topics[i % 2], .form = i };
     while (state.input < state.end) {
         static void (*const operations[])(struct state *) = {
-            append, append, look, read_some, read_some, move_reader,
+            append,    append,      look,         read_some,
+            read_some, move_reader, hold_or_drop,
         };
 
-        operations[next_byte(&state) % 6](&state);
+        operations[next_byte(&state) % 7](&state);
         check_frames(&state);
+        check_counts(&state);
         for (unsigned i = 0; i < TOPICS; i++)
             check_topic(&state, state.topics[i]);
     }
