@@ -36,7 +36,7 @@ LINK = $(CC) $(HARDENING) $(CFLAGS) $(HARDENING_LINK) $(LDFLAGS)
 CORE := sse ring http
 UNIT_TESTS := $(patsubst %.c,%,$(wildcard test/test_*.c))
 BLACK_BOX := $(wildcard test/black-box/test_*.c) test/black-box/harness.c \
-	test/black-box/another_boot.c
+	test/black-box/another_boot.c test/black-box/sign.c
 OBJECTS := $(CORE:%=$(BUILD)/%.o)
 UNIT_OBJECTS := $(UNIT_TESTS:%=$(BUILD)/%.o)
 TEST_OBJECTS := $(UNIT_OBJECTS) $(BLACK_BOX:%.c=$(BUILD)/%.o) \
@@ -108,6 +108,7 @@ $(BUILD)/test/test_http $(BUILD)/test/test_redis: $(BUILD)/http.o
 $(BUILD)/test/test_sse $(BUILD)/test/test_filter: $(BUILD)/ring.o $(BUILD)/http.o
 $(UNIT): %: %.o
 $(BUILD)/test/black_box: $(BLACK_BOX:%.c=$(BUILD)/%.o) $(BUILD)/ring.o
+$(BUILD)/test/black_box: $(BUILD)/http.o
 $(UNIT) $(BUILD)/test/black_box:
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(CRITERION)
@@ -180,12 +181,13 @@ FUZZ = echo '$(1)' && clang $(NEEDED) -g -O1 \
 fuzz: check-deps ## fuzz parsers, ring and file for FUZZ_SECONDS (60) each
 	@mkdir -p .build/fuzz/fuzz_request-corpus .build/fuzz/fuzz_ring-corpus \
 		.build/fuzz/fuzz_event_stream-corpus .build/fuzz/fuzz_history-corpus \
-		.build/fuzz/fuzz_redis-corpus
+		.build/fuzz/fuzz_redis-corpus .build/fuzz/fuzz_token-corpus
 	$(Q)$(call FUZZ,fuzz_request,http.c,-dict=test/fuzz/request.dict)
 	$(Q)$(call FUZZ,fuzz_ring,ring.c)
 	$(Q)$(call FUZZ,fuzz_history,ring.c,-len_control=0)
 	$(Q)$(call FUZZ,fuzz_event_stream,ring.c,-dict=test/fuzz/event_stream.dict)
 	$(Q)$(call FUZZ,fuzz_redis,,-dict=test/fuzz/redis.dict)
+	$(Q)$(call FUZZ,fuzz_token,,-dict=test/fuzz/token.dict)
 
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=99
 
@@ -203,6 +205,8 @@ readme: $(SSED) ## run the commands of README.md
 		/usr/share/nodejs/redis,$\
 		curl iputils-ping nodejs python3 redis-server redis-tools haproxy $\
 		openssl jq kcat postgresql python3-redis node-redis)
+	@$(call need,npm /usr/lib/python3/dist-packages/jwt,npm python3-jwt)
+	$(Q)$(JOSE)
 	$(Q)test/readme.sh ./$(SSED)
 
 # browser TESTS='clock chat': those with one of these in their names
@@ -220,6 +224,16 @@ nodes: $(SSED) ## nodes that share a log, and what can fail there (4 minutes)
 		redis-server haproxy python3)
 	$(Q)NODES_MINUTES=$(NODES_MINUTES) NODES_SEED=$(NODES_SEED) \
 		test/nodes/run.py ./$(SSED) $(TESTS)
+
+# jose, of npm
+JOSE = test -d .build/tokens/node_modules/jose || \
+	npm install --silent --prefix .build/tokens jose
+
+tokens: $(SSED) ## signed tokens of PyJWT and jose, and ours in them
+	@$(call need,node npm python3 /usr/lib/python3/dist-packages/jwt,$\
+		nodejs npm python3 python3-jwt)
+	$(Q)$(JOSE)
+	$(Q)test/tokens/run.py ./$(SSED) .build/tokens $(TESTS)
 
 SOAK_SECONDS ?= 60
 
@@ -410,5 +424,5 @@ help: ## list the targets
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box browser check check-compiler check-deps check-unit clang clean \
 	coverage crash debug deps format fuzz help install musl nodes readme run \
-	soak static test tiny uninstall unit valgrind FORCE
+	soak static test tiny tokens uninstall unit valgrind FORCE
 .SECONDARY:

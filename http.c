@@ -24,12 +24,12 @@
  * why, in one line for the client to read.
  *
  * The sections, in order. Parsers and formatters: slices, request heads,
- * queries and hosts, bodies, replies of Redis, response heads, files. The table
- * of connections: clock and lists, memory of requests, connections by network,
- * connections, accepting.
- * A request's way through a turn: answers, requests and their bodies,
- * credentials, the shared log, a turn. The start and the end: listeners, the
- * start and the end.
+ * The sections, in order. Parsers and formatters: slices, request heads,
+ * queries and hosts, bodies, replies of Redis, signatures, claims, response
+ * heads, files. The table of connections: clock and lists, memory of requests,
+ * connections by network, connections, accepting. A request's way through a
+ * turn: answers, requests and their bodies, credentials, failed tokens, the
+ * shared log, a turn. The start and the end: listeners, the start and the end.
  */
 #include "sse.h"
 
@@ -439,11 +439,12 @@ struct field {
  * a browser sends the initial is enough to pass over them. */
 #define INITIAL(letter) ((letter)&31)
 
-static const struct field fields[32][4] = {
+static const struct field fields[32][5] = {
     [INITIAL('A')] = { { NAME("Authorization"), KEPT(authorization) } },
     [INITIAL('C')] = { { NAME("Connection"), parse_connection, 0 },
                        { NAME("Content-Length"), parse_content_length, 0 },
                        { NAME("Content-Type"), KEPT(content_type) },
+                       { NAME("Cookie"), KEPT(cookie) },
                        { NAME("CF-Connecting-IP"), note_forwarded, 0 } },
     [INITIAL('E')] = { { NAME("Expect"), parse_expect, 0 } },
     [INITIAL('F')] = { { NAME("Forwarded"), note_forwarded, 0 } },
@@ -978,6 +979,573 @@ size_t resp_read(struct resp *resp, struct slice data)
     return taken;
 }
 
+/* -------------------------------------------------------------- signatures
+ *
+ * HMAC (RFC 2104) with SHA-256 (FIPS 180-4), and base64url without padding (RFC
+ * 4648, section 5; RFC 7515, section 2). No branch and no index into a table
+ * depends on a byte of the secret.
+ *
+ * Callers: the sections "claims" and "credentials".
+ */
+
+enum {
+    SHA256_SIZE = 32,
+    SHA256_BLOCK = 64,
+    SIGNATURE_SIZE = 43, /* SHA256_SIZE bytes in base64url */
+};
+
+struct sha256 {
+    uint32_t state[8];
+    uint64_t length;             /* bytes so far */
+    uint8_t block[SHA256_BLOCK]; /* the last length % SHA256_BLOCK of them */
+};
+
+/* The fractions of the square roots of the first eight primes, and of the cube
+ * roots of the first 64. */
+static const struct sha256 sha256_begun = {
+    .state = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f,
+               0x9b05688c, 0x1f83d9ab, 0x5be0cd19 },
+};
+static const uint32_t sha256_constants[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1,
+    0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
+    0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786,
+    0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
+    0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13,
+    0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+    0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a,
+    0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
+    0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+};
+
+static uint32_t rotated(uint32_t word, unsigned bits)
+{
+    return word >> bits | word << (32 - bits);
+}
+
+/* FIPS 180-4, section 6.2.2; s[0] to s[7] are its a to h. */
+static void sha256_take_block(struct sha256 *sha)
+{
+    uint32_t words[64], s[8];
+
+    memcpy(words, sha->block, SHA256_BLOCK);
+    for (size_t i = 0; i < 16; i++)
+        words[i] = be32toh(words[i]);
+    for (size_t i = 16; i < 64; i++) {
+        uint32_t x = words[i - 15], y = words[i - 2];
+
+        words[i] = words[i - 16] + words[i - 7] +
+                   (rotated(x, 7) ^ rotated(x, 18) ^ x >> 3) +
+                   (rotated(y, 17) ^ rotated(y, 19) ^ y >> 10);
+    }
+    memcpy(s, sha->state, sizeof(s));
+    for (size_t i = 0; i < 64; i++) {
+        uint32_t a = s[0], e = s[4];
+        uint32_t one = s[7] + sha256_constants[i] + words[i] +
+                       (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) +
+                       ((e & s[5]) ^ (~e & s[6]));
+        uint32_t two = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) +
+                       ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
+
+        memmove(&s[1], &s[0], 7 * sizeof(*s));
+        s[4] += one;
+        s[0] = one + two;
+    }
+    for (size_t i = 0; i < 8; i++)
+        sha->state[i] += s[i];
+}
+
+static void sha256_add(struct sha256 *sha, const void *data, size_t length)
+{
+    const uint8_t *bytes = data;
+
+    while (length) {
+        size_t at = sha->length % SHA256_BLOCK, taken = SHA256_BLOCK - at;
+
+        if (taken > length)
+            taken = length;
+        memcpy(sha->block + at, bytes, taken);
+        sha->length += taken;
+        bytes += taken;
+        length -= taken;
+        if (at + taken == SHA256_BLOCK)
+            sha256_take_block(sha);
+    }
+}
+
+static void sha256_end(struct sha256 *sha, uint8_t digest[SHA256_SIZE])
+{
+    static const uint8_t padding[SHA256_BLOCK] = { 0x80 };
+    uint64_t bits = htobe64(sha->length * 8);
+
+    /* the length fills up a block */
+    sha256_add(sha, padding, 1 + (119 - sha->length % 64) % 64);
+    sha256_add(sha, &bits, sizeof(bits));
+    for (size_t i = 0; i < 8; i++) {
+        uint32_t word = htobe32(sha->state[i]);
+
+        memcpy(digest + 4 * i, &word, 4);
+    }
+}
+
+/* What HMAC makes of a secret at first. */
+static void hmac_key(struct slice secret, uint8_t key[SECRET_KEY])
+{
+    struct sha256 sha = sha256_begun;
+
+    memset(key, 0, SECRET_KEY);
+    if (secret.length <= SECRET_KEY) {
+        memcpy(key, secret.data, secret.length);
+        return;
+    }
+    sha256_add(&sha, secret.data, secret.length);
+    sha256_end(&sha, key);
+}
+
+static void hmac_pass(const uint8_t key[SECRET_KEY], uint8_t pad,
+                      struct slice text, uint8_t mac[SHA256_SIZE])
+{
+    struct sha256 sha = sha256_begun;
+    uint8_t block[SECRET_KEY];
+
+    for (size_t i = 0; i < SECRET_KEY; i++)
+        block[i] = key[i] ^ pad;
+    sha256_add(&sha, block, sizeof(block));
+    sha256_add(&sha, text.data, text.length);
+    sha256_end(&sha, mac);
+}
+
+static void hmac(const uint8_t key[SECRET_KEY], struct slice text,
+                 uint8_t mac[SHA256_SIZE])
+{
+    uint8_t inner[SHA256_SIZE];
+
+    hmac_pass(key, 0x36, text, inner);
+    hmac_pass(key, 0x5C, (struct slice){ (const char *)inner, SHA256_SIZE },
+              mac);
+}
+
+/* Returns how many bytes of text that makes: four for three, and no padding. */
+static size_t base64_encode(struct slice bytes, char *text)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                 "abcdefghijklmnopqrstuvwxyz0123456789-_";
+    uint32_t bits = 0;
+    unsigned count = 0;
+    size_t length = 0;
+
+    for (size_t i = 0; i < bytes.length; i++) {
+        bits = bits << 8 | (unsigned char)bytes.data[i];
+        for (count += 8; count >= 6; count -= 6)
+            text[length++] = digits[bits >> (count - 6) & 63];
+    }
+    if (count)
+        text[length++] = digits[bits << (6 - count) & 63];
+    return length;
+}
+
+static int base64_value(char c)
+{
+    if (c >= 'A' && c <= 'Z')
+        return c - 'A';
+    if (c >= 'a' && c <= 'z')
+        return c - 'a' + 26;
+    if (c >= '0' && c <= '9')
+        return c - '0' + 52;
+    return c == '-' ? 62 : c == '_' ? 63 : -1;
+}
+
+/* Returns how many bytes the text stands for, or -1. The bits that are left
+ * over must be zero: so the same bytes have no second spelling. */
+static ssize_t base64_decode(struct slice text, void *result)
+{
+    uint8_t *bytes = result;
+    uint32_t bits = 0;
+    unsigned count = 0;
+    ssize_t length = 0;
+
+    for (size_t i = 0; i < text.length; i++) {
+        int value = base64_value(text.data[i]);
+
+        if (value < 0)
+            return -1;
+        bits = bits << 6 | (uint32_t)value;
+        count += 6;
+        if (count >= 8) {
+            count -= 8;
+            bytes[length++] = (uint8_t)(bits >> count);
+        }
+    }
+    return count == 6 || (bits & ((1U << count) - 1)) ? -1 : length;
+}
+
+/* ------------------------------------------------------------------ claims
+ *
+ * What is in a signed token: a header and a claims set, each a JSON object (RFC
+ * 8259). The reader takes all of JSON, so that it passes over the members that
+ * are not known here, and nothing else. It works on a copy with a NUL at its
+ * end, where it unescapes strings: they get no longer. It does not call itself,
+ * and the number of levels and of members is bounded.
+ *
+ * The functions return false where something is refused; json->refused says
+ * why. They skip the blanks before what they look for.
+ *
+ * Callers: http_verify_token().
+ */
+
+enum {
+    JSON_DEPTH_MAX = 16,
+    JSON_MEMBERS_MAX = 64, /* of the outermost object: all are compared */
+};
+
+#define TIME_MAX 9007199254740991.0 /* exact in a double: 2^53 - 1 */
+
+struct json {
+    char *at, *end; /* *end is NUL */
+    const char *refused;
+};
+
+/* A header and a claims set. */
+struct claims {
+    struct json json; /* the one that is being read */
+    bool is_hs256, expires;
+    double exp, nbf; /* seconds since 1970 */
+    struct slice read, write;
+};
+
+static bool json_refuse(struct json *json, const char *why)
+{
+    json->refused = why;
+    return false;
+}
+
+static bool json_malformed(struct json *json)
+{
+    return json_refuse(json, "the token's JSON is malformed");
+}
+
+/* Takes one of these bytes, without blanks before it. */
+static bool json_byte(struct json *json, const char *bytes)
+{
+    if (!*json->at || !strchr(bytes, *json->at))
+        return false;
+    json->at++;
+    return true;
+}
+
+static char json_next(struct json *json)
+{
+    while (json_byte(json, " \t\r\n"))
+        ;
+    return *json->at;
+}
+
+static bool json_take(struct json *json, char byte)
+{
+    bool is_next = json_next(json) == byte;
+
+    json->at += is_next;
+    return is_next;
+}
+
+/* Four hex digits. */
+static bool json_unit(struct json *json, uint32_t *unit)
+{
+    *unit = 0;
+    for (int i = 0; i < 4; i++) {
+        int digit = hex_value(*json->at);
+
+        if (digit < 0)
+            return json_malformed(json);
+        *unit = *unit << 4 | (uint32_t)digit;
+        json->at++;
+    }
+    return true;
+}
+
+/* RFC 3629, section 3. Returns what is behind the sequence. */
+static char *utf8_encode(uint32_t code, char *out)
+{
+    static const unsigned char leads[] = { 0, 0xC0, 0xE0, 0xF0 };
+    unsigned more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+
+    *out++ = (char)(leads[more] | code >> 6 * more);
+    while (more--)
+        *out++ = (char)(0x80 | (code >> 6 * more & 0x3F));
+    return out;
+}
+
+/* What follows a backslash. Half of a surrogate pair is refused. */
+static bool json_escape(struct json *json, char **out)
+{
+    static const char names[] = "\"\\/bfnrt", bytes[] = "\"\\/\b\f\n\r\t";
+    const char *name = *json->at ? strchr(names, *json->at) : NULL;
+    uint32_t code, low = 0;
+
+    if (name) {
+        json->at++;
+        *(*out)++ = bytes[name - names];
+        return true;
+    }
+    if (!json_byte(json, "u"))
+        return json_malformed(json);
+    if (!json_unit(json, &code))
+        return false;
+    if (code >= 0xD800 && code < 0xE000) {
+        if (code >= 0xDC00 || !json_byte(json, "\\") || !json_byte(json, "u") ||
+            !json_unit(json, &low) || low < 0xDC00 || low >= 0xE000)
+            return json_malformed(json);
+        code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+    }
+    *out = utf8_encode(code, *out);
+    return true;
+}
+
+static bool json_string(struct json *json, struct slice *string)
+{
+    char *out;
+
+    if (!json_take(json, '"'))
+        return json_malformed(json);
+    string->data = out = json->at;
+    while (!json_byte(json, "\"")) {
+        struct slice rest = { json->at, (size_t)(json->end - json->at) };
+        size_t length = 0;
+
+        if (json_byte(json, "\\")) {
+            if (!json_escape(json, &out))
+                return false;
+            continue;
+        }
+        if ((unsigned char)*json->at >= ' ') /* NUL is at the end too */
+            length = utf8_sequence(rest);
+        if (!length)
+            return json_malformed(json);
+        memmove(out, json->at, length);
+        out += length;
+        json->at += length;
+    }
+    string->length = (size_t)(out - string->data);
+    return true;
+}
+
+static bool json_digits(struct json *json)
+{
+    if (!json_byte(json, "0123456789"))
+        return json_malformed(json);
+    while (json_byte(json, "0123456789"))
+        ;
+    return true;
+}
+
+static bool json_number(struct json *json)
+{
+    json_next(json);
+    json_byte(json, "-");
+    if (!json_byte(json, "0") && !json_digits(json))
+        return false;
+    if (json_byte(json, ".") && !json_digits(json))
+        return false;
+    if (!json_byte(json, "eE"))
+        return true;
+    json_byte(json, "+-");
+    return json_digits(json);
+}
+
+/* A string, a number, or a word. */
+static bool json_scalar(struct json *json)
+{
+    static const char *const words[] = { "true", "false", "null" };
+    char next = json_next(json);
+    struct slice string;
+
+    if (next == '"')
+        return json_string(json, &string);
+    for (size_t i = 0; i < COUNT(words); i++) {
+        size_t length = strlen(words[i]);
+
+        if (strncmp(json->at, words[i], length) == 0) {
+            json->at += length;
+            return true;
+        }
+    }
+    return json_number(json);
+}
+
+static bool json_name(struct json *json, struct slice *name)
+{
+    return json_string(json, name) &&
+           (json_take(json, ':') || json_malformed(json));
+}
+
+/* Passes over a value of any kind. */
+static bool json_skip(struct json *json)
+{
+    char ends[JSON_DEPTH_MAX]; /* what closes each that is open */
+    unsigned depth = 0;
+    struct slice name;
+
+    do {
+        char next = json_next(json);
+        bool opens = next == '[' || next == '{';
+
+        if (opens && depth == JSON_DEPTH_MAX)
+            return json_refuse(json, "the token's JSON has too many levels");
+        if (opens)
+            ends[depth++] = next == '[' ? ']' : '}';
+        if (opens ? !json_byte(json, "[{") : !json_scalar(json))
+            return false;
+        while (depth && json_take(json, ends[depth - 1])) {
+            depth--;
+            opens = false;
+        }
+        if (depth && !opens && !json_take(json, ','))
+            return json_malformed(json);
+        if (depth && ends[depth - 1] == '}' && !json_name(json, &name))
+            return false;
+    } while (depth);
+    return true;
+}
+
+/* A NumericDate (RFC 7519, section 2). A fraction is allowed. */
+static bool json_time(struct json *json, double *seconds)
+{
+    char next = json_next(json);
+    const char *begin = json->at;
+
+    if (next == '-' || isdigit((unsigned char)next)) {
+        if (!json_number(json))
+            return false;
+        *seconds = strtod(begin, NULL);
+        if (*seconds >= 0 && *seconds <= TIME_MAX)
+            return true;
+    }
+    return json_refuse(json, "the token's exp and nbf are no seconds since "
+                             "1970");
+}
+
+/*
+ * Takes an array of patterns and moves them together where they lie, each with
+ * a NUL behind it: there is room, since each has lost its quotes. One with a
+ * NUL in it would become two. It is left out: it is no name of a topic.
+ */
+static bool json_patterns(struct json *json, struct slice *patterns)
+{
+    static const char why[] = "the token's read and write are no arrays of "
+                              "strings";
+    struct slice pattern;
+    char *out;
+
+    if (!json_take(json, '['))
+        return json_refuse(json, why);
+    patterns->data = out = json->at;
+    patterns->length = 0;
+    if (json_take(json, ']'))
+        return true;
+    do {
+        if (json_next(json) != '"')
+            return json_refuse(json, why);
+        if (!json_string(json, &pattern))
+            return false;
+        if (memchr(pattern.data, '\0', pattern.length))
+            continue;
+        memmove(out, pattern.data, pattern.length);
+        out[pattern.length] = '\0';
+        out += pattern.length + 1;
+    } while (json_take(json, ','));
+    patterns->length = (size_t)(out - patterns->data);
+    return json_take(json, ']') || json_malformed(json);
+}
+
+/* RFC 7515, section 4.1. What crit names must be understood, and nothing of
+ * that kind is here. */
+static bool take_header(struct claims *header, struct slice name)
+{
+    struct json *json = &header->json;
+    struct slice value = { 0 };
+
+    if (slice_is(name, "crit"))
+        return json_refuse(json, "the token's header has crit, of which "
+                                 "nothing is known here");
+    if (!slice_is(name, "alg"))
+        return json_skip(json);
+    header->is_hs256 = true;
+    if (json_next(json) == '"' && !json_string(json, &value))
+        return false;
+    return slice_is(value, "HS256") ||
+           json_refuse(json, "the token's alg is not HS256");
+}
+
+/* RFC 7519, section 4.1. */
+static bool take_claim(struct claims *claims, struct slice name)
+{
+    struct json *json = &claims->json;
+
+    if (slice_is(name, "exp")) {
+        claims->expires = true;
+        return json_time(json, &claims->exp);
+    }
+    if (slice_is(name, "nbf"))
+        return json_time(json, &claims->nbf);
+    if (slice_is(name, "read"))
+        return json_patterns(json, &claims->read);
+    if (slice_is(name, "write"))
+        return json_patterns(json, &claims->write);
+    return json_skip(json);
+}
+
+/* Takes the members of an object. A name that is there twice is refused: two
+ * readers could understand it in two ways. */
+static bool read_members(struct claims *claims,
+                         bool (*take)(struct claims *claims, struct slice name))
+{
+    struct json *json = &claims->json;
+    struct slice names[JSON_MEMBERS_MAX];
+    unsigned count = 0;
+
+    do {
+        struct slice *name = &names[count];
+
+        if (count == JSON_MEMBERS_MAX)
+            return json_refuse(json, "the token's JSON has too many members");
+        if (!json_name(json, name))
+            return false;
+        for (unsigned i = 0; i < count; i++)
+            if (names[i].length == name->length &&
+                memcmp(names[i].data, name->data, name->length) == 0)
+                return json_refuse(json, "the token's JSON has a name twice");
+        if (!take(claims, *name))
+            return false;
+        count++;
+    } while (json_take(json, ','));
+    return json_take(json, '}') || json_malformed(json);
+}
+
+/* Reads a part of a token into `bytes`, which has room for CLAIMS_MAX and a
+ * NUL. NULL, or why it is refused. */
+static const char *
+read_part(struct claims *claims, struct slice part, char *bytes,
+          bool (*take)(struct claims *claims, struct slice name))
+{
+    ssize_t length = base64_decode(part, bytes);
+    struct json *json = &claims->json;
+
+    if (length < 0)
+        return "the token is not base64url";
+    bytes[length] = '\0';
+    *json = (struct json){ bytes, bytes + length, NULL };
+    if (!json_take(json, '{'))
+        return "the token's parts are no JSON objects";
+    if (!json_take(json, '}') && !read_members(claims, take))
+        return json->refused;
+    json_next(json);
+    if (json->at != json->end)
+        return "the token's JSON has something behind it";
+    return NULL;
+}
+
 /* ------------------------------------------------------ response heads
  *
  * How a struct response is written. http_head() puts the fields of every answer
@@ -1010,6 +1578,7 @@ const char *http_reason(int status)
         { 404, "Not Found" },
         { 421, "Misdirected Request" },
         { 408, "Request Timeout" },
+        { 429, "Too Many Requests" },
         { 431, "Request Header Fields Too Large" },
         { 409, "Conflict" },
         { 500, "Internal Server Error" },
@@ -1017,7 +1586,6 @@ const char *http_reason(int status)
         { 503, "Service Unavailable" },
         { 501, "Not Implemented" },
         { 505, "HTTP Version Not Supported" },
-        { 429, "Too Many Requests" },
     };
 
     for (size_t i = 0; i < COUNT(reasons); i++)
@@ -1076,12 +1644,16 @@ static void put_location(struct head *head, struct slice path)
 }
 
 /* A cache must not give one origin's answer to another: Vary (Fetch, section
- * 3.2.5, "CORS protocol and HTTP caches"). */
+ * 3.2.5, "CORS protocol and HTTP caches"). The one origin that is named may
+ * send cookies; with "*" a browser would refuse that anyway (the same, "CORS
+ * protocol and credentials"). */
 static void put_cors(struct head *head, const struct response *response)
 {
     put_field(head, "Access-Control-Allow-Origin", response->cors);
-    if (strcmp(response->cors, "*") != 0)
+    if (strcmp(response->cors, "*") != 0) {
         put_field(head, "Vary", "Origin");
+        put_field(head, "Access-Control-Allow-Credentials", "true");
+    }
     if (response->position)
         put_field(head, "Access-Control-Expose-Headers", "Last-Event-ID");
     if (!response->preflight)
@@ -1121,6 +1693,9 @@ static void put_content(struct head *head, const struct response *response)
 size_t http_head(char *buffer, size_t size, const struct response *response)
 {
     struct head head = { .buffer = buffer, .size = size };
+    bool later = response->status == 429 || response->status == 503;
+    unsigned retry_after =
+        later && !response->retry_after ? 2 : response->retry_after;
 
     put_line(&head, "HTTP/1.1 %d %s\r\n", response->status,
              http_reason(response->status));
@@ -1140,8 +1715,8 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     put_field(&head, "Allow", response->preflight ? NULL : response->allow);
     put_field(&head, "WWW-Authenticate",
               response->status == 401 ? "Bearer" : NULL);
-    put_field(&head, "Retry-After",
-              response->status == 503 || response->status == 429 ? "2" : NULL);
+    if (retry_after)
+        put_line(&head, "Retry-After: %u\r\n", retry_after);
     if (response->location.length)
         put_location(&head, response->location);
     if (response->position)
@@ -1924,7 +2499,7 @@ static void conn_set_interest(struct http *http, struct conn *conn,
      * is taken out. A file, which epoll refuses (EPERM), can always be read. */
     if (conn->flags & FLAG_INPUT)
         operation = interest ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
-    conn->interest = interest;
+    conn->interest = (uint16_t)interest;
     /* MOD cannot fail: the descriptor was added, and no memory is needed */
     epoll_ctl(http->epoll, operation, (int)fd, &event);
 }
@@ -2763,8 +3338,13 @@ void conn_begin_body(struct http *http, struct conn *conn, bool streams,
 
 /* -------------------------------------------------------------- credentials
  *
- * The token that a request has to bear. sse.c has it read from its file at the
- * start and at SIGHUP. If the file is refused, the token stays as it was.
+ * The token that a request has to bear: one that is known, or one that is
+ * signed with a secret and says itself what it allows. sse.c has the token or
+ * the secret read from its file at the start and at SIGHUP. If the file is
+ * refused, it stays as it was. No text for a client or the log has a byte of a
+ * token in it.
+ *
+ * Callers: sse.c.
  */
 
 /* Whether two looks at a file have found the same file, unchanged. */
@@ -2800,19 +3380,12 @@ static const char *read_unchanged(const char *path, int fd, char *bytes,
     return NULL;
 }
 
-/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1); empty if
- * it is none. */
-static struct slice bearer(struct slice authorization)
+/* Reads what a file has, without a line end behind it. `size` leaves room for
+ * one, and for a byte more than there may be. Returns the length, or -1 with
+ * `error`. */
+static ssize_t read_credential(const char *path, char *bytes, size_t size,
+                               mode_t *mode, char error[ERROR_SIZE])
 {
-    if (!slice_begins(authorization, "Bearer "))
-        return SLICE("");
-    return slice_trimmed(slice_from(authorization, 7));
-}
-
-int http_load_token(struct http *http, const char *path, mode_t *mode,
-                    char error[ERROR_SIZE])
-{
-    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
     const char *refused;
     size_t length = 0;
     struct stat status;
@@ -2821,17 +3394,29 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
 
     if (fd < 0)
         return fail_with(error, "%s", strerror(errno));
-    refused = read_unchanged(path, fd, bytes, sizeof(bytes), &length, &status);
+    refused = read_unchanged(path, fd, bytes, size, &length, &status);
     close(fd);
     if (refused)
         return fail_with(error, "%s", refused);
+    *mode = status.st_mode;
     if (length && bytes[length - 1] == '\n')
         length--;
     if (length && bytes[length - 1] == '\r')
         length--;
+    return (ssize_t)length;
+}
+
+int http_load_token(struct http *http, const char *path, mode_t *mode,
+                    char error[ERROR_SIZE])
+{
+    char bytes[TOKEN_MAX + 3]; /* a line end, a byte too many */
+    ssize_t length = read_credential(path, bytes, sizeof(bytes), mode, error);
+
+    if (length < 0)
+        return -1;
     if (length == 0)
         return fail_with(error, "it is empty");
-    for (size_t i = 0; i < length; i++) {
+    for (ssize_t i = 0; i < length; i++) {
         if (bytes[i] == '\n' || bytes[i] == '\r')
             return fail_with(error, "it has more than one line");
         if ((unsigned char)bytes[i] <= ' ' || bytes[i] == 0x7F)
@@ -2839,22 +3424,234 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
     }
     if (length > TOKEN_MAX)
         return fail_with(error, "it has more than %d bytes", TOKEN_MAX);
-    memcpy(http->token, bytes, length);
-    http->token_length = length;
-    *mode = status.st_mode;
+    memcpy(http->token, bytes, (size_t)length);
+    http->token_length = (size_t)length;
     return 0;
 }
 
-/* No branch depends on a byte, so the time does not tell how many are right. */
-bool http_token_matches(const struct http *http, const struct request *request)
+int http_load_secret(struct http *http, const char *path, mode_t *mode,
+                     char error[ERROR_SIZE])
 {
-    struct slice given = bearer(request->authorization);
-    size_t difference = given.length ^ http->token_length;
+    char bytes[SECRET_MAX + 3]; /* a line end, a byte too many */
+    ssize_t length = read_credential(path, bytes, sizeof(bytes), mode, error);
+
+    if (length < 0)
+        return -1;
+    if (length < SECRET_MIN)
+        return fail_with(error, "it has %zd bytes, and a secret %d or more",
+                         length, SECRET_MIN);
+    if (length > SECRET_MAX)
+        return fail_with(error, "it has more than %d bytes", SECRET_MAX);
+    hmac_key((struct slice){ bytes, (size_t)length }, http->secret);
+    http->has_secret = true;
+    return 0;
+}
+
+/* The credentials of "Authorization: Bearer" (RFC 6750, section 2.1), which may
+ * be empty. False if the field is another. */
+static bool bearer(struct slice authorization, struct slice *token)
+{
+    struct slice scheme = slice_split(&authorization, ' ');
+
+    *token = slice_trimmed(authorization);
+    return slice_equals(scheme, "Bearer");
+}
+
+/* The value of the first cookie of that name (RFC 6265, section 4.2.1). */
+static bool find_cookie(struct slice cookies, const char *name,
+                        struct slice *value)
+{
+    while (cookies.length) {
+        *value = slice_trimmed(slice_split(&cookies, ';'));
+        if (!slice_is(slice_split(value, '='), name))
+            continue;
+        if (value->length > 1 && value->data[0] == '"' &&
+            value->data[value->length - 1] == '"')
+            *value = (struct slice){ value->data + 1, value->length - 2 };
+        return true;
+    }
+    return false;
+}
+
+/* No branch depends on a byte, so the time does not tell how many are right. */
+static bool bytes_match(struct slice given, const char *bytes, size_t length)
+{
+    size_t difference = given.length ^ length;
 
     for (size_t i = 0; i < given.length; i++)
-        difference |= (unsigned char)given.data[i] ^
-                      (unsigned char)http->token[i % http->token_length];
+        difference |=
+            (unsigned char)given.data[i] ^ (unsigned char)bytes[i % length];
     return difference == 0;
+}
+
+bool http_token_matches(const struct http *http, const struct request *request)
+{
+    struct slice given;
+
+    return bearer(request->authorization, &given) &&
+           bytes_match(given, http->token, http->token_length);
+}
+
+bool http_find_token(const struct request *request,
+                     char buffer[SIGNED_TOKEN_MAX + 1], struct slice *token)
+{
+    /* one that is cut has a byte more than a token may have */
+    return bearer(request->authorization, token) ||
+           find_cookie(request->cookie, "ssed_token", token) ||
+           http_query(request->query, "token", buffer, SIGNED_TOKEN_MAX + 1,
+                      token);
+}
+
+/* The signature is compared as text: base64url has one spelling for it. */
+static void put_signature(const struct http *http, struct slice text,
+                          char signature[SIGNATURE_SIZE])
+{
+    uint8_t mac[SHA256_SIZE];
+
+    assert(http->has_secret);
+    hmac(http->secret, text, mac);
+    base64_encode((struct slice){ (const char *)mac, sizeof(mac) }, signature);
+}
+
+const char *http_verify_token(const struct http *http, struct slice token,
+                              uint64_t time, struct rights *rights)
+{
+    struct slice signature = token, header = slice_split(&signature, '.');
+    struct slice payload = slice_split(&signature, '.');
+    struct slice text = { token.data, header.length + 1 + payload.length };
+    char right[SIGNATURE_SIZE];
+    struct claims claims = { .json = { 0 } };
+    const char *refused;
+
+    if (token.length > SIGNED_TOKEN_MAX)
+        return "a token has at most 8192 bytes";
+    if (!header.length || !payload.length || !signature.length ||
+        memchr(signature.data, '.', signature.length))
+        return "a token has three parts with a dot between them";
+    put_signature(http, text, right);
+    if (!bytes_match(signature, right, sizeof(right)))
+        return "the token's signature is wrong";
+    refused = read_part(&claims, header, rights->bytes, take_header);
+    if (!refused && !claims.is_hs256)
+        return "the token's header has no alg";
+    if (!refused)
+        refused = read_part(&claims, payload, rights->bytes, take_claim);
+    if (refused)
+        return refused;
+    if (!claims.expires)
+        return "the token has no exp";
+    if ((double)time > claims.exp + TOKEN_LEEWAY)
+        return "the token has expired";
+    if ((double)time + TOKEN_LEEWAY < claims.nbf)
+        return "the token is not valid yet";
+    rights->expires = (uint64_t)claims.exp;
+    rights->read = claims.read;
+    rights->write = claims.write;
+    return NULL;
+}
+
+/* A pattern that is malformed covers no topic, since no topic has such a name
+ * or such a prefix. */
+bool patterns_cover(struct slice patterns, struct slice topic)
+{
+    while (patterns.length) {
+        struct slice pattern = slice_split(&patterns, '\0');
+        size_t length = pattern.length;
+        bool is_prefix = length > 1 && pattern.data[length - 2] == '/' &&
+                         pattern.data[length - 1] == '*';
+
+        if (is_prefix)
+            length--;
+        if (slice_is(pattern, "*") ||
+            ((is_prefix ? topic.length > length : topic.length == length) &&
+             (length == 0 || memcmp(pattern.data, topic.data, length) == 0)))
+            return true;
+    }
+    return false;
+}
+
+size_t http_sign(const struct http *http, struct slice claims, char *token,
+                 size_t size)
+{
+    /* {"alg":"HS256","typ":"JWT"} and a dot */
+    static const char header[] = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.";
+    size_t length = sizeof(header) - 1;
+
+    if (size < length + (claims.length * 4 + 2) / 3 + 1 + SIGNATURE_SIZE)
+        return 0;
+    memcpy(token, header, length);
+    length += base64_encode(claims, token + length);
+    token[length] = '.';
+    put_signature(http, (struct slice){ token, length }, token + length + 1);
+    return length + 1 + SIGNATURE_SIZE;
+}
+
+/* ------------------------------------------------------------ failed tokens
+ *
+ * How often each network has failed, in a table that does not grow. A network
+ * has FAILURE_WAYS places, by its hash, and shares them with others. Where all
+ * are taken, the one with the fewest failures is forgotten: so a flood from
+ * many networks does not free the worst. A network is refused for its own
+ * failures only, whatever others do.
+ *
+ * Callers: sse.c.
+ */
+
+enum {
+    FAILURE_TIME = 60 * 1000, /* ms */
+};
+
+/* Multiplied by odd constants that look random: the top bits depend on all. */
+static size_t failure_set(const struct in6_addr *network)
+{
+    uint64_t first, last;
+
+    memcpy(&first, network->s6_addr, 8);
+    memcpy(&last, network->s6_addr + 8, 8);
+    return (first ^ last * UINT64_C(0x9E3779B97F4A7C15)) *
+               UINT64_C(0xC2B2AE3D27D4EB4F) >>
+           56;
+}
+
+static bool is_of_network(const struct failures *failures,
+                          const struct in6_addr *network)
+{
+    return memcmp(&failures->network, network, sizeof(*network)) == 0;
+}
+
+unsigned http_failure_wait(const struct http *http, const struct conn *conn)
+{
+    struct in6_addr network = conn_network(conn);
+    const struct failures *failures = http->failures[failure_set(&network)];
+
+    if (conn_is_local(conn))
+        return 0;
+    for (size_t i = 0; i < FAILURE_WAYS; i++, failures++)
+        if (is_of_network(failures, &network) && failures->until > http->now &&
+            failures->count >= http->max_failures)
+            return (unsigned)((failures->until - http->now + 999) / 1000);
+    return 0;
+}
+
+void http_count_failure(struct http *http, const struct conn *conn)
+{
+    struct in6_addr network = conn_network(conn);
+    struct failures *set = http->failures[failure_set(&network)];
+    struct failures *place = set;
+
+    if (conn_is_local(conn))
+        return;
+    for (size_t i = 0; i < FAILURE_WAYS; i++) {
+        if (set[i].until <= http->now)
+            set[i].count = 0;
+        if (set[i].count && is_of_network(&set[i], &network)) {
+            set[i].count++;
+            return;
+        }
+        if (set[i].count < place->count)
+            place = &set[i];
+    }
+    *place = (struct failures){ network, 1, http->now + FAILURE_TIME };
 }
 
 /* -------------------------------------------------------------- the shared log

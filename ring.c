@@ -48,33 +48,6 @@
  * browser's decoder would put it.
  */
 
-/* How many bytes of a sequence the text starts with, 1 at least; *whole is how
- * many a complete one would have. The bounds of the second byte leave out
- * overlong forms, surrogates and all over U+10FFFF. */
-static inline size_t utf8_prefix(struct slice text, size_t *whole)
-{
-    const unsigned char *s = (const unsigned char *)text.data;
-    unsigned char low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
-    unsigned char high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
-    size_t length = 2;
-
-    *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
-    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 || s[1] < low ||
-        s[1] > high)
-        return 1;
-    while (length < *whole && length < text.length &&
-           (s[length] & 0xC0) == 0x80)
-        length++;
-    return length;
-}
-
-size_t utf8_sequence(struct slice text)
-{
-    size_t whole, length = utf8_prefix(text, &whole);
-
-    return length == whole ? length : 0;
-}
-
 size_t utf8_malformed(struct slice text)
 {
     size_t whole;

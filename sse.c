@@ -31,10 +31,10 @@
  * Within a section what is called stands above its caller; what is called in a
  * section further down is declared before.
  *
- * Order: types; log; routes; subscribing; publications; requests to publish;
- * steps; content; publishing; delivery; the history file; the shared log; other
- * handlers; the service manager; phases and signals; the loop; options and
- * their checks; least privilege; the start; --check; main.
+ * Order: types; log; routes; rights; subscribing; publications; requests to
+ * publish; steps; content; publishing; delivery; the history file; the shared
+ * log; other handlers; the service manager; phases and signals; the loop;
+ * options and their checks; least privilege; the start; --check; --sign; main.
  */
 #include "sse.h"
 
@@ -85,6 +85,7 @@ enum {
     EXIT_RUN_TIME = 1,
     EXIT_USAGE = 2,
     HOSTS_MAX = 16,
+    PUBLICS_MAX = 64,
     LISTEN_FDS_START = 3, /* sd_listen_fds(3) */
     CORS_MAX = 256,
     TIMESTAMP_SIZE = 25,
@@ -95,11 +96,14 @@ enum {
     TURN_RETRY = 250,        /* us of a turn for publishers that waited */
     INTERVAL_DEFAULT = 1000, /* ms */
     SYNC_DEFAULT = 1000,     /* ms */
+    FAILURES_DEFAULT = 100,  /* a minute */
     LOG_BURST = 200,         /* lines that clients can cause at once */
     LOG_RATE = 100,          /* and then in a second */
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
     NOTICE_PAUSE = 10000,    /* ms between two lines of a notice */
     LOG_PATIENCE = 5000,     /* ms for a subscriber to wait for the log */
+    EXPIRY_LOOK = 60000,     /* ms until the clock is looked at again */
+    EXPIRY_PATIENCE = 5000,  /* ms for a stream to end when it has expired */
     RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
     RETRY_SPREAD = 8000,
 };
@@ -111,8 +115,10 @@ enum {
     "a number from 1 to 9007194959773696, which leaves room for those to " \
     "come"
 
+#define BLANKS " \t\r\n"
 #define YEAR_S (UINT64_C(366) * 86400)
-#define UNGIVEN UINT32_MAX /* an option that was not given */
+#define LIFETIME_MAX (100 * YEAR_S) /* s, of a token */
+#define UNGIVEN UINT32_MAX          /* an option that was not given */
 #define SYNC_ALWAYS UINT64_C(0)
 #define SYNC_NEVER (UINT64_MAX - 1)
 
@@ -137,7 +143,8 @@ enum publish {
     PUBLISH_LOCAL,
     PUBLISH_UNIX,
     PUBLISH_NONE,
-    PUBLISH_TOKEN
+    PUBLISH_TOKEN,
+    PUBLISH_SIGNED, /* a token that covers the topic: --secret-file */
 };
 
 enum sandbox {
@@ -149,8 +156,10 @@ enum sandbox {
 /* Times are in ms. What only http.c needs is parsed into struct http. */
 struct options {
     const char *listen[LISTENERS_MAX], *hosts[HOSTS_MAX];
-    unsigned listen_count, host_count;
-    const char *root, *token_file, *history_file;
+    const char *publics[PUBLICS_MAX]; /* patterns of what all may read */
+    unsigned listen_count, host_count, public_count;
+    const char *root, *token_file, *secret_file, *history_file;
+    const char *sign;   /* what a token is to allow, instead of serving */
     const char *topic;  /* of standard input; "": the main stream */
     const char *user;   /* to become when the listeners are there; or NULL */
     const char *check;  /* a history file to look at, instead of serving */
@@ -570,6 +579,135 @@ static void handle_request(struct server *server, struct conn *conn)
         respond_page(&server->http, conn);
 }
 
+/* ------------------------------------------------------------------ rights
+ *
+ * With --secret-file, who reads or publishes bears a signed token whose
+ * patterns cover the topics; but what --public names may be read by all. The
+ * token itself is not kept: of a stream that needed one, conn->expires is.
+ *
+ * The right ends when the token is no longer accepted, which it is through the
+ * second exp + TOKEN_LEEWAY. The wall clock says when that is; a timer only
+ * says when to look at it, at least every EXPIRY_LOOK, for the clock may be
+ * set.
+ *
+ * Callers: subscribe(), publish(); handle_expired() and stream_begin().
+ */
+
+static bool is_public(const struct server *server, struct slice topic)
+{
+    for (unsigned i = 0; i < server->options.public_count; i++) {
+        const char *pattern = server->options.publics[i];
+
+        if (patterns_cover((struct slice){ pattern, strlen(pattern) + 1 },
+                           topic))
+            return true;
+    }
+    return false;
+}
+
+/* Whether a request may do without a token. */
+static bool needs_no_token(const struct server *server,
+                           const struct slice *topics, unsigned count,
+                           bool writes)
+{
+    if (!server->options.secret_file)
+        return true;
+    for (unsigned i = 0; i < count; i++)
+        if (writes || !is_public(server, topics[i]))
+            return false;
+    return true;
+}
+
+/* Looks at a request's token. Returns why the request is refused, with the
+ * status in *response, or NULL. */
+static const char *token_refused(struct server *server, const struct conn *conn,
+                                 struct rights *rights,
+                                 struct response *response)
+{
+    struct http *http = &server->http;
+    char buffer[SIGNED_TOKEN_MAX + 1];
+    const char *refused;
+    struct slice token;
+
+    response->status = 401;
+    if (!http_find_token(&conn->exchange->request, buffer, &token))
+        return "this takes a token: Authorization: Bearer, the cookie "
+               "ssed_token, or token= in the query";
+    response->retry_after = http_failure_wait(http, conn);
+    if (response->retry_after) {
+        response->status = 429;
+        return "too many wrong tokens from this address: --max-failures";
+    }
+    refused = http_verify_token(http, token, (uint64_t)server->ring.time / 1000,
+                                rights);
+    if (refused)
+        http_count_failure(http, conn);
+    return refused;
+}
+
+/* Whether a request may read topics, or write them. If not, it is answered, so
+ * that a page of an allowed origin can tell why. */
+static bool has_rights(struct server *server, struct conn *conn,
+                       const struct slice *topics, unsigned count, bool writes)
+{
+    const struct options *options = &server->options;
+    struct response response = { .cors =
+                                     writes ? options->origin : options->cors };
+    const char *refused;
+    struct rights rights;
+
+    conn->expires = 0;
+    if (needs_no_token(server, topics, count, writes))
+        return true;
+    refused = token_refused(server, conn, &rights, &response);
+    for (unsigned i = 0; i < count && !refused; i++) {
+        if (patterns_cover(writes ? rights.write : rights.read, topics[i]) ||
+            (!writes && is_public(server, topics[i])))
+            continue;
+        response.status = 403;
+        refused = writes ? "the token does not allow this topic to be written: "
+                           "its write has no pattern that covers it"
+                         : "the token does not allow this topic to be read: "
+                           "its read has no pattern that covers it";
+    }
+    if (refused)
+        respond_text(&server->http, conn, response, refused);
+    else
+        conn->expires =
+            rights.expires < UINT32_MAX ? (uint32_t)rights.expires : UINT32_MAX;
+    return !refused;
+}
+
+/* How many ms the right to read goes on; NEVER if it does not end. */
+static uint64_t right_left(const struct server *server, const struct conn *conn)
+{
+    uint64_t end = ((uint64_t)conn->expires + TOKEN_LEEWAY + 1) * 1000;
+    uint64_t now = (uint64_t)server->ring.time;
+
+    if (!conn->expires)
+        return NEVER;
+    return end > now ? end - now : 0;
+}
+
+/* Has a stream's timer expire when the heartbeat is due, or when the right to
+ * read has ended, or may have. */
+static void start_stream_timer(struct server *server, struct conn *conn)
+{
+    uint64_t period = server->options.heartbeat;
+    uint32_t silence = (uint32_t)server->http.now - conn->subscriber.active;
+    uint64_t delay = !period            ? NEVER
+                     : silence < period ? period - silence
+                                        : period;
+    uint64_t left = right_left(server, conn);
+
+    if (left != NEVER && left > EXPIRY_LOOK)
+        left = EXPIRY_LOOK;
+    if (left < delay)
+        delay = left;
+    if (delay != NEVER)
+        timer_start(&server->http, conn, delay);
+}
+
 /* --------------------------------------------------------- subscribing
  *
  * A GET of /events becomes a stream. subscribe() takes the topics from the
@@ -610,8 +748,6 @@ static uint64_t random_up_to(uint64_t limit)
         value = (uint64_t)random();
     return value % (limit + 1);
 }
-
-static const char no_room[] = "no room for the topic";
 
 /* The first id that is given and not empty. The header comes first: a browser
  * sends it when it reconnects, and it is newer than the URL. */
@@ -763,8 +899,7 @@ static bool stream_begin(struct server *server, struct conn *conn,
         subscriber->ahead = start->position;
     else if (start->replay && reads_main(server, reader))
         subscriber->replay_end = server->main_topic->newest;
-    if (server->options.heartbeat)
-        timer_start(http, conn, server->options.heartbeat);
+    start_stream_timer(server, conn);
     return true;
 }
 
@@ -818,7 +953,6 @@ static bool waits_for_log(struct server *server, struct conn *conn,
 /* A handler: it has waited for too long. */
 static void handle_waited(struct server *server, struct conn *conn)
 {
-    conn->exchange->asks = 0;
     refuse_subscriber(server, conn);
 }
 
@@ -872,63 +1006,97 @@ static void log_topics_full(struct server *server)
                   server->ring.empty, refused);
 }
 
-/* Adds a topic that the reader then holds. Returns NULL or no_room. */
-static const char *add_topic(struct server *server, struct reader *reader,
-                             struct slice name)
+/* Adds a topic that the reader then holds. False if there is no room for it. */
+static bool add_topic(struct server *server, struct reader *reader,
+                      struct slice name)
 {
     struct topic *topic = topic_hold_to_read(&server->ring, name);
 
     if (!topic && errno == EAGAIN)
         log_topics_full(server);
     if (!topic)
-        return no_room;
-    for (unsigned i = 0; i < reader->count; i++)
-        if (reader->places[i].topic == topic) {
-            topic_drop(&server->ring, topic);
-            return NULL;
-        }
+        return false;
     reader->places[reader->count++] = (struct place){ .topic = topic };
-    return NULL;
+    return true;
+}
+
+/* The names of the topics that a request is to read, each once. */
+struct topic_names {
+    unsigned count;
+    struct slice names[READER_TOPICS_MAX];
+    char bytes[READER_TOPICS_MAX][TOPIC_NAME_MAX + 1];
+};
+
+static bool has_name(const struct topic_names *found, struct slice name)
+{
+    for (unsigned i = 0; i < found->count; i++)
+        if (found->names[i].length == name.length &&
+            memcmp(found->names[i].data, name.data, name.length) == 0)
+            return true;
+    return false;
 }
 
 /* `topic` is the one in the path. If the path has none, the query may name
  * several; if that has none either, it is the main stream, whose name is empty
- * as well. */
+ * as well. Returns why they are refused, or NULL. */
+static const char *find_topics(struct slice query, struct slice topic,
+                               struct topic_names *found)
+{
+    char name[TOPIC_NAME_MAX + 1];
+    struct slice named;
+
+    found->count = 0;
+    while (topic.length == 0 &&
+           http_query_next(&query, "topic", name, sizeof(name), &named)) {
+        unsigned i = found->count;
+        const char *refused = topic_name_refused(named);
+
+        if (refused)
+            return refused;
+        if (has_name(found, named))
+            continue;
+        if (i == READER_TOPICS_MAX)
+            return "one connection takes at most 16 topics";
+        memcpy(found->bytes[i], named.data, named.length);
+        found->names[i] = (struct slice){ found->bytes[i], named.length };
+        found->count++;
+    }
+    if (found->count == 0)
+        found->names[found->count++] = topic;
+    return NULL;
+}
+
+/* A topic is made only for a request that may read it. */
 static void subscribe(struct server *server, struct conn *conn,
                       struct slice topic)
 {
     const struct request *request = &conn->exchange->request;
-    struct slice query = request->query, named;
+    struct topic_names topics;
     struct place places[READER_TOPICS_MAX];
     struct reader reader = { .places = places, .until = UINT64_MAX };
-    char name[TOPIC_NAME_MAX + 1];
-    bool subscribed = false;
-    const char *refused = NULL;
+    bool has_room = true, subscribed = false;
+    const char *refused = find_topics(request->query, topic, &topics);
     uint64_t count;
 
     if (is_shared(server) && !server->loaded) {
         refuse_subscriber(server, conn);
         return;
     }
-    reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
-    while (topic.length == 0 && !refused &&
-           http_query_next(&query, "topic", name, sizeof(name), &named)) {
-        refused = topic_name_refused(named);
-        if (!refused && reader.count == READER_TOPICS_MAX)
-            refused = "one connection takes at most 16 topics";
-        if (!refused)
-            refused = add_topic(server, &reader, named);
-    }
-    if (!refused && reader.count == 0)
-        refused = add_topic(server, &reader, topic);
     if (!refused && !find_count(request, &count))
         refused = "last= is not a number of events";
-    if (!refused)
-        subscribed = subscribe_to(server, conn, &reader, count);
-    else if (refused == no_room)
+    if (refused) {
+        respond_error(&server->http, conn, 400, refused);
+        return;
+    }
+    if (!has_rights(server, conn, topics.names, topics.count, false))
+        return;
+    reader.form = request->minor > 0 ? FORM_CHUNKED : FORM_PLAIN;
+    for (unsigned i = 0; i < topics.count && has_room; i++)
+        has_room = add_topic(server, &reader, topics.names[i]);
+    if (!has_room)
         refuse_subscriber(server, conn);
     else
-        respond_error(&server->http, conn, 400, refused);
+        subscribed = subscribe_to(server, conn, &reader, count);
     for (unsigned i = 0; !subscribed && i < reader.count; i++)
         topic_drop(&server->ring, places[i].topic);
 }
@@ -1086,7 +1254,8 @@ static void refuse_too_long(struct server *server, struct conn *conn)
  * By default only this machine publishes. A browser on this machine runs pages
  * of strangers, so a request with the Origin of another site is refused as well
  * (CSRF); so are a Host that a DNS server can have made up ("DNS rebinding"),
- * and what a proxy has forwarded from somewhere else.
+ * and what a proxy has forwarded from somewhere else. The Origin is looked at
+ * in every case: a browser adds a cookie with a token to what any page sends.
  */
 
 static const char *publisher_refused(const struct server *server,
@@ -1101,6 +1270,9 @@ static const char *publisher_refused(const struct server *server,
         !http_origin_is_host(request->origin, request->host))
         return "publishing from this Origin is not allowed: --cors names the "
                "one that may";
+    if (request->cross_site && !is_named)
+        return "publishing from a page of another origin is not allowed: "
+               "--cors names the one that may";
     switch ((enum publish)server->options.publish) {
     case PUBLISH_TOKEN:
         *status = 401;
@@ -1113,6 +1285,8 @@ static const char *publisher_refused(const struct server *server,
                    : "publishing is allowed through the Unix socket only";
     case PUBLISH_NONE:
         return "publishing is not allowed: --publish none";
+    case PUBLISH_SIGNED: /* has_rights() */
+        return NULL;
     case PUBLISH_LOCAL:
         break;
     }
@@ -1125,9 +1299,6 @@ static const char *publisher_refused(const struct server *server,
     if (request->forwarded)
         return "publishing through a proxy is not allowed: --token-file "
                "allows it";
-    if (request->cross_site && !is_named)
-        return "publishing from a page of another origin is not allowed: "
-               "--cors names the one that may";
     if (!http_host_is_local(request->host))
         return "publishing takes a Host that is localhost or an IP address";
     return NULL;
@@ -1291,12 +1462,12 @@ static void publish(struct server *server, struct conn *conn,
     int status;
     const char *refused = publisher_refused(server, conn, &status);
 
-    if (!refused && server->phase >= PHASE_DRAIN) {
-        status = 503;
-        refused = DRAINING_TEXT;
-    }
     if (refused)
         respond_error(&server->http, conn, status, refused);
+    else if (!has_rights(server, conn, &topic, 1, true))
+        return;
+    else if (server->phase >= PHASE_DRAIN)
+        respond_error(&server->http, conn, 503, DRAINING_TEXT);
     else if (conn->flags & FLAG_SURPLUS)
         respond_surplus(server, conn);
     else
@@ -1993,20 +2164,40 @@ static void end_stream(struct subscriber *subscriber, struct text *text)
     subscriber->end = STREAM_ENDS;
 }
 
+/* The last block of a stream whose token has expired, at the place it has come
+ * to: what is newer is for a fresh token. */
+static void put_expired(const struct server *server, const struct conn *conn,
+                        const struct reader *reader, struct text *text)
+{
+    bool is_main = reads_main(server, reader);
+    uint64_t next = reader_next(&server->ring, reader);
+    uint64_t position = next ? ring_frame(&server->ring, next)->id - 1
+                             : position_of(server, &conn->subscriber);
+    struct block block = { .id = &position,
+                           .event =
+                               is_main ? SLICE("") : SLICE("ssed.expired") };
+
+    text_put_block(text, conn->subscriber.form, &block, "{%s\"exp\":%u}",
+                   is_main ? "\"type\":\"expired\"," : "", conn->expires);
+}
+
 /*
  * The subscriber's own bytes that come after all frames so far: the end of a
  * replay, or of the stream. Usually there are none. A subscriber that is ahead
  * does not end with its topics: it has passed their end elsewhere, and they may
  * have gone on there.
  */
-static struct slice next_own(struct server *server,
-                             struct subscriber *subscriber,
+static struct slice next_own(struct server *server, struct conn *conn,
                              const struct reader *reader, struct text *text)
 {
+    struct subscriber *subscriber = &conn->subscriber;
     bool drains = server->phase == PHASE_DRAIN;
 
     text->length = 0;
-    if (is_replaying(subscriber)) {
+    if (subscriber->end == STREAM_EXPIRES) {
+        put_expired(server, conn, reader, text);
+        end_stream(subscriber, text);
+    } else if (is_replaying(subscriber)) {
         if (subscriber->place.last < subscriber->replay_end)
             return text_slice(text);
         text_put_block(text, subscriber->form, &(struct block){ 0 },
@@ -2037,7 +2228,7 @@ static int stream_gather(const struct server *server,
     if (own.length)
         iov[count++] =
             (struct iovec){ (void *)(uintptr_t)own.data, own.length };
-    if (subscriber->end == STREAM_GOES_ON)
+    if (subscriber->end != STREAM_ENDS)
         count += ring_gather(&server->ring, reader, subscriber->progress.sent,
                              iov + count, IOV_ROOM - count, SEND_BUDGET);
     *bytes = 0;
@@ -2091,12 +2282,15 @@ static enum io stream_write(struct server *server, struct conn *conn,
     } else if (reader_overrun(&reader) || subscriber->end == STREAM_LEAVES) {
         return IO_OVERRUN;
     }
+    if (subscriber->end == STREAM_EXPIRES) /* a frame that has begun is sent */
+        reader.until =
+            subscriber->progress.sent ? reader_next(&server->ring, &reader) : 0;
     for (;;) {
         ssize_t sent;
         int count;
 
         if (all) {
-            *own = next_own(server, subscriber, &reader, text);
+            *own = next_own(server, conn, &reader, text);
             if (own->length == 0)
                 return IO_DONE;
             reader = subscriber_reader(subscriber); /* a replay has ended */
@@ -2145,9 +2339,10 @@ static void stream_send(struct server *server, struct conn *conn,
         struct reader reader = subscriber_reader(subscriber);
 
         conn_close(http, conn,
-                   server->phase == PHASE_DRAIN ? "drained"
-                   : reader_ended(&reader)      ? "finished"
-                                                : "gap");
+                   server->phase == PHASE_DRAIN    ? "drained"
+                   : right_left(server, conn) == 0 ? "expired"
+                   : reader_ended(&reader)         ? "finished"
+                                                   : "gap");
     } else {
         conn_await_room(http, conn, outcome == IO_FULL);
         if (outcome == IO_BUDGET)
@@ -2202,8 +2397,22 @@ static void deliver(struct server *server)
     }
 }
 
-/* A handler: the heartbeat's timer has expired. A subscriber that has been
- * sent everything gets the newest id, so that it comes back with that. */
+/* The right to read has ended. A subscriber that is in the middle of a frame
+ * gets the rest of it, if it takes that in time. */
+static void expire_stream(struct server *server, struct conn *conn)
+{
+    if (conn->subscriber.end != STREAM_GOES_ON) {
+        conn_cut(&server->http, conn, "expired");
+        return;
+    }
+    conn->subscriber.end = STREAM_EXPIRES;
+    timer_start(&server->http, conn, EXPIRY_PATIENCE);
+    if (!conn_awaits_room(conn))
+        stream_send(server, conn, SLICE(""));
+}
+
+/* A handler: a stream's timer has expired. A subscriber that has been sent
+ * everything gets the newest id, so that it comes back with that. */
 static void handle_expired(struct server *server, struct conn *conn)
 {
     struct subscriber *subscriber = &conn->subscriber;
@@ -2214,10 +2423,13 @@ static void handle_expired(struct server *server, struct conn *conn)
     char bytes[256], timestamp[TIMESTAMP_SIZE];
     struct text text = { bytes, sizeof(bytes), 0 };
 
-    timer_start(&server->http, conn,
-                silence < period ? period - silence : period);
-    if (silence < period || subscriber->own || is_replaying(subscriber) ||
-        conn_awaits_room(conn))
+    if (right_left(server, conn) == 0) {
+        expire_stream(server, conn);
+        return;
+    }
+    start_stream_timer(server, conn);
+    if (!period || silence < period || subscriber->own ||
+        is_replaying(subscriber) || conn_awaits_room(conn))
         return;
     if (reader_next(&server->ring, &reader)) { /* it waits for --pace */
         stream_send(server, conn, SLICE(""));
@@ -2311,8 +2523,7 @@ static void begin_again(struct server *server, uint64_t id, const char *why)
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
 
-        if (conn->state != CONN_STREAM ||
-            conn->subscriber.end != STREAM_GOES_ON)
+        if (conn->state != CONN_STREAM || conn->subscriber.end == STREAM_ENDS)
             continue;
         conn->subscriber.end = STREAM_LEAVES;
         ready_push(server, conn);
@@ -2556,6 +2767,7 @@ static void handle_answered(struct server *server, struct conn *conn,
 {
     log_access(server, conn, status, length);
     publication_release(server, &conn->exchange->publication);
+    conn->exchange->asks = 0;
 }
 
 /* Answers that say of events that they are on disk are about to be sent. One
@@ -2733,8 +2945,8 @@ static void feed_watchdog(struct server *server)
  * so for a while, for load balancers; then the listeners are closed, publishers
  * are refused, and subscribers are sent what there is and a farewell; the
  * process ends when all are gone or --drain is over. A second signal ends it at
- * once. SIGHUP reads the token again. Signals come through signalfd(2), in the
- * loop.
+ * once. SIGHUP reads the token or the secret again. Signals come through
+ * signalfd(2), in the loop.
  */
 
 static void begin_drain(struct server *server)
@@ -2775,30 +2987,40 @@ static void check_phase(struct server *server)
         server->phase = PHASE_STOP;
 }
 
-/* At the start, and again at SIGHUP: if that fails, the token before stays. */
-static void load_token(struct server *server, bool again)
+/* At the start, and again at SIGHUP: if that fails, the token or the secret
+ * before stays. */
+static void load_credentials(struct server *server, bool again)
 {
-    const char *file = server->options.token_file;
-    char path[512], error[ERROR_SIZE];
+    bool is_token = server->options.token_file;
+    const char *file =
+        is_token ? server->options.token_file : server->options.secret_file;
+    const char *what = is_token ? "token" : "secret";
+    char path[512], error[ERROR_SIZE], event[32];
     mode_t mode;
+    int outcome;
 
     if (!file)
         return;
     log_quote(path, sizeof(path), slice_of(file));
-    if (http_load_token(&server->http, file, &mode, error) < 0) {
+    outcome = is_token ? http_load_token(&server->http, file, &mode, error)
+                       : http_load_secret(&server->http, file, &mode, error);
+    if (outcome < 0) {
         if (!again)
-            die(EXIT_RUN_TIME, "--token-file: no token in '%s': %s", file,
+            die(EXIT_RUN_TIME, "--%s-file: no %s in '%s': %s", what, what, file,
                 error);
-        log_event(LEVEL_ERROR, "token_not_reloaded",
+        snprintf(event, sizeof(event), "%s_not_reloaded", what);
+        log_event(LEVEL_ERROR, event,
                   "file=%s reason=\"%s\" kept=\"the one before\"", path, error);
         return;
     }
+    snprintf(event, sizeof(event), "%s_file_readable", what);
     if (mode & (S_IROTH | S_IWOTH))
-        log_event(LEVEL_WARN, "token_file_readable",
+        log_event(LEVEL_WARN, event,
                   "file=%s mode=%03o reason=\"others may read or write it\"",
                   path, (unsigned)mode & 0777);
+    snprintf(event, sizeof(event), "%s_reloaded", what);
     if (again)
-        log_event(LEVEL_INFO, "token_reloaded", "file=%s", path);
+        log_event(LEVEL_INFO, event, "file=%s", path);
 }
 
 static void read_signals(struct server *server)
@@ -2808,7 +3030,7 @@ static void read_signals(struct server *server)
 
     while (read(server->signals, &info, sizeof(info)) > 0) {
         if (info.ssi_signo == SIGHUP) {
-            load_token(server, true);
+            load_credentials(server, true);
         } else if (server->phase != PHASE_SERVE) {
             server->phase = PHASE_STOP;
         } else if (!delay) {
@@ -2919,6 +3141,7 @@ enum kind {
     KIND_TEXT,
     KIND_LISTEN, /* with a maximum: a port alone */
     KIND_HOST,
+    KIND_PUBLIC,
     KIND_NAME, /* one of `names`, stored as its index */
     KIND_SYNC, /* seconds, none or always; stored in ms */
     KIND_FLAG,
@@ -2984,6 +3207,15 @@ static const struct spec specs[] = {
       .help = "with --cors none: a name of this machine; repeatable" },
     { "token-file", "FILE", KIND_TEXT, 't', OPTION(token_file),
       .help = "clients that send the token in this file may publish" },
+    { "secret-file", "FILE", KIND_TEXT, 0, OPTION(secret_file),
+      .help = "tokens signed with it say who may read and publish what" },
+    { "public", "PATTERN", KIND_PUBLIC, 0,
+      .help = "all may read it: TOPIC, PREFIX/*, *, '' (the main stream); "
+              "repeatable" },
+    { "max-failures", "N", KIND_NUMBER, 0, PLACE(http.max_failures), 1, 1 << 20,
+      UNGIVEN, .help = "wrong tokens a minute from one address (100)" },
+    { "sign", "CLAIMS", KIND_TEXT, 0, OPTION(sign),
+      .help = "print a token: 'read=chat/42 write=jobs/* exp=1h'" },
     { "publish", "WHO", KIND_NAME, 0, OPTION(publish), .names = publish_names,
       .initial = UNGIVEN,
       .help = "who may publish without a token: local, unix, none (local)" },
@@ -3059,7 +3291,7 @@ static void print_help(void)
                specs[i].letter ? specs[i].letter : ' ', name, specs[i].help);
     }
     printf("\nSIZE takes K, M, G. SIGTERM ends it, SIGHUP reads the token "
-           "again.\n");
+           "or the secret again.\n");
 }
 
 static uint64_t parse_amount(const struct spec *spec, const char *text)
@@ -3127,6 +3359,32 @@ static void add_host(struct options *options, const char *name)
     options->hosts[options->host_count++] = name;
 }
 
+/* Why this is no pattern of topics, NULL if it is one. */
+static const char *pattern_refused(struct slice pattern)
+{
+    size_t length = pattern.length;
+
+    if (length == 0 || slice_is(pattern, "*"))
+        return NULL;
+    if (length > 2 && memcmp(pattern.data + length - 2, "/*", 2) == 0)
+        pattern.length -= 2;
+    return topic_name_refused(pattern);
+}
+
+static void add_public(struct options *options, const char *pattern)
+{
+    const char *refused = pattern_refused(slice_of(pattern));
+
+    if (refused)
+        die(EXIT_USAGE,
+            "--public: '%s' is not TOPIC, PREFIX/*, * or '' (the main stream): "
+            "%s",
+            pattern, refused);
+    if (options->public_count == PUBLICS_MAX)
+        die(EXIT_USAGE, "--public: at most %d of them", PUBLICS_MAX);
+    options->publics[options->public_count++] = pattern;
+}
+
 static void print_text(uint64_t which)
 {
     assert(which < COUNT(print_texts));
@@ -3159,6 +3417,9 @@ static void take_option(struct server *server, const struct spec *spec,
         break;
     case KIND_HOST:
         add_host(&server->options, value);
+        break;
+    case KIND_PUBLIC:
+        add_public(&server->options, value);
         break;
     case KIND_FLAG:
         *(bool *)place = true;
@@ -3318,6 +3579,34 @@ static void check_redis(struct server *server)
             options->kept_ids || redis->address ? 0 : INTERVAL_DEFAULT;
 }
 
+/* Sets who may publish: with a secret --publish says nothing but none. */
+static void check_credentials(struct server *server)
+{
+    struct options *options = &server->options;
+    uint64_t *failures = &server->http.max_failures;
+
+    if (options->token_file && options->secret_file)
+        die(EXIT_USAGE, "--token-file and --secret-file exclude each other: "
+                        "tokens that are signed say who may publish");
+    if (options->token_file && options->publish != UNGIVEN)
+        die(EXIT_USAGE, "--publish and --token-file exclude each other: with "
+                        "a token, any client that sends it may publish");
+    if (!options->secret_file &&
+        (options->public_count || options->sign || *failures != UNGIVEN))
+        die(EXIT_USAGE, "--%s is for --secret-file, which is not given",
+            options->public_count ? "public"
+            : options->sign       ? "sign"
+                                  : "max-failures");
+    if (*failures == UNGIVEN)
+        *failures = FAILURES_DEFAULT;
+    if (options->token_file)
+        options->publish = PUBLISH_TOKEN;
+    else if (options->secret_file && options->publish != PUBLISH_NONE)
+        options->publish = PUBLISH_SIGNED;
+    else if (options->publish == UNGIVEN)
+        options->publish = PUBLISH_LOCAL;
+}
+
 /* The two memories must have room for one largest event: for its frame, and for
  * its request beside standard input, which keeps its own. */
 static void check_options(struct server *server)
@@ -3339,13 +3628,7 @@ static void check_options(struct server *server)
     check_input(options);
     check_ids(options);
     check_redis(server);
-    if (options->token_file && options->publish != UNGIVEN)
-        die(EXIT_USAGE, "--publish and --token-file exclude each other: with "
-                        "a token, any client that sends it may publish");
-    if (options->token_file)
-        options->publish = PUBLISH_TOKEN;
-    else if (options->publish == UNGIVEN)
-        options->publish = PUBLISH_LOCAL;
+    check_credentials(server);
     if (options->history_bytes < frame)
         die(EXIT_USAGE,
             "--history-bytes: %" PRIu64 " cannot hold one event of "
@@ -3741,7 +4024,7 @@ static size_t make_filter(struct filter_code *codes,
 }
 
 /* Options that name a file which is read again. */
-static const size_t read_late[] = { OPTION(token_file),
+static const size_t read_late[] = { OPTION(token_file), OPTION(secret_file),
                                     PLACE(http.redis.auth_file) };
 
 static const char *file_read_late(const struct server *server, size_t i)
@@ -4264,7 +4547,7 @@ static void announce(const struct server *server)
 {
     static const char *const publishers[] = {
         "local (this machine, not through a proxy)",
-        "unix (through the Unix socket)", "none", "token"
+        "unix (through the Unix socket)", "none", "token", "signed tokens"
     };
     const struct options *options = &server->options;
     const struct http *http = &server->http;
@@ -4369,6 +4652,109 @@ static int check_history(const char *path)
     return recovery.dropped ? EXIT_RUN_TIME : 0;
 }
 
+/* ------------------------------------------------------------------ --sign
+ *
+ * Prints a token that allows what the option says: claims with blanks between
+ * them. What is wrong with one ends the process with a line that names it.
+ */
+
+/* The claims of a token, in JSON, and what has been said of them. */
+struct wanted_claims {
+    struct text read, write; /* the members of the arrays */
+    uint64_t expires;        /* s from now on; 0: not given */
+};
+
+static void want_pattern(struct text *patterns, struct slice claim,
+                         struct slice pattern)
+{
+    const char *refused = pattern_refused(pattern);
+
+    if (refused)
+        die(EXIT_USAGE,
+            "--sign: '%.*s' names no TOPIC, PREFIX/*, * or nothing (the main "
+            "stream): %s",
+            (int)claim.length, claim.data, refused);
+    if (patterns->length + pattern.length + 4 > patterns->room)
+        die(EXIT_USAGE, "--sign: the token would be longer than %d bytes",
+            SIGNED_TOKEN_MAX);
+    text_put(patterns, "%s\"%.*s\"", patterns->length ? "," : "",
+             (int)pattern.length, pattern.data);
+}
+
+static uint64_t parse_lifetime(struct slice claim, struct slice text)
+{
+    static const char units[] = "smhd";
+    static const uint64_t seconds[] = { 1, 60, 3600, 86400 };
+    const char *unit =
+        text.length ? memchr(units, text.data[text.length - 1], 4) : NULL;
+    uint64_t number;
+
+    if (!unit)
+        die(EXIT_USAGE,
+            "--sign: '%.*s' has no unit: s, m, h or d, such as exp=1h",
+            (int)claim.length, claim.data);
+    text.length--;
+    if (!slice_number(text, LIFETIME_MAX / seconds[unit - units], &number) ||
+        number == 0)
+        die(EXIT_USAGE, "--sign: '%.*s' is not a time from 1s to %" PRIu64 "d",
+            (int)claim.length, claim.data, LIFETIME_MAX / 86400);
+    return number * seconds[unit - units];
+}
+
+static void want_claim(struct wanted_claims *claims, struct slice claim)
+{
+    const char *equals = memchr(claim.data, '=', claim.length);
+    size_t length = equals ? (size_t)(equals - claim.data) : 0;
+    struct slice name = { claim.data, length };
+    struct slice value = slice_from(claim, equals ? length + 1 : 0);
+
+    if (slice_is(name, "read"))
+        want_pattern(&claims->read, claim, value);
+    else if (slice_is(name, "write"))
+        want_pattern(&claims->write, claim, value);
+    else if (!slice_is(name, "exp"))
+        die(EXIT_USAGE,
+            "--sign: '%.*s' is not read=PATTERN, write=PATTERN or exp=TIME",
+            (int)claim.length, claim.data);
+    else if (claims->expires)
+        die(EXIT_USAGE, "--sign: exp= is given twice");
+    else
+        claims->expires = parse_lifetime(claim, value);
+}
+
+/* Returns the exit status. */
+static int sign_token(const struct server *server)
+{
+    char read[SIGNED_TOKEN_MAX], write[SIGNED_TOKEN_MAX];
+    char bytes[2 * SIGNED_TOKEN_MAX + 128], token[SIGNED_TOKEN_MAX + 1];
+    struct wanted_claims claims = { .read = { read, sizeof(read), 0 },
+                                    .write = { write, sizeof(write), 0 } };
+    struct text json = { bytes, sizeof(bytes), 0 };
+    const char *rest = server->options.sign;
+    size_t length;
+
+    while (*(rest += strspn(rest, BLANKS))) {
+        length = strcspn(rest, BLANKS);
+        want_claim(&claims, (struct slice){ rest, length });
+        rest += length;
+    }
+    if (!claims.expires)
+        die(EXIT_USAGE, "--sign: exp= is missing: when the token expires, such "
+                        "as exp=1h");
+    if (!claims.read.length && !claims.write.length)
+        die(EXIT_USAGE, "--sign: read= and write= are missing: the token would "
+                        "allow nothing");
+    text_put(&json, "{\"exp\":%" PRIu64 ",\"read\":[%.*s],\"write\":[%.*s]}",
+             (uint64_t)time(NULL) + claims.expires, (int)claims.read.length,
+             read, (int)claims.write.length, write);
+    length = http_sign(&server->http, text_slice(&json), token, sizeof(token));
+    if (!length)
+        die(EXIT_USAGE, "--sign: the token would be longer than %d bytes",
+            SIGNED_TOKEN_MAX);
+    printf("%.*s\n", (int)length, token);
+    return 0;
+}
+
 /* -------------------------------------------------------------------- main */
 
 /* Opens descriptors 0 to 2 where they are closed, so that no file or socket
@@ -4396,11 +4782,15 @@ int main(int argc, char **argv)
     if (server.options.check)
         return check_history(server.options.check);
     logger.level = (enum level)server.options.log_level;
+    if (server.options.sign) {
+        load_credentials(&server, false);
+        return sign_token(&server);
+    }
     init_loop(&server);
     init_listeners(&server);
     init_manager();
     drop_privileges(&server);
-    load_token(&server, false);
+    load_credentials(&server, false);
     init_history(&server);
     init_pages(&server);
     init_watchdog(&server);

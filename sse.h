@@ -94,6 +94,35 @@ static inline bool slice_number(struct slice slice, uint64_t maximum,
     return true;
 }
 
+/* How many bytes of a UTF-8 sequence a text that is not empty starts with, 1 at
+ * least; *whole is how many a complete one would have. The bounds of the second
+ * byte leave out overlong forms, surrogates and all over U+10FFFF. */
+static inline size_t utf8_prefix(struct slice text, size_t *whole)
+{
+    const unsigned char *s = (const unsigned char *)text.data;
+    unsigned char low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
+    unsigned char high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    size_t length = 2;
+
+    *whole = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || text.length < 2 || s[1] < low ||
+        s[1] > high)
+        return 1;
+    while (length < *whole && length < text.length &&
+           (s[length] & 0xC0) == 0x80)
+        length++;
+    return length;
+}
+
+/* How many bytes the UTF-8 sequence (RFC 3629) at the start of a text that is
+ * not empty has; 0 if there is none. */
+static inline size_t utf8_sequence(struct slice text)
+{
+    size_t whole, length = utf8_prefix(text, &whole);
+
+    return length == whole ? length : 0;
+}
+
 #define NEVER UINT64_MAX /* a time, in ms */
 
 /* For functions that can fail for a reason that people are told: one line, in
@@ -149,11 +178,9 @@ void text_put_json(struct text *text, struct slice value);
 /* Whether all of the text is UTF-8 (RFC 3629). */
 bool utf8_valid(struct slice text);
 
-/* How many bytes the UTF-8 sequence at the start of a text that is not empty
- * has; 0 if there is none. Then how many bytes one U+FFFD stands for: the
- * Encoding standard's UTF-8 decoder, which is the practice of Unicode 15.0,
- * section 3.9 ("maximal subparts"). */
-size_t utf8_sequence(struct slice text);
+/* How many bytes at the start of a text that is not UTF-8 there one U+FFFD
+ * stands for: the Encoding standard's UTF-8 decoder, which is the practice of
+ * Unicode 15.0, section 3.9 ("maximal subparts"). */
 size_t utf8_malformed(struct slice text);
 
 /* The fields that a block of an event stream begins with; what is NULL or
@@ -784,6 +811,7 @@ struct request {
     struct slice query; /* after the "?", as it came */
     struct slice authorization;
     struct slice content_type;
+    struct slice cookie;
     struct slice host;
     struct slice if_modified_since;
     struct slice if_none_match;
@@ -887,6 +915,7 @@ struct response {
     const char *type;  /* Content-Type */
     const char *allow; /* methods */
     const char *cors;  /* Access-Control-Allow-Origin */
+    unsigned retry_after;     /* s; at 429 and 503 it is 2 if none is given */
     const uint64_t *position; /* of a stream: Last-Event-ID */
     const char *etag;      /* of a file, with its quotes; ranges are served */
     time_t modified;       /* Last-Modified */
@@ -1145,8 +1174,9 @@ struct subscriber {
     bool is_ahead; /* came with an id newer than the newest */
     enum __attribute__((packed)) {
         STREAM_GOES_ON,
-        STREAM_LEAVES, /* it is ended at the next occasion: there is a gap */
-        STREAM_ENDS,   /* its last bytes are under way */
+        STREAM_LEAVES,  /* it is ended at the next occasion: there is a gap */
+        STREAM_EXPIRES, /* likewise, and is told so: its token has expired */
+        STREAM_ENDS,    /* its last bytes are under way */
     } end;
 };
 
@@ -1192,7 +1222,8 @@ struct conn {
     uint8_t flags;
     uint8_t queue;     /* enum queue_name */
     uint16_t port;     /* of the peer */
-    uint32_t interest; /* what epoll has been asked for */
+    uint16_t interest; /* what epoll has been asked for */
+    uint32_t expires;  /* sse.c's: of the token, seconds since 1970; 0: never */
     struct link queue_link, timer_link;
     uint32_t deadline; /* tick of the timer wheel; 0: none */
     struct in6_addr address;
@@ -1212,9 +1243,48 @@ struct listener {
     char address[128];
 };
 
+/*
+ * Credentials: the token that publishers share, --token-file; or signed tokens,
+ * that is JSON Web Tokens (RFC 7519) with HS256 (RFC 7518, section 3.2), made
+ * with the secret in --secret-file.
+ */
+enum {
+    TOKEN_MAX = 512,
+    SECRET_MIN = 32, /* bytes; RFC 7518, section 3.2 */
+    SECRET_MAX = 4096,
+    SECRET_KEY = 64, /* what HMAC makes of a secret: a block of SHA-256 */
+    SIGNED_TOKEN_MAX = 8192,
+    CLAIMS_MAX = SIGNED_TOKEN_MAX / 4 * 3, /* base64 has four for three */
+    TOKEN_LEEWAY = 60, /* seconds that the clocks of two machines may differ */
+};
+
+/*
+ * What a signed token allows. A list of patterns has a NUL behind each. A
+ * pattern is a topic's name; or a prefix of names and a "*" behind its last
+ * slash; or "*", which is everything; or empty, which is the main stream.
+ * Anything else covers no topic. The slices lie in `bytes`: a copy of the
+ * structure has those of the first.
+ */
+struct rights {
+    uint64_t expires; /* seconds since 1970; TOKEN_LEEWAY is not in it */
+    struct slice read, write;
+    char bytes[CLAIMS_MAX + 1];
+};
+
+/* The failed tokens of one conn_network(), in a minute that the first began. */
+struct failures {
+    struct in6_addr network;
+    uint32_t count;
+    uint64_t until; /* ms: the end of the minute */
+};
+
+enum {
+    FAILURE_SETS = 256, /* 8 bits of a hash */
+    FAILURE_WAYS = 4,   /* networks of one hash that are known at once */
+};
+
 enum {
     LISTENERS_MAX = 16,
-    TOKEN_MAX = 512,
     WHEEL_SLOTS = 512,
     /* descriptors beside the subscribers': surplus clients, which still
      * get their answer; and files, listeners, the log */
@@ -1419,6 +1489,7 @@ struct http {
     uint64_t memory_limit;    /* bytes that requests may hold */
     uint64_t head_timeout;
     uint64_t idle_timeout;
+    uint64_t max_failures; /* tokens a minute, 1 or more */
 
     bool reuse_port; /* other processes may listen on the same address */
     struct redis redis;
@@ -1450,6 +1521,9 @@ struct http {
     char date[HTTP_DATE_SIZE];
     char token[TOKEN_MAX];
     size_t token_length;
+    bool has_secret;
+    uint8_t secret[SECRET_KEY];
+    struct failures failures[FAILURE_SETS][FAILURE_WAYS];
 };
 
 /*
@@ -1499,6 +1573,48 @@ int http_load_token(struct http *http, const char *path, mode_t *mode,
 /* Whether a request has that token. Takes as long for every token of that
  * length, right or wrong. */
 bool http_token_matches(const struct http *http, const struct request *request);
+
+/* Takes the secret of signed tokens from a file, likewise: SECRET_MIN to
+ * SECRET_MAX bytes of any kind, without one line end behind them. */
+int http_load_secret(struct http *http, const char *path, mode_t *mode,
+                     char error[ERROR_SIZE]);
+
+/*
+ * The signed token that a request bears: that of "Authorization: Bearer", of
+ * the cookie "ssed_token", or of the query's parameter "token". The first that
+ * is there counts, whatever it is. False if there is none. *token points into
+ * the request or into `buffer`: it holds until the request's body begins.
+ */
+bool http_find_token(const struct request *request,
+                     char buffer[SIGNED_TOKEN_MAX + 1], struct slice *token);
+
+/*
+ * Checks a signed token at a time, in seconds since 1970. Returns NULL, and
+ * what it allows in *rights; or why it is refused: one line for the client,
+ * without a byte of the token. The longest takes some 100 us, and what nobody
+ * has signed less. There must be a secret.
+ */
+const char *http_verify_token(const struct http *http, struct slice token,
+                              uint64_t time, struct rights *rights);
+
+/* Whether one of the patterns covers a topic, whose name is valid; the main
+ * stream's is empty. */
+bool patterns_cover(struct slice patterns, struct slice topic);
+
+/* Writes the signed token of a claims set, which is JSON. Returns its length,
+ * or 0 if `size` is too small. There must be a secret. */
+size_t http_sign(const struct http *http, struct slice claims, char *token,
+                 size_t size);
+
+/*
+ * The throttle of those who guess: after http->max_failures failed tokens from
+ * one conn_network() the next are not looked at until a minute after the first.
+ * Returns how many seconds that is from now, for Retry-After, or 0. It is
+ * always 0 for a peer on this machine. http_count_failure() counts one. Both
+ * take the same short time however many networks there are.
+ */
+unsigned http_failure_wait(const struct http *http, const struct conn *conn);
+void http_count_failure(struct http *http, const struct conn *conn);
 
 /*
  * The parts of a turn, in this order: http_update_time(); http_event() for each

@@ -2,11 +2,12 @@
  * Bystanders: what 100 subscribers and their publisher notice while other
  * clients behave badly.
  *
- * Each case has a server of its own. The bystanders connect first; then come
- * the attackers, and once all of them are at it the measuring begins. The
- * publisher is open-loop: an event is due every 50 ms, whether or not the ones
- * before it have been acknowledged, and all times are counted from when it was
- * due, so a server that stalls is not spared (no coordinated omission).
+ * Each case has a server of its own, where all but pages takes a signed token.
+ * The bystanders connect first; then come the attackers, and once all of them
+ * are at it the measuring begins. The publisher is open-loop: an event is due
+ * every 50 ms, whether or not the ones before it have been acknowledged, and
+ * all times are counted from when it was due, so a server that stalls is not
+ * spared (no coordinated omission).
  *
  * A bystander that is cut off, an event that is lost, doubled or not
  * acknowledged by a 201, a server that does not end well: these are failures.
@@ -35,6 +36,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -97,15 +99,29 @@ struct abuse {
     struct attack attacks[ATTACKS_MAX];
 };
 
-#define HOST " HTTP/1.1\r\nHost: localhost\r\n"
+/* The server's secret, and a token for everything that was made with it:
+ * {"read":["*"],"write":["*"],"exp":4000000000} */
+#define SECRET "a secret that is none: it is here"
+#define TOKEN                                         \
+    "eyJhbGciOiJIUzI1NiJ9."                           \
+    "eyJyZWFkIjpbIioiXSwid3JpdGUiOlsiKiJdLCJleHAiOjQ" \
+    "wMDAwMDAwMDB9."                                  \
+    "SlRuv-zYzNhN7Atu5F4pwsOn2oIbZ2Ww1T_YPtr-QOg"
+
+#define PLAIN " HTTP/1.1\r\nHost: localhost\r\n"
+#define HOST PLAIN "Authorization: Bearer " TOKEN "\r\n"
 #define STREAM HOST "Content-Type: text/event-stream\r\n"
 #define CHUNKED "Transfer-Encoding: chunked\r\n\r\n"
-#define PAGE "GET /" HOST "\r\n"
-#define MISSING "GET /nothing" HOST "\r\n"
+#define PAGE "GET /" PLAIN "\r\n"
+#define MISSING "GET /nothing" PLAIN "\r\n"
 #define SIXTEEN                                                           \
     "topic=h0&topic=h1&topic=h2&topic=h3&topic=h4&topic=h5&topic=h6&"     \
     "topic=h7&topic=h8&topic=h9&topic=h10&topic=h11&topic=h12&topic=h13&" \
     "topic=h14&topic=h15"
+
+/* Asks with a token as long as may be, whose signature is wrong; those on this
+ * machine may guess as often as they like. Made by make_guess(). */
+static char guess[16384];
 
 /* Those that are not read stand still once the buffers are full: new ones in
  * their place keep the attack up. */
@@ -171,6 +187,8 @@ static const struct abuse abuses[] = {
       .attacks = { { .connections = 1000,
                      .opening = "POST /events/p%d" STREAM CHUNKED,
                      .request = "9\r\ndata: x\n\n\r\n" } } },
+    { .name = "guesses-1", .attacks = { READ(1, guess) } },
+    { .name = "guesses-100", .attacks = { READ(100, guess) } },
     { .name = "flood",
       .options = { "--max-connections", "300" },
       .attacks = { { .connections = 600 }, READ(300, PAGE) } },
@@ -294,13 +312,44 @@ struct server {
     bool ready, errors; /* what the log says */
 };
 
+static char secret_path[64];
+
+/* The secret's file, which is in memory. */
+static void make_secret(void)
+{
+    int fd = memfd_create("secret", MFD_CLOEXEC);
+
+    if (fd < 0 || fchmod(fd, 0600) < 0 ||
+        write(fd, SECRET, sizeof(SECRET) - 1) != sizeof(SECRET) - 1)
+        fail("the secret");
+    snprintf(secret_path, sizeof(secret_path), "/proc/%d/fd/%d", getpid(), fd);
+}
+
+static void make_guess(void)
+{
+    enum {
+        TOKEN_LONGEST = 8192,
+        SIGNATURE = 43
+    };
+    size_t head = (size_t)sprintf(guess, "GET /events/guessed" PLAIN
+                                         "Authorization: Bearer ");
+    char *token = guess + head;
+
+    memset(token, 'A', TOKEN_LONGEST);
+    memcpy(token, TOKEN, strcspn(TOKEN, ".") + 1);
+    token[TOKEN_LONGEST - SIGNATURE - 1] = '.';
+    strcpy(token + TOKEN_LONGEST, "\r\n\r\n");
+}
+
 static _Noreturn void run_server(int log, const char *const more[])
 {
-    const char *arguments[6 + OPTIONS_MAX] = { options.ssed, "--port", "0",
-                                               "--interval", "0" };
+    const char *arguments[8 + OPTIONS_MAX] = { options.ssed, "--port",
+                                               "0",          "--interval",
+                                               "0",          "--secret-file",
+                                               secret_path };
 
     for (int i = 0; i < OPTIONS_MAX && more[i]; i++)
-        arguments[5 + i] = more[i];
+        arguments[7 + i] = more[i];
     if (dup2(log, STDERR_FILENO) < 0)
         _exit(126);
     execvp(arguments[0], (char *const *)(uintptr_t)arguments);
@@ -1211,6 +1260,8 @@ int main(int argc, char **argv)
         fail("memory");
     count = plan(outcomes, argv + optind, argc - optind);
     prepare_machine();
+    make_secret();
+    make_guess();
     for (int i = 0; i < count; i++)
         run_case(&outcomes[i]);
     status = report(outcomes, count);

@@ -10,6 +10,11 @@
 // data-label, data-placeholder or data-hint; sets the page's title; and then
 // calls render(). All but the bar is done again when the language changes.
 //
+//   ssedWatch(source)
+//
+// says below the bar that the server does not let this page read, where an
+// EventSource has given up for that, until there is one that is open.
+//
 //   page.language    "en" or "zh"
 //   page.words       the page's words in it
 //   page.fill(key, { count: 3 })    a word with values in its {places}
@@ -41,12 +46,43 @@ const PAGES = [
   { file: "clock.html", en: "Clock", zh: "时钟" },
 ];
 const LANGUAGE = "ssed_language";
+const REFUSED = {
+  en: "The server does not let this page read: {reason}",
+  zh: "服务器不允许本页读取：{reason}",
+};
+const refused = document.createElement("p");
+let refusedFor = "";
 
 function firstLanguage() {
   const kept = stored(LANGUAGE);
 
   if (kept === "en" || kept === "zh") return kept;
   return /^zh/i.test(navigator.language) ? "zh" : "en";
+}
+
+function renderRefused() {
+  const zh = document.documentElement.lang === "zh-CN";
+  const said = REFUSED[zh ? "zh" : "en"].replace("{reason}", () => refusedFor);
+
+  refused.hidden = !refusedFor;
+  refused.textContent = refusedFor ? said : "";
+}
+
+function ssedWatch(source) {
+  source.addEventListener("open", () => {
+    refusedFor = "";
+    renderRefused();
+  });
+  // an EventSource does not tell the status, so it is asked for once more
+  source.addEventListener("error", async () => {
+    if (source.readyState !== EventSource.CLOSED) return;
+    const answer = await fetch(source.url, { cache: "no-store" }).catch(() => 0);
+
+    if ([401, 403, 429].includes(answer.status))
+      refusedFor = (await answer.text()).trim().slice(0, 300);
+    else answer.body?.cancel();
+    renderRefused();
+  });
 }
 
 function ssedPage(texts = { en: {}, zh: {} }, render = () => {}) {
@@ -92,6 +128,7 @@ function ssedPage(texts = { en: {}, zh: {} }, render = () => {}) {
     each("label", (node, word) => node.setAttribute("aria-label", word));
     each("placeholder", (node, word) => (node.placeholder = word));
     each("hint", (node, word) => (node.title = word));
+    renderRefused();
     if (page.words.title) document.title = `ssed · ${page.words.title}`;
     render();
   }
@@ -106,7 +143,9 @@ function ssedPage(texts = { en: {}, zh: {} }, render = () => {}) {
     renderWords();
   };
   bar.append(...links, button);
-  document.body.prepend(bar);
+  refused.className = "refused";
+  refused.setAttribute("role", "alert");
+  document.body.prepend(bar, refused);
   // not at once: what render() uses may be declared below the call
   queueMicrotask(renderWords);
   return page;

@@ -614,6 +614,7 @@ class Reader {
     this.source = source;
     source.onopen = () => this.opened();
     source.onerror = () => this.failed();
+    ssedWatch(source);
     on("message", "token");
     on("token", "token");
     on("prompt", "prompt");

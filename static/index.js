@@ -339,6 +339,7 @@ function openStream() {
   source = new EventSource(`/events${query}`);
   source.onmessage = receive;
   source.onerror = failed;
+  ssedWatch(source);
   changed();
 }
 

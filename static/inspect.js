@@ -80,6 +80,7 @@ const TEXTS = {
     gapEmpty: "Gap: asked to go on from {requested}; nothing is held of what followed",
     end: "End: the topic {topic} is finished, its last event is {last}",
     endBroken: "End: the topic {topic} has broken off, its last event is {last}",
+    expired: "Expired: the token was valid until {time}",
     positionOnly: "position",
     publishTitle: "Publish",
     topic: "Topic",
@@ -167,6 +168,7 @@ const TEXTS = {
     gapEmpty: "缺口：请求从 {requested} 继续，此后的内容都已不在",
     end: "结束：主题 {topic} 已完成，最后的事件是 {last}",
     endBroken: "结束：主题 {topic} 中途断掉，最后的事件是 {last}",
+    expired: "已过期：令牌有效期至 {time}",
     positionOnly: "位置",
     publishTitle: "发布",
     topic: "主题",
@@ -296,7 +298,8 @@ function lookOf(line, main) {
   if (line.data === undefined) return "position";
   if (line.event === "ssed.end") return "end";
   if (line.event === "ssed.gap") return "warning";
-  if (main && line.data.startsWith('{"type":"gap"')) return "warning";
+  if (line.event === "ssed.expired") return "warning";
+  if (main && /^\{"type":"(gap|expired)"/.test(line.data)) return "warning";
   return "event-row";
 }
 
@@ -682,6 +685,9 @@ function spoken(line) {
     : null;
 
   if (!data) return null;
+  if (data.exp)
+    return page.fill("expired",
+      { time: new Date(data.exp * 1000).toLocaleString(page.language) });
   if (line.look === "warning")
     return page.fill(data.oldest ? "gap" : "gapEmpty", data);
   return page.fill(data.complete === false ? "endBroken" : "end",

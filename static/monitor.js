@@ -533,6 +533,7 @@ function openStream() {
   stream = new EventSource(`/events?${query}`);
   stream.onopen = opened;
   stream.onerror = failed;
+  ssedWatch(stream);
   for (const series of SERIES)
     stream.addEventListener(series.name, (event) =>
       receiveFigure(series, event),

@@ -481,6 +481,7 @@ class Reader {
     this.source = new EventSource(`/events/${topic}?${query}`);
     this.source.onopen = () => this.opened();
     this.source.onerror = () => this.failed();
+    ssedWatch(this.source);
     this.source.onmessage = (event) => this.receive(event);
     this.source.addEventListener("progress", (event) => this.receive(event));
     this.source.addEventListener("ssed.gap", (event) => this.tellGap(event));

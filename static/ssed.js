@@ -1,7 +1,7 @@
 // SsedSource: an EventSource for pages in many tabs, and for bad networks.
 //   const source = new SsedSource("events/chat/42");
 //   source.onmessage = (event) => show(event.data, event.lastEventId);
-//   source.addEventListener("gap", …); // and "end": what ssed itself says
+//   source.addEventListener("gap", …); // "end", "expired": what ssed itself says
 // The tabs of a browser share one connection for each URL. The tab that has the
 // Web Lock reads and tells the others by BroadcastChannel; when it is left or
 // hangs, another reads on. For one that is behind it reads again from there.
@@ -10,7 +10,11 @@
 // It also reconnects where an EventSource gives up, as at a proxy's 502, and
 // when three heartbeats have not come: after retry:, later and later. It is
 // CLOSED at 204 (all topics are finished), 400, 401 and 403. Options, a second
-// argument: heartbeat: 15 (s), remember: true, and those of fetch().
+// argument: heartbeat: 15 (s), remember: true, and those of fetch(); and token:
+// a function that is called and waited for before each connection. It gives the
+// token for the query, or renews the cookie and gives nothing; so a stream goes
+// on at once when its token has expired. Without it that takes retry:, and the
+// cookie has to be renewed by then.
 class SsedSource extends EventTarget {
   static CONNECTING = 0; static OPEN = 1; static CLOSED = 2;
   static #memory = (() => {
@@ -21,6 +25,7 @@ class SsedSource extends EventTarget {
   #at; // the newest id that was read, in the tab that reads
   #retry = 3000; #failures = 0;
   #connection; #channel; #timer; #reading; #run;
+  #renews; // the stream has ended for want of a fresh token, and there is one
   #read = () => (this.#reading ??= this.#connect());
 
   constructor(url, options) {
@@ -106,7 +111,9 @@ class SsedSource extends EventTarget {
       await this.#receive(signal).catch(() => {}); // refused, cut or silent
       if (signal.aborted && signal.reason !== "silent") continue;
       this.#tell({ state: SsedSource.CONNECTING, failed: true });
-      const wait = this.#retry * 2 ** Math.min(this.#failures++, 2);
+      const wait = this.#renews ? 0
+        : this.#retry * 2 ** Math.min(this.#failures++, 2);
+      this.#renews = false;
       await new Promise((resolve) => {
         this.#connection = { abort: (why) => why === "silent" || resolve() };
         setTimeout(resolve, wait * (1 + Math.random() / 2));
@@ -116,8 +123,10 @@ class SsedSource extends EventTarget {
 
   async #receive(signal) {
     const url = new URL(this.url);
-    if (this.#at >= 0) url.searchParams.set("lastEventId", this.#at);
     this.#expect();
+    const token = await this.#options.token?.();
+    if (typeof token === "string") url.searchParams.set("token", token);
+    if (this.#at >= 0) url.searchParams.set("lastEventId", this.#at);
     const answer = await fetch(url, { ...this.#options, signal });
     if ([204, 400, 401, 403].includes(answer.status)) {
       this.close();
@@ -142,8 +151,11 @@ class SsedSource extends EventTarget {
     const [event = "message"] = all("event");
     const data = all("data");
     const gap = /^\{"type":"gap","message":"部分历史消息/.test(data[0]);
-    const type = gap ? "gap" : event.replace(/^ssed\.(gap|end)$/, "$1");
+    const expired = /^\{"type":"expired","exp":\d+\}$/.test(data[0]);
+    const type = gap ? "gap" : expired ? "expired"
+      : event.replace(/^ssed\.(gap|end|expired)$/, "$1");
     this.#failures = 0;
+    this.#renews = type === "expired" && this.#options.token;
     this.#retry = Number(all("retry")[0] ?? this.#retry);
     this.#tell({ id, type: data.length && type, data: data.join("\n") });
   }

@@ -133,6 +133,25 @@ start token --token-file token
 curl -s -d hello -H "Authorization: Bearer $(cat token)" \
     "localhost:$port/events/jobs" | expect "publish with a token" '"id"'
 curl -s -d hello "localhost:$port/events/jobs" | expect "and without" Bearer
+
+# no port but a free one: the file is what the first line is for
+ln -s "$root/.build/tokens/node_modules" node_modules
+block "--secret-file secret --public" | head -n 1 | bash
+start secret --secret-file secret --public 'news/*'
+for library in "import jwt" "SignJWT"; do
+    main=$port PATH=/usr/bin:$PATH run 10 "$library" >cookie
+    expect "a cookie: $library" "^Set-Cookie: ssed_token=.*HttpOnly" <cookie
+    sed -n 's/^Set-\(Cookie: [^;]*\);.*/\1/p' cookie |
+        curl -s -o /dev/null -w '%{http_code}\n' -I -H @- \
+            "localhost:$port/events/chat/42" | expect "it is accepted" 200
+done
+main=$port run 3 "TOKEN=" >signed
+expect "publish with a signed token" '"id"' <signed
+expect "subscribe with it" "data: hello" <signed
+main=$port run 1 "events/news/today" | expect "what is public" "retry: 3000"
+curl -s "localhost:$port/events/chat/42" | expect "what is not" "takes a token"
+run 3 "read=dingdan/7" | expect "in Chinese: sign" '^eyJ.*\..*\.'
+
 curl -s "localhost:$main/healthz" | expect "is it well" ok
 block bench/fan | sed "s|bench/fan\$|& --port $main --seconds 2|" >fan.sh
 (cd "$root" && timeout 100 bash "$work/fan.sh" 2>&1) |

@@ -1,7 +1,10 @@
 """What all tests in Python share: the runner, waiting, a server of a test's
 own. The folders beside this file have the tests and run them."""
 
+import hashlib
+import hmac
 import http.client
+import json
 import os
 import re
 import signal
@@ -9,12 +12,28 @@ import subprocess
 import threading
 import time
 import unittest
+from base64 import urlsafe_b64encode
 
 SECONDS = 20
+LEEWAY = 60  # seconds that a token is accepted after its exp
 
 
 def ssed():
     return os.path.abspath(os.environ.get("SSED", "ssed"))
+
+
+def sign(secret, claims):
+    """A signed token (RFC 7519, HS256) of claims, whose exp is in seconds from
+    now."""
+    def part(data):
+        return urlsafe_b64encode(data).rstrip(b"=")
+
+    exp = int(time.time()) + claims["exp"]
+    head, body = (part(json.dumps(data).encode()) for data in
+                  ({"alg": "HS256", "typ": "JWT"}, {**claims, "exp": exp}))
+    signed = head + b"." + body
+    mac = hmac.digest(secret.encode(), signed, hashlib.sha256)
+    return (signed + b"." + part(mac)).decode()
 
 
 class Result(unittest.TestResult):

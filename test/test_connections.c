@@ -374,13 +374,28 @@ Test(listeners, addresses)
 
 Test(credentials, are_those_of_a_bearer)
 {
-    cr_assert(slice_is(bearer(slice_of("Bearer a.b")), "a.b"));
-    cr_assert(slice_is(bearer(slice_of("bEARER  a ")), "a"));
-    cr_assert(slice_is(bearer(slice_of("Bearer")), ""));
-    cr_assert(slice_is(bearer(slice_of("Basic a")), ""));
-    cr_assert(slice_is(bearer(slice_of("Bearera")), ""));
-    cr_assert(slice_is(bearer(slice_of("")), ""));
-    cr_assert(bearer((struct slice){ NULL, 0 }).length == 0);
+    static const struct {
+        const char *authorization, *token; /* NULL: it is none */
+    } rows[] = {
+        { "Bearer a.b", "a.b" },
+        { "bEARER  a ", "a" },
+        { "Bearer", "" },
+        { "Bearer ", "" },
+        { "Basic a", NULL },
+        { "Bearera", NULL },
+        { "", NULL },
+    };
+    struct slice token;
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        bool is_there = bearer(slice_of(rows[i].authorization), &token);
+
+        cr_assert(is_there == (rows[i].token != NULL), "%s",
+                  rows[i].authorization);
+        cr_assert(!is_there || slice_is(token, rows[i].token), "%s",
+                  rows[i].authorization);
+    }
+    cr_assert(!bearer((struct slice){ NULL, 0 }, &token));
 }
 
 Test(credentials, are_the_token_and_nothing_else)

@@ -1104,7 +1104,8 @@ Test(answer, a_stream)
                           "X-Accel-Buffering: no\r\n"
                           "Connection: close\r\n"
                           "Access-Control-Allow-Origin: http://a\r\n"
-                          "Vary: Origin\r\n" NOSNIFF);
+                          "Vary: Origin\r\n"
+                          "Access-Control-Allow-Credentials: true\r\n" NOSNIFF);
 }
 
 Test(answer, a_preflight)
@@ -1119,6 +1120,7 @@ Test(answer, a_preflight)
     check_head(&response,
                "HTTP/1.1 204 No Content\r\n"
                "Access-Control-Allow-Origin: http://a\r\nVary: Origin\r\n"
+               "Access-Control-Allow-Credentials: true\r\n"
                "Access-Control-Allow-Methods: GET, POST\r\n"
                "Access-Control-Allow-Headers: Last-Event-ID, Cache-Control, "
                "Authorization, Content-Type\r\n"
@@ -1136,6 +1138,9 @@ Test(answer, a_refusal)
     response = (struct response){ .status = 401 };
     check_head(&response, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n"
                           "WWW-Authenticate: Bearer\r\n" NOSNIFF);
+    response = (struct response){ .status = 429, .retry_after = 59 };
+    check_head(&response, "HTTP/1.1 429 Too Many Requests\r\n"
+                          "Content-Length: 0\r\nRetry-After: 59\r\n" NOSNIFF);
 }
 
 Test(answer, a_part_of_a_file)

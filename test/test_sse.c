@@ -144,6 +144,120 @@ Test(ends, of_broken_promises_wait_for_room)
     finish(&server);
 }
 
+/* ------------------------------------------------ rights, and their end */
+
+/* A stream of a topic, without a socket, whose token has this exp. */
+static struct conn *begin_stream_of(struct server *server, uint32_t expires)
+{
+    char error[ERROR_SIZE];
+    struct conn *conn;
+
+    begin(server);
+    server->http.max_connections = 1;
+    cr_assert(http_init(&server->http, error) == 0, "%s", error);
+    conn = conn_at(&server->http, 5);
+    conn->state = CONN_STREAM;
+    conn->expires = expires;
+    conn->subscriber = (struct subscriber){
+        .topic_count = 1,
+        .place.topic = topic_hold(&server->ring, SLICE("a")),
+        .active = (uint32_t)server->http.now,
+    };
+    return conn;
+}
+
+static void finish_stream(struct server *server)
+{
+    free(server->http.conns);
+    close(server->http.epoll);
+    finish(server);
+}
+
+/* The clock says how long the right goes on, whenever it was set. */
+Test(rights, end_by_the_clock)
+{
+    struct server server;
+    const struct conn *conn = begin_stream_of(&server, 1000);
+
+    server.ring.time = 1000000;
+    cr_assert(right_left(&server, conn) == UINT64_C(1000) * (TOKEN_LEEWAY + 1));
+    server.ring.time += 7000;
+    cr_assert(right_left(&server, conn) == UINT64_C(1000) * (TOKEN_LEEWAY - 6));
+    server.ring.time = 0;
+    cr_assert(right_left(&server, conn) > 1000000);
+    server.ring.time = INT64_C(1000) * (1000 + TOKEN_LEEWAY) + 999;
+    cr_assert(right_left(&server, conn) == 1);
+    server.ring.time++;
+    cr_assert(right_left(&server, conn) == 0);
+    server.ring.time = INT64_MAX;
+    cr_assert(right_left(&server, conn) == 0);
+    conn_at(&server.http, 5)->expires = 0;
+    cr_assert(right_left(&server, conn) == NEVER);
+    conn_at(&server.http, 5)->expires = UINT32_MAX;
+    server.ring.time = 0;
+    cr_assert(right_left(&server, conn) > UINT32_MAX);
+    finish_stream(&server);
+}
+
+/* The timer goes off for what comes first; and now and then where the end is
+ * far away, for the clock may be set. */
+Test(rights, have_the_one_timer_look_at_the_clock)
+{
+    static const struct {
+        uint64_t heartbeat, left, silence; /* ms; `left` 0: it never expires */
+        uint64_t delay;                    /* 0: there is no timer */
+    } rows[] = {
+        { 15000, 0, 0, 15000 },
+        { 15000, 0, 5000, 10000 },
+        { 15000, 0, 15000, 15000 },
+        { 0, 0, 0, 0 },
+        { 15000, 3000, 0, 3000 },
+        { 15000, 13000, 5000, 10000 },
+        { 0, 3000, 0, 3000 },
+        { 0, 90000, 0, EXPIRY_LOOK },
+        { 86400000, 90000, 0, EXPIRY_LOOK },
+        { 0, UINT64_C(3000000000000), 0, EXPIRY_LOOK },
+    };
+    struct server server;
+    struct conn *conn = begin_stream_of(&server, 4000000000);
+    uint64_t end = (UINT64_C(4000000000) + TOKEN_LEEWAY + 1) * 1000;
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint64_t least = server.http.now + rows[i].delay;
+        uint64_t tick;
+
+        conn->expires = rows[i].left ? 4000000000 : 0;
+        conn->deadline = 0;
+        conn->subscriber.active = (uint32_t)(server.http.now - rows[i].silence);
+        server.ring.time = (int64_t)(end - rows[i].left);
+        server.options.heartbeat = rows[i].heartbeat;
+        start_stream_timer(&server, conn);
+        tick = (uint64_t)conn->deadline << 7;
+        cr_assert(rows[i].delay ? tick >= least && tick <= least + 256 : !tick,
+                  "%zu: %llu ms", i,
+                  (unsigned long long)(tick - server.http.now));
+        for (int j = 0; j < WHEEL_SLOTS; j++)
+            server.http.wheel[j] = (struct list){ NONE, NONE };
+    }
+    finish_stream(&server);
+}
+
+/* One that has not been told of its expiry yet must not be told a position
+ * behind a hole: it comes back from where it was. */
+Test(rights, a_stream_that_expires_at_a_gap_is_told_no_position)
+{
+    struct server server;
+    struct conn *conn = begin_stream_of(&server, 1000);
+
+    conn->subscriber.end = STREAM_EXPIRES;
+    begin_again(&server, 100, "");
+    cr_assert(conn->subscriber.end == STREAM_LEAVES);
+    conn->subscriber.end = STREAM_ENDS;
+    begin_again(&server, 200, "");
+    cr_assert(conn->subscriber.end == STREAM_ENDS);
+    finish_stream(&server);
+}
+
 /* -------------------------------------------------- options and the log */
 
 Test(log, no_byte_ends_a_value)

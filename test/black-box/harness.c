@@ -22,7 +22,7 @@
 
 enum {
     PATIENCE = 10000,
-    OPTIONS_MAX = 48
+    OPTIONS_MAX = 160
 };
 
 int patience(void)

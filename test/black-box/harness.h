@@ -112,6 +112,11 @@ int run_to_end_handed(const char *const options[], int handed, char *out,
  * another boot of the machine, until that crashed. */
 void run_in_another_boot(const char *path, bool kept_ids);
 
+/* Makes the signed token of a claims set, in JSON, into `token` of `size`
+ * bytes. */
+void sign_claims(const char *secret, const char *claims, char *token,
+                 size_t size);
+
 void client_connect(struct client *client, const struct server *server);
 void client_connect_unix(struct client *client, const char *path);
 void client_send(struct client *client, const char *text);

@@ -584,6 +584,30 @@ Test(topics, as_many_and_as_long_as_may_be)
     server_stop(&server);
 }
 
+Test(topics, are_counted_once_each)
+{
+    struct server server;
+    struct response response;
+    char request[512] = "HEAD /events?last=1";
+
+    server_start(&server, NULL);
+    for (int i = 0; i < 18; i++) {
+        size_t length = strlen(request);
+
+        /* the 17th is one that was there */
+        snprintf(request + length, sizeof(request) - length, "&topic=%d",
+                 i == 16 ? 3 : i);
+        length = strlen(request);
+        snprintf(request + length, sizeof(request) - length,
+                 " HTTP/1.1\r\nHost: a\r\n\r\n");
+        ask(&server, request, &response);
+        cr_assert(response.status == (i < 17 ? 200 : 400), "%d: %d", i,
+                  response.status);
+        request[length] = '\0';
+    }
+    server_stop(&server);
+}
+
 /* Who leaves or is cut in the middle comes back and misses nothing, while a
  * topic is read by many. */
 Test(topics, are_left_and_joined_while_published)
