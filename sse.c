@@ -3871,6 +3871,7 @@ struct checked_call {
     } checks[CHECKS_MAX];
 };
 
+/* Of an argument, as a word; of a word. */
 #define LOW(argument) (2U * (argument))
 #define HIGH(argument) (2U * (argument) + 1)
 #define IS(word, value)         \
@@ -4153,8 +4154,8 @@ static void add_rules(int ruleset, const struct server *server, bool has_ports)
  * a version does not know must not be asked of it. */
 static int enter_landlock(const struct server *server)
 {
-    int version = (int)syscall(LANDLOCK_CREATE, NULL, 0, LANDLOCK_VERSION),
-        ruleset;
+    int version = (int)syscall(LANDLOCK_CREATE, NULL, 0, LANDLOCK_VERSION);
+    int ruleset;
     unsigned kinds = version >= 5   ? 16
                      : version >= 3 ? 15
                      : version == 2 ? 14

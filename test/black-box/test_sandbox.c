@@ -349,7 +349,7 @@ static void expect_connections(const struct sockaddr *address, socklen_t length,
                                const char *path)
 {
     int listener = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_in bound;
+    struct sockaddr_in bound = { 0 };
     socklen_t size = sizeof(bound);
     char text[128];
 
