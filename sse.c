@@ -3745,6 +3745,8 @@ static void print_text(uint64_t which)
 
     assert(which < COUNT(printers));
     printers[which]();
+    if (fflush(stdout) != 0)
+        die(EXIT_RUN_TIME, "--print: %s", strerror(errno));
 }
 
 /* ------------------------------------------------------- checks of options
