@@ -230,11 +230,10 @@ readme: $(SSED) ## run the commands of README.md
 	$(Q)test/readme.sh ./$(SSED)
 
 # what test/package.sh calls
-PACKAGERS := curl man mandoc lintian mmdebstrap systemd-analyze buildah ip
-
 package-deps:
-	@$(call need,$(PACKAGERS) dh musl-gcc,$(patsubst ip,iproute2,\
-		$(PACKAGERS:-analyze=)) debhelper musl-tools)
+	@$(call need,curl man mandoc lintian mmdebstrap systemd-nspawn buildah dh $\
+		musl-gcc ip pgrep,curl man-db mandoc lintian mmdebstrap $\
+		systemd-container buildah debhelper musl-tools iproute2 procps)
 
 # a clean Debian of the version that is here
 .build/debian.tar: | package-deps

@@ -44,13 +44,47 @@ ip link set lo up
 version=$(./ssed --version)
 version=${version#ssed }
 
+# A Debian that has been started. It shares the network of this script.
+system=$work/debian
+mkdir "$system"
+tar -xf "$debian" -C "$system"
+systemd-nspawn --quiet --directory "$system" --register=no --keep-unit --boot \
+    </dev/null >"$work/boot.log" 2>&1 &
+nspawn=$!
+await pgrep -P $nspawn
+leader=$(pgrep -P $nspawn)
+
+# inside COMMAND...: in it
+inside() {
+    nsenter --target "$leader" --all --root --wd env -i HOME=/root \
+        PATH=/usr/sbin:/usr/bin DEBIAN_FRONTEND=noninteractive "$@"
+}
+
+await inside systemctl is-active --quiet multi-user.target || cat "$work/boot.log"
+
+# serves WHAT: it runs as a service, takes an event, and knows the one before
+serves() {
+    inside systemctl is-active ssed.socket ssed.service | tr '\n' ' ' |
+        expect "$1: the service runs" "^active active $"
+    curl -s -d hello localhost:3000/events/jobs | expect "publish" '"id"'
+    timeout 1 curl -sN "localhost:3000/events/jobs?lastEventId=earliest" |
+        expect "subscribe" "data: hello"
+}
+
 echo "== make install"
-prefix=$work/prefix
-eval "$(block "sudo make install" | sed "s|sudo make install|& -s PREFIX=$prefix|")" >/dev/null
-check "what is installed, and where" same_lines "(cd $prefix && find . -type f | sort)" "printf '%s\n' \
-    ./bin/ssed ./lib/systemd/system/ssed.service ./lib/systemd/system/ssed.socket \
-    ./share/bash-completion/completions/ssed ./share/man/man1/ssed.1"
-manual=$prefix/share/man/man1/ssed.1
+eval "$(block "sudo make install" | sed "s|sudo make install|& DESTDIR=$system|")" >/dev/null
+check "what is installed, and where" same_lines \
+    "(cd $system/usr/local && find . -type f | sort)" "printf './%s\n' bin/ssed \
+    lib/systemd/system/ssed.service lib/systemd/system/ssed.socket \
+    share/bash-completion/completions/ssed share/man/man1/ssed.1"
+inside sh -c "$(block "enable --now" | sed "s/sudo //")" 2>&1 | expect "enable it" "Created"
+serves "with systemd"
+ps -o uid= -C ssed | expect "as a user of its own" "6[0-9]\{4\}$"
+check "the units" inside systemd-analyze verify --man=no ssed.socket ssed.service
+check "reload" inside systemctl reload ssed
+inside systemctl disable --now ssed.socket ssed.service 2>&1 | expect "disable it" "Removed"
+
+manual=$system/usr/local/share/man/man1/ssed.1
 export LC_ALL=C.UTF-8 MANWIDTH=200
 check "the manual: man" silent man --warnings -l "$manual"
 check "the manual: mandoc" mandoc -T lint "$manual"
@@ -62,9 +96,10 @@ completed() {
     bash -c 'compopt() { options=$*; }; . "$1"; shift
         COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _ssed
         printf "%s " "${COMPREPLY[@]}" ${options-}' _ \
-        "$prefix/share/bash-completion/completions/ssed" ssed "$@"
+        "$completion" ssed "$@"
 }
-bash -c ". $prefix/share/bash-completion/completions/ssed; complete -p ssed" |
+completion=$system/usr/local/share/bash-completion/completions/ssed
+bash -c ". $completion; complete -p ssed" |
     expect "the completion" "complete -F _ssed ssed"
 completed --pub | expect "of an option" "^--public --publish $"
 completed --publish "" | expect "of its value" "^local unix none $"
@@ -77,12 +112,8 @@ completed --port "" | expect "of a number" "^ *$"
 check "it has every option" same_lines "./ssed --help | $names" \
     "completed -- | tr ' ' '\n' | $names"
 
-verify_units() {
-    ! systemd-analyze verify --man=no "$prefix"/lib/systemd/system/ssed.* 2>&1 | grep -F ssed
-}
-check "the units" verify_units
-make -s uninstall PREFIX="$prefix" >/dev/null
-find "$prefix" -type f | expect "make uninstall leaves nothing" "^$"
+make -s uninstall DESTDIR="$system" >/dev/null
+find "$system/usr/local" -type f | expect "make uninstall leaves nothing" "^$"
 
 echo "== two builds"
 mkdir -p "$work/one" "$work/another/folder"
@@ -127,18 +158,7 @@ echo "${named[*]}" | expect "versions" \
 check "they increase" increasing "${named[@]}"
 version_in "$work/another/folder" | expect "without git" "^0.1$"
 
-echo "== Debian"
-system=$work/debian
-mkdir "$system"
-tar -xf "$debian" -C "$system"
-mount -t proc proc "$system/proc"
-mount -t tmpfs run "$system/run"
-
-# inside COMMAND...: in it
-inside() {
-    chroot "$system" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-        DEBIAN_FRONTEND=noninteractive "$@"
-}
+echo "== package"
 
 # apt COMMAND...: as an unattended upgrade does it
 apt() {
@@ -146,47 +166,23 @@ apt() {
         -o Dpkg::Options::=--force-confold "$@"
 }
 
-# files: all but those of the package manager itself
-files() {
-    find "$system" -xdev \( -path "$system/var/log" -o -path "$system/var/cache" \
-        -o -path "$system/var/lib/dpkg" -o -path "$system/var/lib/apt" \
-        -o -path "$system/.build" \) -prune -o -print | sort
+# answered COMMAND...: ssed is asked all the time, and has to answer
+answered() {
+    touch "$work/asking"
+    while [ -e "$work/asking" ]; do
+        curl -s -o "$work/answer" --max-time 20 localhost:3000/ || echo "not answered: $?"
+    done &
+    "$@"
+    rm "$work/asking"
+    wait $!
 }
 
-# start_service: as systemd would, but for its sandbox and the socket
-start_service() {
-    local command
-    command=$(sed -n 's/^ExecStart=//p' "$system/lib/systemd/system/ssed.service")
-    install -d -o 65534 -g 65534 "$system/var/lib/private/ssed"
-    chmod 711 "$system/var/lib/private" # in place of a mount
-    ln -sfn private/ssed "$system/var/lib/ssed"
-    chroot --userspec=65534:65534 "$system" \
-        sh -c ". /etc/default/ssed && exec $command" 2>"$work/service.log" &
-    service=$!
-    await grep -q event=ready "$work/service.log"
-}
-
-stop_service() {
-    kill "$service"
-    wait "$service"
-    echo $? | expect "it ends" "^0$"
-}
-
-read_event() {
-    timeout 1 curl -sN "localhost:3000/events/jobs?lastEventId=earliest"
-}
-
-files >"$work/before"
 mkdir -p "$system/.build/deb"
 cp "$work/one/$deb" "$system/.build/deb"
 check "install" inside sh -c "$(block "make deb" | sed 's/.*&& sudo //')"
 inside systemctl is-enabled ssed.socket ssed.service | tr '\n' ' ' |
     expect "the units are enabled" "^enabled enabled $"
-check "and right" inside systemd-analyze verify --man=no /lib/systemd/system/ssed.s{ocket,ervice}
-start_service
-curl -s -d hello localhost:3000/events/jobs | expect "publish" '"id"'
-read_event | expect "subscribe" "data: hello"
-stop_service
+serves "installed"
 
 # the next version comes with another /etc/default/ssed
 echo 'SSED_OPTIONS="--history 1234"' >"$system/etc/default/ssed"
@@ -194,22 +190,29 @@ dpkg-deb -R "$work/one/$deb" "$work/next"
 sed -i 's/^Version: .*/&+next/' "$work/next/DEBIAN/control"
 echo "# what is new" >>"$work/next/etc/default/ssed"
 dpkg-deb --root-owner-group -b "$work/next" "$system/.build/next.deb" >/dev/null
-check "upgrade" apt install /.build/next.deb
+# runs_of UNIT: another value whenever it is started
+runs_of() {
+    inside systemctl show -P InvocationID "$1"
+}
+socket=$(runs_of ssed.socket) service=$(runs_of ssed.service)
+answered apt install /.build/next.deb >"$work/upgrade.log" 2>&1
+check "the socket stays open" test "$socket" = "$(runs_of ssed.socket)"
+check "the server is a new one" test "$service" != "$(runs_of ssed.service)"
+grep "not answered" "$work/upgrade.log" | expect "no connection is refused meanwhile" "^$"
 inside dpkg-query -W ssed | expect "the version" "+next$"
-start_service
-expect "options are kept" "history=1234" <"$work/service.log"
-read_event | expect "and so is the history" "data: hello"
-stop_service
+inside journalctl -q -u ssed | tail -n 12 | expect "options are kept" "event=start .* history=1234"
+timeout 1 curl -sN "localhost:3000/events/jobs?lastEventId=earliest" |
+    expect "and so is the history" "data: hello"
+serves "the new version"
 
 check "remove" apt remove ssed
-check "the history is left" test -s "$system/var/lib/ssed/history"
+curl -s localhost:3000/ || echo $? | expect "nobody listens" "^7$"
+check "the history is left" test -s "$system/var/lib/private/ssed/history"
 check "and the options" test -s "$system/etc/default/ssed"
 check "but not the program" test ! -e "$system/usr/bin/ssed"
 check "purge" apt purge ssed
-files >"$work/after"
-comm -13 "$work/before" "$work/after" | expect "nothing is left" "^$"
-umount "$system/proc" "$system/run"
-rm -rf "$system"
+find "$system" -xdev -name "ssed*" -not -path "$system/.build/*" |
+    expect "nothing is left" "^$"
 
 echo "== container"
 storage=(--root "$work/containers" --runroot "$work/running" --storage-driver vfs)
@@ -231,8 +234,12 @@ podman() {
 eval "$(block "FROM scratch")" >"$work/build.log" 2>&1 || cat "$work/build.log"
 await grep -q event=ready "$work/container.log"
 curl -s -d hello localhost:3000/events/jobs | expect "publish" '"id"'
-read_event | expect "subscribe" "data: hello"
+timeout 1 curl -sN "localhost:3000/events/jobs?lastEventId=earliest" |
+    expect "subscribe" "data: hello"
 expect "with the history file" "event=history file=./history/events. .*made=1" <"$work/container.log"
 ps -o user= -C ssed | expect "as nobody" "^nobody$"
 buildah "${storage[@]}" images --format '{{.Size}}' | expect "its size" "^1\.[0-9]* MB$"
-[ ! -e "$work/failed" ]
+
+kill -KILL "$leader"
+wait $nspawn
+[ ! -e "$work/failed" ] && rm -rf "$work"
