@@ -229,7 +229,7 @@ readme: $(SSED) ## run the commands of README.md
 	$(Q)$(JOSE)
 	$(Q)test/readme.sh ./$(SSED)
 
-# what test/package.sh calls
+# what test/package.sh calls, and this
 package-deps:
 	@$(call need,curl man mandoc lintian mmdebstrap systemd-nspawn buildah dh $\
 		musl-gcc ip pgrep,curl man-db mandoc lintian mmdebstrap $\
@@ -493,5 +493,6 @@ help: ## list the targets
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box browser check check-compiler check-deps check-unit clang clean \
 	coverage crash deb debug deps format fuzz help install musl nodes package \
-	package-deps readme run soak static test tiny tokens uninstall unit valgrind FORCE
+	package-deps readme run soak static test tiny tokens uninstall unit \
+	valgrind FORCE
 .SECONDARY:

@@ -62,7 +62,7 @@ inside() {
 
 await inside systemctl is-active --quiet multi-user.target || cat "$work/boot.log"
 
-# serves WHAT: it runs as a service, takes an event, and knows the one before
+# serves WHAT: it runs as a service, takes an event and gives it
 serves() {
     inside systemctl is-active ssed.socket ssed.service | tr '\n' ' ' |
         expect "$1: the service runs" "^active active $"
