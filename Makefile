@@ -8,18 +8,38 @@ MAKEFLAGS += --no-print-directory
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(Q),@printf '  %-6s %s\n' $(1) $(2))
 
-# From outside: CC, CFLAGS, LDFLAGS, PREFIX, DESTDIR. What the program needs
-# is kept apart from them.
+# From outside: CC, CFLAGS, LDFLAGS, PREFIX, UNITS, DESTDIR. What the program
+# needs is kept apart from them.
 CC ?= cc
 CFLAGS ?= -O2 -g
 PREFIX ?= /usr/local
+UNITS ?= $(PREFIX)/lib/systemd/system
 BUILD ?= .build/release
 SSED ?= ssed
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1)
+# What is built: 0.2+5.gHASH is the fifth commit after the tag v0.2, 0.1~9.gHASH
+# the ninth of all where there is no tag. Of two, dpkg takes the later one for
+# the newer one. Sources without git are a release.
+COMMIT := $(if $(wildcard .git),$(shell \
+	git describe --always --exclude '*' --dirty=+dirty 2>/dev/null))
+ifeq ($(COMMIT),)
+VERSION := 0.1
+else
+VERSION := $(shell { git describe --tags --dirty=+dirty 2>/dev/null || \
+	echo "0.1~$$(git rev-list --count HEAD).g$(COMMIT)"; } | \
+	sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/; s/-/~/')
+endif
+# s since 1970: https://reproducible-builds.org/docs/source-date-epoch/
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell $(if $(COMMIT),git log -1 --format=%ct,\
+	stat -c %Y README.md))
+endif
+DATE := $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%d)
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
 	-Wstrict-prototypes -Wmissing-prototypes
-NEEDED := -std=c11 -D_GNU_SOURCE -I. -DVERSION='"$(VERSION)"' $(WARNINGS)
+# the folder that it is built in is not in the program
+NEEDED := -std=c11 -D_GNU_SOURCE -I. $(WARNINGS) -DVERSION='"$(VERSION)"' \
+	-DDATE='"$(DATE)"' -fdebug-prefix-map=$(CURDIR)=.
 # _FORTIFY_SOURCE needs optimization, and some compilers set it themselves
 HARDENING ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
 	-fPIE
@@ -55,7 +75,7 @@ $(SSED): $(OBJECTS)
 $(BUILD)/sse.o: $(BUILD)/version
 $(BUILD)/version: FORCE
 	@mkdir -p $(@D)
-	@echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' > $@
+	@echo '$(VERSION) $(DATE)' | cmp -s - $@ || echo '$(VERSION) $(DATE)' > $@
 
 $(BUILD)/http.o: $(PAGES)
 
@@ -208,6 +228,23 @@ readme: $(SSED) ## run the commands of README.md
 	@$(call need,npm /usr/lib/python3/dist-packages/jwt,npm python3-jwt)
 	$(Q)$(JOSE)
 	$(Q)test/readme.sh ./$(SSED)
+
+# what test/package.sh calls, and this
+package-deps:
+	@$(call need,curl man mandoc lintian mmdebstrap systemd-nspawn buildah dh $\
+		musl-gcc ip pgrep,curl man-db mandoc lintian mmdebstrap $\
+		systemd-container buildah debhelper musl-tools iproute2 procps)
+
+# a clean Debian of the version that is here
+.build/debian.tar: | package-deps
+	$(call say,DEBIAN,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(AS_ROOT) mmdebstrap --quiet --variant=apt --include=systemd \
+		$$(. /etc/os-release && echo $$VERSION_CODENAME) $@
+
+package: $(SSED) static .build/debian.tar ## install it: make, Debian, container
+	$(Q)$(AS_ROOT) unshare --mount --net --pid --fork --kill-child \
+		--mount-proc test/package.sh .build/debian.tar
 
 # browser TESTS='clock chat': those with one of these in their names
 browser: $(SSED) ## drive the pages in Chromium (TESTS=), with screenshots
@@ -404,13 +441,44 @@ format: ## bring the sources into form
 
 # ----------------------------------------------------------------- install
 
-install: all ## install to $(DESTDIR)$(PREFIX)/bin
-	$(call say,COPY,$(DESTDIR)$(PREFIX)/bin/ssed)
-	$(Q)install -D -m 755 $(SSED) $(DESTDIR)$(PREFIX)/bin/ssed
+INSTALLED := $(PREFIX)/bin/ssed $(PREFIX)/share/man/man1/ssed.1 \
+	$(PREFIX)/share/bash-completion/completions/ssed \
+	$(UNITS)/ssed.socket $(UNITS)/ssed.service
+
+# the file of that name, with DESTDIR
+to = $(DESTDIR)$(filter %/$(1),$(INSTALLED))
+PRINT = $(EMULATOR) ./$(SSED) --print
+
+install: all ## install to PREFIX (/usr/local): program, manual, units
+	$(call say,COPY,'$(INSTALLED:%=$(DESTDIR)%)')
+	$(Q)install -d $(dir $(INSTALLED:%=$(DESTDIR)%))
+	$(Q)install -m 755 $(SSED) $(call to,bin/ssed)
+	$(Q)$(PRINT) man >$(call to,ssed.1)
+	$(Q)$(PRINT) completion >$(call to,completions/ssed)
+	$(Q)$(PRINT) units | sed 's|/usr/local/bin|$(PREFIX)/bin|' | \
+		awk '/^# ssed/ { file = "$(DESTDIR)$(UNITS)/" $$2 } { print >file }'
+	$(Q)chmod 644 $(call to,ssed.1) $(call to,completions/ssed) \
+		$(call to,ssed.socket) $(call to,ssed.service)
 
 uninstall: ## remove what install put there
-	$(call say,REMOVE,$(DESTDIR)$(PREFIX)/bin/ssed)
-	$(Q)rm -f $(DESTDIR)$(PREFIX)/bin/ssed
+	$(call say,REMOVE,'$(INSTALLED:%=$(DESTDIR)%)')
+	$(Q)rm -f $(INSTALLED:%=$(DESTDIR)%)
+
+DEB_SOURCE = .build/deb/ssed-$(VERSION)
+
+deb: ## build a Debian package, .build/deb/ssed_*.deb
+	@$(call need,dpkg-buildpackage dh,dpkg-dev debhelper)
+	@rm -rf .build/deb
+	@mkdir -p $(DEB_SOURCE)
+	@cp -R Makefile README.md $(wildcard *.c *.h) static $(DEB_SOURCE)
+	@cp -R .debian $(DEB_SOURCE)/debian
+	@printf 'ssed (%s) unstable; urgency=medium\n\n  * %s.\n\n -- %s  %s\n' \
+		'$(VERSION)' 'Built from what the version names' \
+		"$$(sed -n 's/^Maintainer: //p' .debian/control)" \
+		"$$(date -uRd @$(SOURCE_DATE_EPOCH))" >$(DEB_SOURCE)/debian/changelog
+	$(call say,DEB,'.build/deb/ssed_$(VERSION)_*.deb')
+	$(Q)cd $(DEB_SOURCE) && { env -u MAKEFLAGS dpkg-buildpackage -b -us -uc \
+		>../log 2>&1 || { cat ../log; exit 1; }; }
 
 clean: ## remove what was built
 	$(call say,REMOVE,'.build ssed')
@@ -424,6 +492,7 @@ help: ## list the targets
 
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box browser check check-compiler check-deps check-unit clang clean \
-	coverage crash debug deps format fuzz help install musl nodes readme run \
-	soak static test tiny tokens uninstall unit valgrind FORCE
+	coverage crash deb debug deps format fuzz help install musl nodes package \
+	package-deps readme run soak static test tiny tokens uninstall unit \
+	valgrind FORCE
 .SECONDARY:

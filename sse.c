@@ -34,7 +34,8 @@
  * Order: types; log; routes; rights; subscribing; publications; requests to
  * publish; steps; content; publishing; delivery; the history file; the shared
  * log; other handlers; the service manager; phases and signals; the loop;
- * options and their checks; least privilege; the start; --check; --sign; main.
+ * options; --print; their checks; least privilege; the start; --check; --sign;
+ * main.
  */
 #include "sse.h"
 
@@ -65,6 +66,9 @@
 
 #ifndef VERSION
 #define VERSION "unknown"
+#endif
+#ifndef DATE /* of what it was built from, for the manual */
+#define DATE "1970-01-01"
 #endif
 
 /* Sizes that a build for tests may set otherwise, with -D. */
@@ -3146,7 +3150,7 @@ enum kind {
     KIND_NAME, /* one of `names`, stored as its index */
     KIND_SYNC, /* seconds, none or always; stored in ms */
     KIND_FLAG,
-    KIND_PRINT, /* one of `names`, of `print_texts` */
+    KIND_PRINT, /* one of `names`, of `printers` */
     KIND_HELP,
     KIND_VERSION,
 };
@@ -3166,8 +3170,8 @@ static const char *const publish_names[] = { "local", "unix", "none", NULL };
 static const char *const sandbox_names[] = { "on", "log", "off", NULL };
 static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
-static const char *const print_names[] = { "redis-script", NULL };
-static const char *const print_texts[] = { redis_script };
+static const char *const print_names[] = { "redis-script", "man", "completion",
+                                           "units", NULL };
 #define PLACE(member) offsetof(struct server, member)
 #define OPTION(member) PLACE(options.member)
 
@@ -3270,7 +3274,8 @@ static const struct spec specs[] = {
     { "access-log", NULL, KIND_FLAG, 0, OPTION(access_log),
       .help = "log every request" },
     { "print", "WHAT", KIND_PRINT, 0, .names = print_names,
-      .help = "redis-script: what appends to the log" },
+      .help = "redis-script, what appends to the log; man; completion, "
+              "bash's; units, systemd's" },
     { "help", NULL, KIND_HELP, 'h', .help = "this text" },
     { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
@@ -3386,11 +3391,7 @@ static void add_public(struct options *options, const char *pattern)
     options->publics[options->public_count++] = pattern;
 }
 
-static void print_text(uint64_t which)
-{
-    assert(which < COUNT(print_texts));
-    fputs(print_texts[which], stdout);
-}
+static void print_text(uint64_t which);
 
 static void take_option(struct server *server, const struct spec *spec,
                         char *value)
@@ -3474,6 +3475,279 @@ static void parse_options(struct server *server, int argc, char **argv)
                 argv[optind]);
         server->options.reads_input = true;
     }
+}
+
+/* ----------------------------------------------------------------- --print
+ *
+ * What belongs to the program and is installed beside it: the manual and the
+ * completion, which name the options by `specs`, and the units.
+ *
+ * Callers: take_option(), which then ends the process.
+ */
+
+static void print_redis_script(void)
+{
+    fputs(redis_script, stdout);
+}
+
+/* Text as groff_char(7) has it spelled. */
+static void put_roff(const char *text)
+{
+    for (; *text; text++) {
+        if (*text == '\\')
+            fputs("\\e", stdout);
+        else if (*text == '\'')
+            fputs("\\(aq", stdout);
+        else if (*text == '-')
+            fputs("\\-", stdout);
+        else if (*text == '~')
+            fputs("\\(ti", stdout);
+        else
+            putchar(*text);
+    }
+}
+
+/* man(7) */
+static const char man_head[] =
+    ".SH NAME\n"
+    "ssed \\- broadcast Server\\-Sent Events\n"
+    ".SH SYNOPSIS\n"
+    ".B ssed\n"
+    ".RI [ OPTION ]...\\&\n"
+    ".RB [ \\- ]\n"
+    ".SH DESCRIPTION\n"
+    ".B ssed\n"
+    "pushes events to very many subscribers, browsers among them, and lets\n"
+    "none of them miss one unknowingly: a client that was away reconnects "
+    "with\n"
+    "the id of the last event it saw and is caught up first.\n"
+    "What can no longer be sent, it is told of.\n"
+    ".PP\n"
+    "An event is published with\n"
+    ".BI \"POST /events/\" TOPIC\n"
+    "and read with\n"
+    ".BI \"GET /events/\" TOPIC\\fR,\n"
+    "an event stream without end; without a topic it is the main stream.\n"
+    ".BI \"DELETE /events/\" TOPIC\n"
+    "ends a topic.\n"
+    "Unless an option says otherwise it listens on 127.0.0.1:3000, all may\n"
+    "read, and this machine alone may publish.\n"
+    "The pages at http://127.0.0.1:3000/ show what it does.\n"
+    "The log goes to standard error.\n"
+    ".SH OPTIONS\n"
+    "In parentheses is what holds without the option.\n"
+    ".I SIZE\n"
+    "takes K, M or G after the number.\n"
+    ".TP\n"
+    ".B \\-\n"
+    "Publish what comes on standard input, each line as an event.\n";
+
+static const char man_tail[] =
+    ".SH SIGNALS\n"
+    ".TP\n"
+    ".BR SIGTERM \", \" SIGINT\n"
+    "Send off the subscribers and end; a second one ends it at once.\n"
+    ".TP\n"
+    ".B SIGHUP\n"
+    "Read the token file or the secret file again.\n"
+    ".SH EXIT STATUS\n"
+    ".TP\n"
+    ".B 0\n"
+    "It was ended by a signal.\n"
+    ".TP\n"
+    ".B 1\n"
+    "It could not start, its history file was cut short, or\n"
+    ".B \\-\\-check\n"
+    "found events that are not whole.\n"
+    ".TP\n"
+    ".B 2\n"
+    "An option is wrong; what would be right is on standard error.\n"
+    ".SH ENVIRONMENT\n"
+    ".TP\n"
+    ".BR LISTEN_FDS \", \" LISTEN_PID\n"
+    "Sockets to listen on, see\n"
+    ".BR sd_listen_fds (3).\n"
+    "They take the place of 127.0.0.1:3000.\n"
+    ".TP\n"
+    ".BR NOTIFY_SOCKET \", \" WATCHDOG_USEC\n"
+    "Whom to tell that it is ready and lives, see\n"
+    ".BR sd_notify (3).\n"
+    ".SH FILES\n"
+    ".TP\n"
+    ".I /etc/default/ssed\n"
+    "SSED_OPTIONS=\\(dqOPTION...\\(dq, for the service.\n"
+    ".TP\n"
+    ".I /var/lib/ssed/history\n"
+    "The history file of the service.\n"
+    ".SH EXAMPLES\n"
+    "Serve, publish and read, each at a terminal of its own:\n"
+    ".PP\n"
+    ".EX\n"
+    "ssed \\-\\-history\\-file history\n"
+    "curl \\-d hello http://localhost:3000/events/chat/42\n"
+    "curl \\-N http://localhost:3000/events/chat/42?lastEventId=earliest\n"
+    ".EE\n"
+    ".PP\n"
+    "Publish a log, line by line:\n"
+    ".PP\n"
+    ".EX\n"
+    "tail \\-F /var/log/messages | ssed \\- \\-\\-topic log\n"
+    ".EE\n"
+    ".SH SEE ALSO\n"
+    ".BR curl (1),\n"
+    ".BR systemd.socket (5),\n"
+    ".BR landlock (7),\n"
+    ".BR seccomp (2)\n"
+    ".PP\n"
+    ".UR https://html.spec.whatwg.org/multipage/server\\-sent\\-events.html\n"
+    "Server\\-Sent Events\n"
+    ".UE\n";
+
+static void print_man(void)
+{
+    printf(".\\\" made by ssed --print man\n.TH SSED 1 " DATE " \"ssed ");
+    put_roff(VERSION);
+    printf("\"\n%s", man_head);
+    for (int i = 0; i < SPECS; i++) {
+        const struct spec *spec = &specs[i];
+
+        printf(".TP\n");
+        if (spec->letter)
+            printf("\\fB\\-%c\\fR, ", spec->letter);
+        printf("\\fB\\-\\-");
+        put_roff(spec->name);
+        printf("\\fR");
+        if (spec->argument) {
+            printf(" \\fI");
+            put_roff(spec->argument);
+            printf("\\fR");
+        }
+        printf("\n\\&"); /* a dot does not become a request */
+        put_roff(spec->help);
+        printf("\n");
+    }
+    fputs(man_tail, stdout);
+}
+
+/* What compgen, of bash, is to be given for the value of an option. */
+static void print_values(const struct spec *spec)
+{
+    if (spec->names) {
+        printf("set -- -W '");
+        for (int i = 0; spec->names[i]; i++)
+            printf("%s%s", i ? " " : "", spec->names[i]);
+        printf("' ;;\n");
+    } else {
+        printf("%s ;;\n", strcmp(spec->argument, "FILE") == 0  ? "set -- -f"
+                          : strcmp(spec->argument, "DIR") == 0 ? "set -- -d"
+                          : spec->kind == KIND_SYNC ? "set -- -W 'none always'"
+                                                    : "return");
+    }
+}
+
+/* "--publish=local" is three words to bash. */
+static void print_completion(void)
+{
+    printf("# bash completion, made by ssed --print completion\n"
+           "_ssed()\n"
+           "{\n"
+           "    local word=${COMP_WORDS[COMP_CWORD]}\n"
+           "    local before=${COMP_WORDS[COMP_CWORD - 1]}\n"
+           "\n"
+           "    [[ $before != = ]] || before=${COMP_WORDS[COMP_CWORD - 2]}\n"
+           "    [[ $word != = ]] || word=\n"
+           "    COMPREPLY=()\n"
+           "    case $before in\n");
+    for (int i = 0; i < SPECS; i++) {
+        if (!specs[i].argument)
+            continue;
+        if (specs[i].letter)
+            printf("    -%c | --%s) ", specs[i].letter, specs[i].name);
+        else
+            printf("    --%s) ", specs[i].name);
+        print_values(&specs[i]);
+    }
+    printf("    *) set -- -W '-");
+    for (int i = 0; i < SPECS; i++)
+        printf(" --%s", specs[i].name);
+    printf("' ;;\n"
+           "    esac\n"
+           "    [[ $1 == -W ]] || compopt -o filenames\n"
+           "    mapfile -t COMPREPLY < <(compgen \"$@\" -- \"$word\")\n"
+           "}\n"
+           "complete -F _ssed ssed\n");
+}
+
+/* Each unit begins with its name. `make install` puts the folder of the program
+ * in place of /usr/local/bin. */
+static const char service_units[] =
+    "# ssed.socket\n"
+    "[Unit]\n"
+    "Description=ssed, event streams\n"
+    "Documentation=man:ssed(1)\n"
+    "\n"
+    "[Socket]\n"
+    "ListenStream=127.0.0.1:3000\n"
+    "Backlog=4096\n"
+    "NoDelay=true\n"
+    "\n"
+    "[Install]\n"
+    "WantedBy=sockets.target\n"
+    "\n"
+    "# ssed.service\n"
+    "[Unit]\n"
+    "Description=ssed, event streams\n"
+    "Documentation=man:ssed(1)\n"
+    "Requires=ssed.socket\n"
+    "After=network.target\n"
+    "\n"
+    "[Service]\n"
+    "Type=notify\n"
+    "Environment=SSED_OPTIONS=\n"
+    "EnvironmentFile=-/etc/default/ssed\n"
+    "ExecStart=/usr/local/bin/ssed --history-file /var/lib/ssed/history "
+    "$SSED_OPTIONS\n"
+    "ExecReload=/bin/sh -c 'kill -HUP $MAINPID'\n"
+    "Restart=always\n"
+    "WatchdogSec=10\n"
+    "TimeoutStopSec=15\n"
+    "LimitNOFILE=1048576\n"
+    "DynamicUser=true\n"
+    "StateDirectory=ssed\n"
+    "NoNewPrivileges=true\n"
+    "ProtectSystem=strict\n"
+    "ProtectHome=true\n"
+    "PrivateTmp=true\n"
+    "PrivateDevices=true\n"
+    "ProtectKernelTunables=true\n"
+    "ProtectKernelModules=true\n"
+    "ProtectControlGroups=true\n"
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\n"
+    "RestrictNamespaces=true\n"
+    "LockPersonality=true\n"
+    "MemoryDenyWriteExecute=true\n"
+    "SystemCallFilter=@system-service landlock_create_ruleset "
+    "landlock_add_rule landlock_restrict_self\n"
+    "CapabilityBoundingSet=\n"
+    "\n"
+    "[Install]\n"
+    "WantedBy=multi-user.target\n";
+
+static void print_units(void)
+{
+    fputs(service_units, stdout);
+}
+
+static void print_text(uint64_t which)
+{
+    /* in the order of `print_names` */
+    static void (*const printers[])(void) = { print_redis_script, print_man,
+                                              print_completion, print_units };
+
+    assert(which < COUNT(printers));
+    printers[which]();
+    if (fflush(stdout) != 0)
+        die(EXIT_RUN_TIME, "--print: %s", strerror(errno));
 }
 
 /* ------------------------------------------------------- checks of options

@@ -11,6 +11,7 @@ cd "$work" || exit 1
 ln -s "$ssed" ssed
 ln -s "$root/static" static
 servers=()
+. "$root/test/shared.sh"
 trap 'status=$?; kill "${servers[@]}" 2>/dev/null; wait; rm -rf "$work"; exit $status' EXIT
 
 # start NAME OPTION...: a server of its own; its port is then in $port
@@ -26,32 +27,12 @@ start() {
     done
 }
 
-# block TEXT: the block of commands that has this text
-block() {
-    awk -v text="$1" '
-        /^```sh$/ { inside = 1; block = ""; next }
-        /^```$/ && inside { inside = 0; if (index(block, text)) { printf "%s", block; exit } }
-        inside { block = block $0 "\n" }' "$readme"
-}
-
 # run SECONDS TEXT: what that block prints in that time, on the main server
 run() {
     local commands
     commands=$(block "$2" | sed "s/localhost:3000/localhost:$main/g; s/(\"localhost\", 3000)/(\"localhost\", $main)/; s/--port [0-9]*/--port 0/; s/0.0.0.0:3000/0.0.0.0:0/")
     [ -n "$commands" ] || { echo "no block with: $2"; return 1; }
     timeout "$1" bash -c "$commands" 2>&1
-}
-
-# expect WHAT PATTERN: standard input must have it
-expect() {
-    local text
-    text=$(cat)
-    if grep -q -- "$2" <<<"$text"; then
-        echo "ok: $1"
-    else
-        printf 'FAILED: %s: no "%s" in:\n%s\n' "$1" "$2" "$text"
-        touch "$work/failed"
-    fi
 }
 
 start main --interval 0
@@ -112,21 +93,9 @@ run 2 "--root static" | expect "a folder of pages" "event=ready"
 run 2 "--history-file history" | expect "a history file" "event=history"
 ./ssed --check history | expect "and what is in it" "^ids  "
 
-# the unit files, where there is somebody to check them
-units=$work/units
-mkdir "$units"
-for unit in socket service; do
-    awk -v want="$unit" '
-        /^```ini$/ { inside = 1; block = ""; next }
-        /^```$/ && inside { inside = 0; if ((want == "socket") == (block ~ /\[Socket\]/)) printf "%s", block }
-        inside { block = block $0 "\n" }' "$readme" |
-        sed "s|/usr/local/bin/ssed|$ssed|" >"$units/ssed.$unit"
-done
-if command -v systemd-analyze >/dev/null; then
-    systemd-analyze verify "$units"/ssed.* 2>&1 | grep -F ssed. >units.log
-    [ -s units.log ] && cat units.log && touch "$work/failed" ||
-        echo "ok: the unit files"
-fi
+./ssed --print units >units
+awk '/^# ssed.socket$/ { inside = 1 } /^```$/ { inside = 0 } inside' "$readme" |
+    diff - units && echo "ok: the unit files" || touch "$work/failed"
 
 head -c 24 /dev/urandom | base64 >token
 start token --token-file token

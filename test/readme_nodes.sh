@@ -50,18 +50,6 @@ stop() {
     wait "${pids[$1]}" 2>/dev/null
 }
 
-# await COMMAND...: until it succeeds
-await() {
-    local end=$((SECONDS + 20))
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || {
-            expect "in time: $*" . </dev/null
-            return 1
-        }
-        sleep 0.05
-    done
-}
-
 says_away() { curl -s "127.0.0.1:$1/healthz" | grep -q "log away"; }
 is_up() { [ "$(curl -s "127.0.0.1:$1/healthz")" = ok ]; }
 

@@ -94,6 +94,29 @@ Test(options, errors_name_the_thing_and_what_would_be_right)
     }
 }
 
+Test(options, prints_what_is_installed_beside_it)
+{
+    static const struct {
+        const char *what, *says[2];
+    } cases[] = {
+        { "man",
+          { "\n.TH SSED 1 ", "\\fB\\-\\-history\\-bytes\\fR \\fISIZE" } },
+        { "completion", { "-r | --root) set -- -d ;;", "local unix none" } },
+        { "units", { "# ssed.socket\n[Unit]", "# ssed.service\n[Unit]" } },
+    };
+    char out[4096], err[4096];
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const char *options[] = { "--print", cases[i].what, NULL };
+
+        cr_assert(run_to_end(options, out, err) == 0, "%s", cases[i].what);
+        cr_assert(strlen(err) == 0, "%s", err);
+        for (size_t j = 0; j < 2; j++)
+            cr_assert(strstr(out, cases[i].says[j]), "%s: %s", cases[i].what,
+                      cases[i].says[j]);
+    }
+}
+
 Test(options, help_and_version_go_to_stdout)
 {
     char out[4096], err[4096];

@@ -46,7 +46,9 @@ Test(redis, options)
         { { "--redis", "unix:", "--port", "0" },
           2,
           "--redis: 'unix:' is not ADDR:PORT" },
-        { { "--print", "all" }, 2, "--print: 'all' is none of: redis-script" },
+        { { "--print", "all" },
+          2,
+          "--print: 'all' is none of: redis-script, man, completion, units" },
     };
     char out[4096], err[4096];
 
