@@ -410,9 +410,6 @@ class Publisher:
             return "refused"
         elif status in (502, 504) and self.crowd.balanced:
             return "unknown"
-        elif status == 503 and self.crowd.balanced and \
-                "No server is available" in body:
-            return "refused"
         self.crowd.books.fault(f"{self.name}: {status} {headers} {body!r}")
         return "unknown"
 

@@ -158,7 +158,7 @@ class Nginx(Proxy):
                 f"http {{\naccess_log off;\ngzip on;\n{temporary}\n" +
                 block("proxy_pass http") + "}\n")
         return replace(text, {
-            "listen 443": f"listen 127.0.0.1:{self.port}",
+            "listen 443 ": f"listen 127.0.0.1:{self.port} ",
             "server_name events.example": "server_name localhost",
             "127.0.0.1:3000": f"127.0.0.1:{self.target}",
             PATHS: FOLDER, **changes})

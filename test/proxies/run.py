@@ -3,19 +3,25 @@
 
     test/proxies/run.py ./ssed [NAME…]
 
-runs those whose name (test_proxies.Nginx.test_reload) contains a NAME, or all;
-then the silence of a minute is beside the others. Needs nginx, haproxy, caddy,
-curl, node and openssl.
+runs those whose name (test_proxies.Nginx.test_reloaded) contains a NAME, or
+all; then those that mostly wait are beside the others. Needs nginx, haproxy,
+caddy, curl, node, openssl, chromium and Selenium.
 """
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import unittest
 
+# Selenium comes from Debian, and only Debian's own Python sees it.
+if not importlib.util.find_spec("selenium") and \
+        sys.executable != "/usr/bin/python3":
+    os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
+
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-SILENCE = "test_silence"
+BESIDE = ("test_silence", "test_browser")
 sys.path.append(os.path.dirname(FOLDER))
 sys.dont_write_bytecode = True
 
@@ -28,7 +34,7 @@ def main(ssed, *names):
     pattern, beside = "test*.py", None
     if not names:
         pattern = "test_proxies.py"
-        beside = subprocess.Popen([sys.executable, __file__, ssed, SILENCE])
+        beside = subprocess.Popen([sys.executable, __file__, ssed, *BESIDE])
     found = unittest.defaultTestLoader.discover(FOLDER, pattern)
     good = shared.run_tests(found, names, shared.Result())
     return 0 if good and not (beside and beside.wait()) else 1

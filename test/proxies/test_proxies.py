@@ -387,6 +387,17 @@ class Nginx(Common, TimeOuts, ProxyTest):
 class HAProxy(Common, TimeOuts, ProxyTest):
     kind = harness.HAProxy
 
+    def test_a_drain_is_noticed(self):
+        """From /healthz; what is open goes on meanwhile."""
+        self.start("--drain-delay", "4")
+        reader, = self.open_readers(1)
+        self.server.process.terminate()
+        wait(lambda: self.proxy.request("POST", "/events/x")[0] == 503,
+             "nothing new is led to it", 4)
+        self.publish()
+        self.check_readers([reader])
+        self.assertEqual(reader.ends, [])
+
     def test_requests_wait_for_ssed(self):
         """One that comes while it is started again is not refused."""
         self.start()
