@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -159,6 +160,15 @@ class Process:
 
     def go_on(self):
         self.process.send_signal(signal.SIGCONT)
+
+
+def remove(folder):
+    """With what a process that is about to end may still write there."""
+    def is_gone():
+        shutil.rmtree(folder, ignore_errors=True)
+        return not os.path.exists(folder)
+
+    wait(is_gone, f"{folder} is removed")
 
 
 class Server:

@@ -24,7 +24,7 @@ import time
 import unittest
 
 from crowd import Crowd, Parser
-from shared import (SECONDS, Process, Server, free_port, give_up, ssed,
+from shared import (SECONDS, Process, Server, free_port, give_up, remove, ssed,
                     stop_processes, stop_servers, wait)
 
 # for all that is on the disk only while the tests run
@@ -249,12 +249,7 @@ class HAProxy(Process):
         self.say(f"shutdown sessions server nodes/{old}")
 
 
-def remove_folder():
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    return not os.path.exists(FOLDER)
-
-
-atexit.register(lambda: wait(remove_folder, f"{FOLDER} is removed"))
+atexit.register(remove, FOLDER)
 atexit.register(stop_servers)
 atexit.register(stop_processes)
 

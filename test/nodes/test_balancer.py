@@ -20,7 +20,7 @@ BACK = """option httpchk GET /healthz
 balance leastconn
 option redispatch 1
 retries 3
-retry-on conn-failure empty-response
+retry-on conn-failure empty-response response-timeout
 http-request disable-l7-retry unless METH_GET
 default-server check inter 200ms fastinter 100ms fall 2 rise 1
 """.splitlines()

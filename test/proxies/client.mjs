@@ -1,7 +1,8 @@
 // A browser with one HTTP/2 connection to a proxy, for the tests. Each line of
 // standard input says what it does:
 //   {"name": "a", "path": "/events/x", "headers": {}}  opens an EventSource
-//   {"name": "a", "act": "close"}           or "pause": it takes no more bytes
+//   {"name": "a", "act": "close"}
+//   {"name": "a", "act": "pause"}, "resume"  it takes no more bytes, or does
 // Each line of standard output says what came of it: a status, a block of the
 // stream, the end of a response ("broken" or not), or that it gave up, as an
 // EventSource does at each status but 200. It waits for retry:, but for
@@ -90,6 +91,10 @@ class Source {
 
   pause() {
     this.stream.pause();
+  }
+
+  resume() {
+    this.stream.resume();
   }
 }
 

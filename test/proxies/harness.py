@@ -17,7 +17,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -27,7 +26,7 @@ import threading
 import unittest
 
 from shared import (SECONDS, Process, Server, fields_of, free_port, give_up,
-                    ssed, stop_processes, stop_servers, wait)
+                    remove, ssed, stop_processes, stop_servers, wait)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 README = os.path.join(HERE, "..", "..", "README.md")
@@ -54,7 +53,7 @@ def replace(text, changes):
 FOLDER = tempfile.mkdtemp(prefix="ssed-proxies-")
 TOKEN = "a-token-that-is-long-enough"
 
-atexit.register(shutil.rmtree, FOLDER)
+atexit.register(remove, FOLDER)
 atexit.register(stop_servers)
 atexit.register(stop_processes)
 
@@ -108,11 +107,6 @@ class Proxy(Process):
                 socket.create_connection(("127.0.0.1", self.port)):
             return True
 
-    def restart(self):
-        """All connections are cut."""
-        self.kill()
-        self.start()
-
     def memory(self):
         """The memory of its process and of those that it has started."""
         pids, total = [self.process.pid], 0
@@ -146,7 +140,8 @@ class Nginx(Proxy):
     silent = {"proxy_read_timeout 40s": "proxy_read_timeout 2s"}
     grace = {"worker_shutdown_timeout 30s": "worker_shutdown_timeout 2s"}
     pause = {"client_body_timeout 1h": "client_body_timeout 1s"}
-    anonymous = {"proxy_set_header X-Forwarded-For $remote_addr;": ""}
+    anonymous = {"proxy_set_header X-Forwarded-For $remote_addr;": "",
+                 "proxy_set_header Host $http_host;": ""}
     unhelped = {"error_page 502 504 = @away;": ""}
 
     def text(self, changes):
@@ -328,7 +323,7 @@ class Browser(Process):
 
 
 class Lines:
-    """What a program prints, and when."""
+    """The lines that a program prints with one of these beginnings."""
 
     def __init__(self, process, wanted):
         self.process = process
@@ -437,11 +432,12 @@ class ProxyTest(unittest.TestCase):
             stdin=subprocess.PIPE)
 
     def send(self, curl, reader):
+        """An event, of which the rest of the body is not waited for."""
         data = str(self.published)
         curl.stdin.write(f"data: {data}\n\n".encode())
         curl.stdin.flush()
         self.published += 1
-        wait(lambda: data in reader.data, f"{data} arrives", 1)
+        wait(lambda: data in reader.data, f"{data} arrives")
 
     def stopped(self, curl):
         """The answer to a publish that somebody else has ended. curl looks at

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 
@@ -276,24 +278,25 @@ class Common:
 
     def is_waiting(self, listener):
         """A connection is there that nobody has accepted."""
-        return listener.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 256)[24:28]
+        info = listener.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 256)
+        return int.from_bytes(info[24:28], sys.byteorder)  # tcpi_unacked
 
     def test_a_closed_tab(self):
         self.start()
         readers = self.open_readers(3)
         self.assertEqual(self.subscribers(), 3)
         readers[0].act("close")
-        wait(lambda: self.subscribers() == 2, "a stream is closed", 2)
+        wait(lambda: self.subscribers() == 2, "a stream is closed", 5)
         readers[0].browser.kill()
-        wait(lambda: self.subscribers() == 0, "their connection is closed", 2)
+        wait(lambda: self.subscribers() == 0, "their connection is closed", 5)
         curl = Lines(self.proxy.curl("--http1.1", "/events/x", text=True),
                      "id")
         wait(lambda: curl.lines, "the stream begins")
         self.assertEqual(self.subscribers(), 1)
         curl.end()
-        # nothing is sent into it meanwhile
+        # without an event, or a heartbeat, that cannot be sent any more
         wait(lambda: len(self.logged("event=unsubscribed")) == 4,
-             "HTTP/1.1 as well", 2)
+             "HTTP/1.1 as well", 5)
 
     def test_a_reader_that_does_not_read(self):
         """The proxy keeps little for it; ssed notices, and cuts it off where
@@ -312,6 +315,9 @@ class Common:
         wait(lambda: self.logged("reason=overrun"), "it is cut off")
         self.assertLess(self.proxy.memory() - before, 10 << 20)
         self.assertEqual(quick.ends, [])
+        slow.act("resume")
+        wait(lambda: slow.events == ["ssed.gap"], "it is told of the gap")
+        wait(lambda: slow.data[-1] == quick.data[-1], "it goes on")
 
     def test_no_room(self):
         """ssed's own answers pass as they are."""
@@ -349,6 +355,25 @@ class TimeOuts:
         ends = len(reader.ends)
         wait(lambda: len(reader.ends) > ends and reader.is_open(),
              "the proxy ends it, and it is back")
+
+    def test_ssed_hangs(self):
+        """Its readers, and one that comes meanwhile, are told to come back."""
+        self.start("--heartbeat", "1", changes=self.kind.silent)
+        readers = self.open_readers(2)
+        self.publish()
+        wait(lambda: all(reader.data for reader in readers), "both read")
+        self.server.process.send_signal(signal.SIGSTOP)
+        late = readers[0].browser.open("/events/x?lastEventId=earliest")
+        readers.append(late)
+        wait(lambda: all(len(reader.ends) > 1 for reader in readers),
+             "they have come back")
+        self.server.process.send_signal(signal.SIGCONT)
+        wait(lambda: all(reader.is_open() for reader in readers),
+             "all streams are open")
+        self.publish()
+        self.check_readers(readers)
+        for reader in readers:
+            self.assertEqual(set(reader.statuses), {200})
 
     def test_a_streamed_publish_may_pause(self):
         self.start(changes=self.kind.silent)
@@ -389,11 +414,11 @@ class HAProxy(Common, TimeOuts, ProxyTest):
 
     def test_a_drain_is_noticed(self):
         """From /healthz; what is open goes on meanwhile."""
-        self.start("--drain-delay", "4")
+        self.start("--drain-delay", "10")
         reader, = self.open_readers(1)
         self.server.process.terminate()
         wait(lambda: self.proxy.request("POST", "/events/x")[0] == 503,
-             "nothing new is led to it", 4)
+             "nothing new is led to it", 10)
         self.publish()
         self.check_readers([reader])
         self.assertEqual(reader.ends, [])
