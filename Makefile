@@ -262,6 +262,15 @@ nodes: $(SSED) ## nodes that share a log, and what can fail there (4 minutes)
 	$(Q)NODES_MINUTES=$(NODES_MINUTES) NODES_SEED=$(NODES_SEED) \
 		test/nodes/run.py ./$(SSED) $(TESTS)
 
+# proxies TESTS='reloaded Caddy': those with one of these in their names
+proxies: $(SSED) ## nginx, HAProxy and Caddy as README.md sets them up
+	@$(call need,/usr/sbin/nginx /usr/sbin/haproxy caddy curl node openssl,$\
+		nginx haproxy caddy curl nodejs openssl)
+	@$(call need,chromium chromedriver $\
+		/usr/lib/python3/dist-packages/selenium,$\
+		chromium chromium-driver python3-selenium)
+	$(Q)test/proxies/run.py ./$(SSED) $(TESTS)
+
 # jose, of npm
 JOSE = test -d .build/tokens/node_modules/jose || \
 	npm install --silent --prefix .build/tokens jose
@@ -493,6 +502,6 @@ help: ## list the targets
 .PHONY: aarch64 abuse all asan bench bench-full bench-million bench-tools \
 	black-box browser check check-compiler check-deps check-unit clang clean \
 	coverage crash deb debug deps format fuzz help install musl nodes package \
-	package-deps readme run soak static test tiny tokens uninstall unit \
-	valgrind FORCE
+	package-deps proxies readme run soak static test tiny tokens uninstall \
+	unit valgrind FORCE
 .SECONDARY:

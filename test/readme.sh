@@ -30,7 +30,7 @@ start() {
 # run SECONDS TEXT: what that block prints in that time, on the main server
 run() {
     local commands
-    commands=$(block "$2" | sed "s/localhost:3000/localhost:$main/g; s/(\"localhost\", 3000)/(\"localhost\", $main)/; s/--port [0-9]*/--port 0/; s/0.0.0.0:3000/0.0.0.0:0/")
+    commands=$(block "$2" | sed "s/localhost:3000/localhost:$main/g; s/(\"localhost\", 3000)/(\"localhost\", $main)/; s/--port [0-9]*/--port 0/; s/\(0.0.0.0\|127.0.0.1\):3000/\1:0/")
     [ -n "$commands" ] || { echo "no block with: $2"; return 1; }
     timeout "$1" bash -c "$commands" 2>&1
 }
@@ -98,6 +98,8 @@ awk '/^# ssed.socket$/ { inside = 1 } /^```$/ { inside = 0 } inside' "$readme" |
     diff - units && echo "ok: the unit files" || touch "$work/failed"
 
 head -c 24 /dev/urandom | base64 >token
+run 2 "history --token-file" | expect "behind a proxy" "publish=.*token"
+run 2 "--publish unix --listen" | expect "or so" "address=unix:ssed.socket"
 start token --token-file token
 curl -s -d hello -H "Authorization: Bearer $(cat token)" \
     "localhost:$port/events/jobs" | expect "publish with a token" '"id"'

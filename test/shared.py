@@ -1,13 +1,17 @@
 """What all tests in Python share: the runner, waiting, a server of a test's
 own. The folders beside this file have the tests and run them."""
 
+import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import os
+import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -34,6 +38,17 @@ def sign(secret, claims):
     signed = head + b"." + body
     mac = hmac.digest(secret.encode(), signed, hashlib.sha256)
     return (signed + b"." + part(mac)).decode()
+
+
+def fields_of(block):
+    fields = {}
+    for line in block.split("\n"):
+        name, _, value = line.partition(":")
+        value = value[1:] if value.startswith(" ") else value
+        if name == "data" and name in fields:
+            value = fields[name] + "\n" + value
+        fields[name] = value
+    return fields
 
 
 class Result(unittest.TestResult):
@@ -101,10 +116,66 @@ def wait(condition, what, seconds=SECONDS):
         time.sleep(0.02)
 
 
+def free_port():
+    """Below the ports that the kernel gives to those that connect: a server
+    that is started again must find its port free, and one that is away must
+    not be met by somebody that connects to itself."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        below = min(int(file.read().split()[0]), 32768)
+    while True:
+        port = random.SystemRandom().randrange(10000, below)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class Process:
+    """A server that is none of ours; its output is kept in a file."""
+
+    running = set()
+
+    def __init__(self, name, folder):
+        self.name = name
+        self.log = os.path.join(folder, f"{name}.log")
+        self.process = None
+
+    def launch(self, *command):
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log)
+        Process.running.add(self)
+
+    def check(self):
+        if self.process.poll() is not None:
+            with open(self.log) as log:
+                raise AssertionError(f"{self.name} has ended: {log.read()}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        Process.running.discard(self)
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+
+def remove(folder):
+    """With what a process that is about to end may still write there."""
+    def is_gone():
+        shutil.rmtree(folder, ignore_errors=True)
+        return not os.path.exists(folder)
+
+    wait(is_gone, f"{folder} is removed")
+
+
 class Server:
     """A ./ssed on a free port of the loopback."""
 
     running = set()
+    stdin = subprocess.DEVNULL
 
     def __init__(self, *options, port=0):
         self.options = options
@@ -112,10 +183,13 @@ class Server:
         self.errors_allowed = False
         self.run()
 
+    def command(self):
+        return [ssed(), "--port", str(self.port), *self.options]
+
     def run(self):
-        command = [ssed(), "--port", str(self.port), *self.options]
+        command = self.command()
         self.log = []
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
+        self.process = subprocess.Popen(command, stdin=self.stdin,
                                         stderr=subprocess.PIPE, text=True)
         Server.running.add(self)
         self.reader = threading.Thread(target=self.read_log, daemon=True)
@@ -201,6 +275,11 @@ def stop_servers():
         server.process.kill()
         server.process.wait()
         Server.running.discard(server)
+
+
+def stop_processes():
+    for process in list(Process.running):
+        process.kill()
 
 
 def give_up(*_):

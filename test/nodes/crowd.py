@@ -20,7 +20,7 @@ import time
 from collections import Counter
 
 from books import END, Books, Gap
-from shared import SECONDS, wait
+from shared import SECONDS, fields_of, wait
 
 PATIENCE = 30       # seconds for an answer, which is more than the server needs
 READ_TIMEOUT = 20   # seconds of silence in a stream; it has heartbeats
@@ -75,17 +75,6 @@ class Parser:
         self.raw = rest[size + 2:]
         self.complete = size == 0
         return size > 0
-
-
-def fields_of(block):
-    fields = {}
-    for line in block.split("\n"):
-        name, _, value = line.partition(":")
-        value = value[1:] if value.startswith(" ") else value
-        if name == "data" and name in fields:
-            value = fields[name] + "\n" + value
-        fields[name] = value
-    return fields
 
 
 class Stream(asyncio.Protocol):
@@ -421,9 +410,6 @@ class Publisher:
             return "refused"
         elif status in (502, 504) and self.crowd.balanced:
             return "unknown"
-        elif status == 503 and self.crowd.balanced and \
-                "No server is available" in body:
-            return "refused"
         self.crowd.books.fault(f"{self.name}: {status} {headers} {body!r}")
         return "unknown"
 

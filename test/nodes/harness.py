@@ -24,59 +24,14 @@ import time
 import unittest
 
 from crowd import Crowd, Parser
-from shared import SECONDS, Server, give_up, ssed, stop_servers, wait
+from shared import (SECONDS, Process, Server, free_port, give_up, remove, ssed,
+                    stop_processes, stop_servers, wait)
 
 # for all that is on the disk only while the tests run
 FOLDER = tempfile.mkdtemp(prefix="ssed-nodes-")
 REDIS = "/usr/bin/redis-server"
 HAPROXY = "/usr/sbin/haproxy"
 PASSWORD = "first"
-
-
-def free_port():
-    """Below the ports that the kernel gives to those that connect: a server
-    that is started again must find its port free, and one that is away must
-    not be met by somebody that connects to itself."""
-    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
-        below = min(int(file.read().split()[0]), 32768)
-    while True:
-        port = random.SystemRandom().randrange(10000, below)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-class Process:
-    """A server that is none of ours; its output is kept in a file."""
-
-    running = set()
-
-    def __init__(self, name, folder):
-        self.name = name
-        self.log = os.path.join(folder, f"{name}.log")
-        self.process = None
-
-    def launch(self, *command):
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log)
-        Process.running.add(self)
-
-    def check(self):
-        if self.process.poll() is not None:
-            with open(self.log) as log:
-                raise AssertionError(f"{self.name} has ended: {log.read()}")
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        Process.running.discard(self)
-
-    def pause(self):
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self):
-        self.process.send_signal(signal.SIGCONT)
 
 
 class RedisError(Exception):
@@ -294,17 +249,7 @@ class HAProxy(Process):
         self.say(f"shutdown sessions server nodes/{old}")
 
 
-def stop_processes():
-    for process in list(Process.running):
-        process.kill()
-
-
-def remove_folder():
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    return not os.path.exists(FOLDER)
-
-
-atexit.register(lambda: wait(remove_folder, f"{FOLDER} is removed"))
+atexit.register(remove, FOLDER)
 atexit.register(stop_servers)
 atexit.register(stop_processes)
 
