@@ -3102,9 +3102,11 @@ static const struct figure figures[] = {
     { "gaps_total", COUNTER, "Subscribers that were told of a gap, by cause.",
       .place = PLACE(figures.gaps), .label = "cause", .values = gap_names },
     /* lag */
-    { "lag_events_max", GAUGE, "Events that the last subscriber is behind.",
+    { "lag_events_max", GAUGE,
+      "Events not sent to the subscriber furthest behind.",
       .place = PLACE(scan.last.events) },
-    { "lag_seconds_max", GAUGE, "Age of the oldest event not sent to all.",
+    { "lag_seconds_max", GAUGE,
+      "Age of the oldest event not sent to some subscriber.",
       .place = PLACE(scan.last.ms), .unit = MS },
     { "subscribers_behind_events", GAUGE,
       "Subscribers that are more than so many events behind.",
