@@ -2593,11 +2593,12 @@ static void handle_expired(struct server *server, struct conn *conn)
  * could not write, and the next msync(2) would then succeed without them. */
 static void sync_history(struct server *server)
 {
-    uint64_t began = clock_us(CLOCK_MONOTONIC);
+    uint64_t began;
     int outcome;
 
     if (!server->ring.unsynced)
         return;
+    began = clock_us(CLOCK_MONOTONIC);
     outcome = ring_sync(&server->ring);
     histogram_add(&server->figures.syncs, sync_bounds,
                   clock_us(CLOCK_MONOTONIC) - began);
@@ -3022,6 +3023,8 @@ static const char *const limit_names[] = {
     "accept",          "request_memory",  "max_failures",
     "max_topics",      "max_event",       NULL
 };
+_Static_assert(COUNT(state_names) == CONN_CLOSED - CONN_REQUEST + 1,
+               "a name for each");
 _Static_assert(COUNT(gap_names) == GAPS + 1, "a name for each");
 _Static_assert(COUNT(budget_names) == BUDGETS + 1, "a name for each");
 _Static_assert(COUNT(limit_names) == LIMITS + 1, "a name for each");
@@ -5372,7 +5375,9 @@ static void announce_ready(const struct server *server)
     log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64,
               server->ring.newest_id + 1);
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
-    for (unsigned i = 0; server->on_terminal && i < http->listener_count; i++)
+    if (!server->on_terminal || server->phase >= PHASE_DRAIN)
+        return;
+    for (unsigned i = 0; i < http->listener_count; i++)
         dprintf(STDOUT_FILENO,
                 is_admin(http, i)
                     ? "ssed tells its figures at %s%s/metrics\n"
