@@ -33,9 +33,9 @@
  *
  * Order: types; log; counting; routes; rights; subscribing; publications;
  * requests to publish; steps; content; publishing; delivery; the history file;
- * the shared log; figures; the admin listener; other handlers; the service
- * manager; phases and signals; the loop; options and their checks; least
- * privilege; the start; --check; --sign; main.
+ * the shared log; figures; figures as text; lag; the admin listener; other
+ * handlers; the service manager; phases and signals; the loop; options and
+ * their checks; least privilege; the start; --check; --sign; main.
  */
 #include "sse.h"
 
@@ -2891,15 +2891,9 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
 
 /* ---------------------------------------------------------------- figures
  *
- * What those who watch the server are told: `figures` has a row for each
- * metric. /metrics writes it a line at a time, and put_figures() all at once.
- *
- * What happens is counted where it happens, in plain counters. What is so at
- * the moment is read when it is asked for. Only how far subscribers are behind
- * takes a look at each of them: a scan, which goes through the table of
- * connections in slices of a turn, and runs only if somebody asks.
- *
- * Callers: the admin listener; run_turn(), for the scan.
+ * What those who watch the server are told: `figures` has a row for each. What
+ * happens is counted where it happens, in plain counters. What is so at the
+ * moment is read when it is asked for.
  */
 
 #define UNKNOWN UINT64_MAX
@@ -3178,6 +3172,15 @@ enum {
     FIGURES_MAX = 32 * 1024, /* of all of them, in either form */
 };
 
+/* ------------------------------------------------------- figures as text
+ *
+ * A figure has samples: its one value, or one for each value of its label, or
+ * what a histogram is made of. They are numbered from 0 on, and each has a name
+ * and a value, whatever form it is written in.
+ *
+ * Callers: the admin listener, for put_next_line().
+ */
+
 static unsigned count_bounds(const uint64_t *bounds)
 {
     unsigned count = 0;
@@ -3336,6 +3339,15 @@ __attribute__((unused)) static void put_figures(const struct server *server,
             put_sample(server, figure, i, true, text);
     text->length--; /* the last comma */
 }
+
+/* -------------------------------------------------------------------- lag
+ *
+ * How far subscribers are behind. Only that takes a look at each of them: a
+ * round goes through the table of connections in slices, and is made only if
+ * somebody asks.
+ *
+ * Callers: handle_content() begins a round and waits for its end; run_turn().
+ */
 
 /* Looks at one subscriber: how many events it has not been sent, and how old
  * the oldest of them is. One that is ahead is behind nothing here. */
@@ -4040,8 +4052,8 @@ static const struct spec specs[] = {
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
     { "admin", "ADDR:PORT", KIND_TEXT, 0, PLACE(http.admin),
-      .help = "where /metrics, /topics are served, and nothing else; or "
-              "unix:PATH" },
+      .help = "where those who watch get /metrics and /topics; or "
+              "unix:PATH[,mode=660]" },
     { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
       .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
