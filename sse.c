@@ -31,11 +31,11 @@
  * Within a section what is called stands above its caller; what is called in a
  * section further down is declared before.
  *
- * Order: types; log; routes; rights; subscribing; publications; requests to
- * publish; steps; content; publishing; delivery; the history file; the shared
- * log; other handlers; the service manager; phases and signals; the loop;
- * options; --print; their checks; least privilege; the start; --check; --sign;
- * main.
+ * Order: types; log; counting; routes; rights; subscribing; publications;
+ * requests to publish; steps; content; publishing; delivery; the history file;
+ * the shared log; figures; figures as text; lag; the admin listener; other
+ * handlers; the service manager; phases and signals; the loop; options;
+ * --print; their checks; least privilege; the start; --check; --sign; main.
  */
 #include "sse.h"
 
@@ -106,6 +106,7 @@ enum {
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
     NOTICE_PAUSE = 10000,    /* ms between two lines of a notice */
     LOG_PATIENCE = 5000,     /* ms for a subscriber to wait for the log */
+    SCAN_STEPS = 1024,       /* of a slice: connections, and their places */
     EXPIRY_LOOK = 60000,     /* ms until the clock is looked at again */
     EXPIRY_PATIENCE = 5000,  /* ms for a stream to end when it has expired */
     RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
@@ -196,6 +197,68 @@ struct notice {
     uint64_t again; /* ms: not before */
 };
 
+/* Values by size. counts[i] are those of at most the figure's bounds[i] that
+ * are not in a count before; the last one is all others. */
+enum {
+    BOUNDS_MAX = 16
+};
+struct histogram {
+    uint64_t counts[BOUNDS_MAX + 1], sum;
+};
+
+/* Why a subscriber was told of a gap. */
+enum gap {
+    GAP_EVICTED, /* what comes after its id may be gone */
+    GAP_AHEAD,   /* its id is greater than the newest: of another history */
+    GAP_INVALID, /* it is no id */
+    GAPS,
+};
+
+/* How publishes are answered; other statuses are counted as the last one. */
+/* clang-format off */
+#define STATUSES(STATUS)                                          \
+    STATUS(201) STATUS(200) STATUS(400) STATUS(401) STATUS(403)   \
+    STATUS(404) STATUS(408) STATUS(409) STATUS(413) STATUS(417)   \
+    STATUS(429) STATUS(500) STATUS(503)
+/* clang-format on */
+#define STATUS_NUMBER(status) status,
+static const int statuses[] = { STATUSES(STATUS_NUMBER) 0 };
+
+/* Why a subscription ended, as the log says it; others are the last one. */
+static const char *const end_names[] = { "closed",  "overrun", "finished",
+                                         "drained", "expired", "gap",
+                                         "stopped", "error",   NULL };
+
+/* What has been counted since the start: see "figures". */
+struct figures {
+    uint64_t events_sent, bytes_sent; /* to subscribers */
+    uint64_t events, bytes;           /* published: of frames */
+    uint64_t subscriptions, replays, events_replayed;
+    uint64_t gaps[GAPS];
+    uint64_t ends[COUNT(end_names) - 1];
+    uint64_t publishes[COUNT(statuses)];
+    uint64_t input_skipped;
+    uint64_t flights_refused, flights_unknown, entries_skipped;
+    struct histogram turns, syncs; /* us */
+};
+
+/* How far subscribers are behind: found by looking at all of them, a slice in a
+ * turn. */
+enum {
+    BEHIND_MAX = 6
+};
+struct lag {
+    uint64_t events, ms; /* the greatest */
+    /* how many are further behind than each of the bounds */
+    uint64_t behind_events[BEHIND_MAX], behind_ms[BEHIND_MAX];
+};
+struct scan {
+    bool running;
+    uint32_t at;          /* the descriptor to look at next */
+    uint64_t rounds;      /* that are over */
+    struct lag now, last; /* of this round, and of the one before */
+};
+
 struct server {
     struct http http;
     struct ring ring;
@@ -227,7 +290,13 @@ struct server {
     unsigned quantum_sends;
     size_t quantum_bytes;
     struct notice address_full, topics_full;
+    struct figures figures;
+    struct scan scan;
+    uint64_t started; /* ms since 1970 */
+    int statm;        /* /proc/self/statm, with --admin */
 };
+
+#define PLACE(member) offsetof(struct server, member)
 
 /* ----------------------------------------------------------------- log
  *
@@ -242,6 +311,7 @@ static struct {
     double tokens;       /* lines that clients may cause now */
     uint64_t refilled;   /* ms */
     uint64_t suppressed; /* lines left out since the last report */
+    uint64_t left_out;   /* and before */
     uint64_t reported;   /* ms */
 } logger = { .level = LEVEL_INFO, .tokens = LOG_BURST };
 static const char *const level_names[] = { "error", "warn", "info", "debug",
@@ -361,6 +431,7 @@ static void log_report(uint64_t now)
     if (!suppressed || now < logger.reported + LOG_REPORT)
         return;
     logger.suppressed = 0;
+    logger.left_out += suppressed;
     logger.reported = now;
     log_event(LEVEL_WARN, "log_suppressed", "lines=%" PRIu64, suppressed);
 }
@@ -438,6 +509,36 @@ die(int status, const char *format, ...)
     exit(status);
 }
 
+/* ---------------------------------------------------------------- counting
+ *
+ * How what is counted is put into classes; what it is for says "figures".
+ */
+
+static const uint64_t turn_bounds[] = { 100,    250,     500,   1000,  2500,
+                                        5000,   10000,   25000, 50000, 100000,
+                                        250000, 1000000, 0 };
+static const uint64_t sync_bounds[] = { 100,     500,     1000,   5000,
+                                        10000,   50000,   100000, 500000,
+                                        1000000, 5000000, 0 };
+static const uint64_t event_bounds[] = { 1, 10, 100, 1000, 10000, 0 };
+static const uint64_t time_bounds[] = { 100, 1000, 5000, 15000, 60000, 0 };
+_Static_assert(COUNT(turn_bounds) <= BOUNDS_MAX + 1 &&
+                   COUNT(sync_bounds) <= BOUNDS_MAX + 1 &&
+                   COUNT(event_bounds) <= BEHIND_MAX + 1 &&
+                   COUNT(time_bounds) <= BEHIND_MAX + 1,
+               "there is room for them");
+
+static void histogram_add(struct histogram *histogram, const uint64_t *bounds,
+                          uint64_t value)
+{
+    unsigned i = 0;
+
+    while (bounds[i] && value > bounds[i])
+        i++;
+    histogram->counts[i]++;
+    histogram->sum += value;
+}
+
 /* ------------------------------------------------------------------ routes
  *
  * handle_request(), which http.c calls when a head has been parsed, decides by
@@ -466,17 +567,20 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
                                   struct publication *publication);
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own);
+static void route_admin(struct server *server, struct conn *conn);
 
 /*
- * With --cors none no page of another origin reads here. A page whose own name
- * is made to resolve to this machine ("DNS rebinding") would count as of this
- * origin, so a loopback listener serves no Host that it does not know.
+ * With --cors none no page of another origin reads here, and never by the
+ * listener of --admin. A page whose own name is made to resolve to this machine
+ * ("DNS rebinding") would count as of this origin, so a loopback listener
+ * serves no Host that it does not know.
  */
 static bool is_misdirected(const struct server *server, const struct conn *conn)
 {
     struct slice host = conn->exchange->request.host;
 
-    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+    if ((server->options.cors && !(conn->flags & FLAG_ADMIN)) ||
+        !(conn->flags & FLAG_LOOPBACK) || !host.data ||
         http_host_is_local(host))
         return false;
     for (unsigned i = 0; i < server->options.host_count; i++)
@@ -567,8 +671,14 @@ static void handle_request(struct server *server, struct conn *conn)
     if (conn->flags & FLAG_SURPLUS)
         conn->exchange->request.close = true;
     if (is_misdirected(server, conn))
-        respond_error(&server->http, conn, 421,
-                      "this Host is not known here: --host names another");
+        respond_error(
+            &server->http, conn, 421,
+            conn->flags & FLAG_ADMIN
+                ? "this Host is not known here: --admin takes "
+                  "localhost or an IP address"
+                : "this Host is not known here: --host names another");
+    else if (conn->flags & FLAG_ADMIN)
+        route_admin(server, conn);
     else if (refused)
         respond_error(&server->http, conn, 400, refused);
     else if (has_topic || slice_is(path, "/events"))
@@ -639,6 +749,7 @@ static const char *token_refused(struct server *server, const struct conn *conn,
                "ssed_token, or token= in the query";
     response->retry_after = http_failure_wait(http, conn);
     if (response->retry_after) {
+        http->limits_hit[LIMIT_FAILURES]++;
         response->status = 429;
         return "too many wrong tokens from this address: --max-failures";
     }
@@ -865,6 +976,21 @@ static void log_subscribed(const struct server *server, const struct conn *conn,
               start->replay, start->gap ? "yes" : "no");
 }
 
+static void count_subscription(struct server *server, const struct start *start)
+{
+    struct figures *counted = &server->figures;
+    uint64_t id;
+
+    counted->subscriptions++;
+    counted->replays += start->replay > 0;
+    counted->events_replayed += start->replay;
+    if (start->gap)
+        counted->gaps[start->known ? GAP_EVICTED
+                      : slice_number(start->requested, UINT64_MAX, &id)
+                          ? GAP_AHEAD
+                          : GAP_INVALID]++;
+}
+
 /* Makes the connection a subscriber, which takes over the reader's places and
  * its hold on the topics. False without memory: nothing has changed then. */
 static bool stream_begin(struct server *server, struct conn *conn,
@@ -885,6 +1011,7 @@ static bool stream_begin(struct server *server, struct conn *conn,
     }
     log_access(server, conn, 200, 0);
     log_subscribed(server, conn, reader, start);
+    count_subscription(server, start);
     conn_begin_stream(http, conn);
     *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
                                        .topic_count = (uint8_t)reader->count,
@@ -1004,6 +1131,7 @@ static void log_topics_full(struct server *server)
 {
     uint64_t refused = take_notice(server, &server->topics_full);
 
+    server->http.limits_hit[LIMIT_TOPICS]++;
     if (refused)
         log_event(LEVEL_WARN, "topics_full",
                   "without_event=%" PRIu64 " refused=%" PRIu64,
@@ -1234,6 +1362,7 @@ static void refuse_event(struct server *server, struct conn *conn, int status,
         return;
     }
     conn->exchange->publication.skipped++;
+    server->figures.input_skipped++;
     if (may_log(server, LEVEL_WARN))
         log_event(LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
 }
@@ -1242,6 +1371,7 @@ static void refuse_too_long(struct server *server, struct conn *conn)
 {
     char why[64];
 
+    server->http.limits_hit[LIMIT_EVENT]++;
     snprintf(why, sizeof(why),
              is_input(conn) ? "more than %" PRIu64 " bytes: --max-event"
                             : "the event has more than %" PRIu64 " bytes",
@@ -1440,6 +1570,7 @@ static void begin_publication(struct server *server, struct conn *conn,
         .content_max = (size_t)(streams ? max_event : max_event + 2),
     };
     if (!publication->topic) {
+        server->http.limits_hit[LIMIT_TOPICS] += errno == EAGAIN;
         respond_error(&server->http, conn, 503,
                       errno == EAGAIN ? NO_TOPIC_TEXT
                                       : "no memory for the topic");
@@ -1972,6 +2103,8 @@ static enum outcome append_event(struct server *server, struct topic *topic,
         begin_kept_ids(server, id);
     ring_append(ring, topic, id, text_slice(&frame), (uint32_t)splice,
                 event->finishes);
+    server->figures.events++;
+    server->figures.bytes += frame.length - FRAME_HEAD - FRAME_TAIL;
     return PUBLISHED;
 }
 
@@ -2246,9 +2379,12 @@ static void stream_advance(struct server *server, struct subscriber *subscriber,
                            size_t sent, int pieces)
 {
     size_t first = sent < own->length ? sent : own->length;
+    uint32_t events = subscriber->progress.events;
 
     *own = slice_from(*own, first);
     ring_advance(&server->ring, reader, &subscriber->progress, sent - first);
+    server->figures.events_sent += subscriber->progress.events - events;
+    server->figures.bytes_sent += sent;
     subscriber->bytes += sent;
     subscriber->active = (uint32_t)server->http.now;
     server->quantum_sends++;
@@ -2384,6 +2520,7 @@ static void deliver(struct server *server)
         if (!conn_awaits_room(conn) || reader_overrun(&reader))
             stream_send(server, conn, SLICE(""));
     }
+    server->http.used_up[BUDGET_EVENTS] += quantum_is_over(server);
     pass_yield(&server->ring);
     server->quantum_bytes = server->quantum_sends = 0;
     while (ready->count && !quantum_is_over(server)) {
@@ -2395,6 +2532,7 @@ static void deliver(struct server *server)
         server->ready_round--;
         stream_send(server, queue_pop(&server->http, QUEUE_READY), SLICE(""));
     }
+    server->http.used_up[BUDGET_CATCH_UP] += ready->count > 0;
     if (ready->count == 0) {
         server->ready_round = 0;
         server->ready_from = server->ready_from_next = 0;
@@ -2458,7 +2596,16 @@ static void handle_expired(struct server *server, struct conn *conn)
  * could not write, and the next msync(2) would then succeed without them. */
 static void sync_history(struct server *server)
 {
-    if (ring_sync(&server->ring) == 0)
+    uint64_t began;
+    int outcome;
+
+    if (!server->ring.unsynced)
+        return;
+    began = clock_us(CLOCK_MONOTONIC);
+    outcome = ring_sync(&server->ring);
+    histogram_add(&server->figures.syncs, sync_bounds,
+                  clock_us(CLOCK_MONOTONIC) - began);
+    if (outcome == 0)
         return;
     log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
               server->options.history_file, error_name(errno));
@@ -2619,6 +2766,7 @@ static bool handle_entry(struct server *server, const struct log_entry *entry)
             take_event(server, entry->fields[ENTRY_TOPIC], &event, &waits);
     if (waits)
         return false;
+    server->figures.entries_skipped += refused != NULL;
     if (refused && may_log(server, LEVEL_WARN))
         log_event(LEVEL_WARN, "log_skipped",
                   "id=%" PRIu64 "-%" PRIu64 " reason=\"%s\"", entry->ms,
@@ -2720,6 +2868,8 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
             finish_again(server, context);
         return;
     }
+    server->figures.flights_refused += end == FLIGHT_REFUSED;
+    server->figures.flights_unknown += end == FLIGHT_UNKNOWN;
     if (end == FLIGHT_REFUSED && may_log(server, LEVEL_WARN))
         log_event(LEVEL_WARN, "log_refused", "reason=\"%s\"", why);
     publication = &conn->exchange->publication;
@@ -2740,6 +2890,701 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
         settle_promise(server, publication, false);
         respond_published(server, conn, 503, why, true);
     }
+}
+
+/* ---------------------------------------------------------------- figures
+ *
+ * What those who watch the server are told: `figures` has a row for each. What
+ * happens is counted where it happens, in plain counters. What is so at the
+ * moment is read when it is asked for.
+ */
+
+#define UNKNOWN UINT64_MAX
+
+static uint32_t subscriber_count(const struct server *server)
+{
+    return server->http.in_state[CONN_STREAM];
+}
+
+static uint64_t read_one(const struct server *server, unsigned i)
+{
+    (void)server;
+    (void)i;
+    return 1;
+}
+
+static uint64_t read_phase(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->phase;
+}
+
+static uint64_t read_subscribers(const struct server *server, unsigned i)
+{
+    (void)i;
+    return subscriber_count(server);
+}
+
+static uint64_t read_connections(const struct server *server, unsigned i)
+{
+    const struct http *http = &server->http;
+    const uint64_t values[] = { http->connections, http->admin_connections };
+
+    return values[i];
+}
+
+/* Those between CONN_REDIS and CONN_CLOSED. */
+static const char *const state_names[] = { "request", "body",   "waiting",
+                                           "respond", "stream", "linger",
+                                           NULL };
+
+static uint64_t read_states(const struct server *server, unsigned i)
+{
+    return server->http.in_state[CONN_REQUEST + i];
+}
+
+/* The main stream is no topic. */
+static uint64_t read_topics(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->ring.topic_count - 1;
+}
+
+static uint64_t read_held_events(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->ring.next - server->ring.oldest;
+}
+
+static uint64_t read_held_bytes(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->ring.used;
+}
+
+static uint64_t read_age(const struct server *server, unsigned i)
+{
+    const struct ring *ring = &server->ring;
+
+    (void)i;
+    return ring->oldest < ring->next ? ring_age(ring, ring->oldest) : UNKNOWN;
+}
+
+static uint64_t read_log_up(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->http.redis.state == REDIS_READY;
+}
+
+static uint64_t read_flights(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->http.redis.flight_next - server->http.redis.flight_first;
+}
+
+static uint64_t read_left_out(const struct server *server, unsigned i)
+{
+    (void)server;
+    (void)i;
+    return logger.left_out + logger.suppressed;
+}
+
+/* The second number of proc_pid_statm(5), in pages. */
+static uint64_t read_resident(const struct server *server, unsigned i)
+{
+    char text[128], *rest;
+    ssize_t length = pread(server->statm, text, sizeof(text) - 1, 0);
+    uint64_t pages;
+
+    (void)i;
+    if (length <= 0)
+        return UNKNOWN;
+    text[length] = '\0';
+    strtoull(text, &rest, 10);
+    pages = strtoull(rest, NULL, 10);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static const char *const version_names[] = { VERSION, NULL };
+static const char *const connection_names[] = { "public", "admin", NULL };
+static const char *const gap_names[] = { "evicted", "ahead", "invalid", NULL };
+#define STATUS_NAME(status) #status,
+static const char *const status_names[] = { STATUSES(STATUS_NAME) "other",
+                                            NULL };
+static const char *const budget_names[] = {
+    "timers",     "requests", "requests_busy", "answers", "answers_busy",
+    "publishers", "events",   "catch_up",      NULL
+};
+static const char *const limit_names[] = {
+    "max_connections", "max_per_address", "admin_connections",
+    "accept",          "request_memory",  "max_failures",
+    "max_topics",      "max_event",       NULL
+};
+_Static_assert(COUNT(state_names) == CONN_CLOSED - CONN_REQUEST + 1,
+               "a name for each");
+_Static_assert(COUNT(gap_names) == GAPS + 1, "a name for each");
+_Static_assert(COUNT(budget_names) == BUDGETS + 1, "a name for each");
+_Static_assert(COUNT(limit_names) == LIMITS + 1, "a name for each");
+
+/* A value of one figure, read from where it is: of a label's values, the one
+ * with that index. */
+typedef uint64_t read_figure(const struct server *server, unsigned i);
+
+enum figure_type {
+    COUNTER,
+    GAUGE,
+    HISTOGRAM,
+};
+static const char *const type_names[] = { "counter", "gauge", "histogram" };
+
+struct figure {
+    const char *name;
+    const char *help;
+    size_t place;      /* in struct server: of a uint64_t, or of one for each
+                          value of the label; or of a struct histogram */
+    read_figure *read; /* or this tells the value */
+    const char *label; /* or NULL */
+    const char *const *values; /* of the label; NULL ends them */
+    const uint64_t *bounds;    /* or they are these; 0 ends them */
+    uint64_t unit;             /* so many are a second */
+    enum figure_type type;
+    unsigned needs; /* it is told only with this */
+};
+
+enum {
+    NEEDS_LOG = 1, /* --redis */
+    NEEDS_FILE,    /* --history-file */
+    MS = 1000,     /* in a second */
+    US = 1000000,
+};
+
+static const struct figure figures[] = {
+    { "build_info", "The version; always 1.", .type = GAUGE, .read = read_one,
+      .label = "version", .values = version_names },
+    { "start_time_seconds", "When the process began, since 1970.",
+      .type = GAUGE, .place = PLACE(started), .unit = MS },
+    { "phase", "0 serves, 1 is about to drain, 2 drains.", .type = GAUGE,
+      .read = read_phase },
+    /* connections */
+    { "subscribers", "Open event streams.", .type = GAUGE,
+      .read = read_subscribers },
+    { "connections", "Open connections, by listener.", .type = GAUGE,
+      .read = read_connections, .label = "listener",
+      .values = connection_names },
+    { "connections_limit", "As many as there may be: --max-connections.",
+      .type = GAUGE, .place = PLACE(http.max_connections) },
+    { "connections_by_state", "Open connections, by what they do.",
+      .type = GAUGE, .read = read_states, .label = "state",
+      .values = state_names },
+    { "subscriptions_total", "Event streams that have begun.", .type = COUNTER,
+      .place = PLACE(figures.subscriptions) },
+    { "unsubscribed_total", "Event streams that have ended, by reason.",
+      .type = COUNTER, .place = PLACE(figures.ends), .label = "reason",
+      .values = end_names },
+    /* events */
+    { "events_published_total", "Events put into the history.", .type = COUNTER,
+      .place = PLACE(figures.events) },
+    { "published_bytes_total", "Their bytes, as they are sent.",
+      .type = COUNTER, .place = PLACE(figures.bytes) },
+    { "events_sent_total", "Events sent, to each subscriber.", .type = COUNTER,
+      .place = PLACE(figures.events_sent) },
+    { "sent_bytes_total", "Bytes sent to subscribers.", .type = COUNTER,
+      .place = PLACE(figures.bytes_sent) },
+    { "publishes_total", "Requests to publish or to finish a topic, by status.",
+      .type = COUNTER, .place = PLACE(figures.publishes), .label = "status",
+      .values = status_names },
+    { "input_skipped_total", "Events on standard input that were refused.",
+      .type = COUNTER, .place = PLACE(figures.input_skipped) },
+    { "replays_total", "Subscriptions that began with older events.",
+      .type = COUNTER, .place = PLACE(figures.replays) },
+    { "events_replayed_total", "Those events.", .type = COUNTER,
+      .place = PLACE(figures.events_replayed) },
+    { "gaps_total", "Subscribers that were told of a gap, by cause.",
+      .type = COUNTER, .place = PLACE(figures.gaps), .label = "cause",
+      .values = gap_names },
+    /* lag */
+    { "lag_events_max", "Events not sent to the subscriber furthest behind.",
+      .type = GAUGE, .place = PLACE(scan.last.events) },
+    { "lag_seconds_max", "Age of the oldest event not sent to some subscriber.",
+      .type = GAUGE, .place = PLACE(scan.last.ms), .unit = MS },
+    { "subscribers_behind_events",
+      "Subscribers that are more than so many events behind.", .type = GAUGE,
+      .place = PLACE(scan.last.behind_events), .label = "over",
+      .bounds = event_bounds },
+    { "subscribers_behind_seconds",
+      "Subscribers whose next event is older than so many seconds.",
+      .type = GAUGE, .place = PLACE(scan.last.behind_ms), .label = "over",
+      .bounds = time_bounds, .unit = MS },
+    /* the history */
+    { "topics", "Topics that are known.", .type = GAUGE, .read = read_topics },
+    { "topics_without_event", "Topics of which no event is held.",
+      .type = GAUGE, .place = PLACE(ring.empty) },
+    { "topics_without_event_limit", "Of those: --max-topics.", .type = GAUGE,
+      .place = PLACE(ring.max_topics) },
+    { "history_events", "Events held.", .type = GAUGE,
+      .read = read_held_events },
+    { "history_events_limit", "Events held at most: --history.", .type = GAUGE,
+      .place = PLACE(ring.limit) },
+    { "history_bytes", "Bytes held.", .type = GAUGE, .read = read_held_bytes },
+    { "history_bytes_limit", "Bytes held at most: --history-bytes.",
+      .type = GAUGE, .place = PLACE(options.history_bytes) },
+    { "history_age_seconds", "Age of the oldest event that is held.",
+      .type = GAUGE, .read = read_age, .unit = MS },
+    { "newest_id", "Id of the newest event.", .type = GAUGE,
+      .place = PLACE(ring.newest_id) },
+    { "sync_seconds", "Time to bring the history to the disk.",
+      .type = HISTOGRAM, .place = PLACE(figures.syncs), .bounds = sync_bounds,
+      .unit = US, .needs = NEEDS_FILE },
+    /* the loop */
+    { "turn_seconds", "Time of a turn, without its wait.", .type = HISTOGRAM,
+      .place = PLACE(figures.turns), .bounds = turn_bounds, .unit = US },
+    { "used_up_total",
+      "Turns in which something was left, by what had no more time.",
+      .type = COUNTER, .place = PLACE(http.used_up), .label = "budget",
+      .values = budget_names },
+    /* limits */
+    { "limits_hit_total", "How often a limit was met.", .type = COUNTER,
+      .place = PLACE(http.limits_hit), .label = "limit",
+      .values = limit_names },
+    { "request_memory_bytes", "Memory that requests hold.", .type = GAUGE,
+      .place = PLACE(http.request_memory) },
+    { "request_memory_limit_bytes", "At most: --request-memory.", .type = GAUGE,
+      .place = PLACE(http.memory_limit) },
+    { "resident_memory_bytes", "Memory of the process.", .type = GAUGE,
+      .read = read_resident },
+    { "log_lines_left_out_total",
+      "Lines that the log has not, since they were too many.", .type = COUNTER,
+      .read = read_left_out },
+    /* several nodes */
+    { "log_up", "Whether the log in Redis can be used.", .type = GAUGE,
+      .read = read_log_up, .needs = NEEDS_LOG },
+    { "log_flights", "Events on their way to the log.", .type = GAUGE,
+      .read = read_flights, .needs = NEEDS_LOG },
+    { "log_refused_total", "Events that Redis has refused.", .type = COUNTER,
+      .place = PLACE(figures.flights_refused), .needs = NEEDS_LOG },
+    { "log_unknown_total", "Events that may be in the log or not.",
+      .type = COUNTER, .place = PLACE(figures.flights_unknown),
+      .needs = NEEDS_LOG },
+    { "log_skipped_total", "Entries of the log that are no events.",
+      .type = COUNTER, .place = PLACE(figures.entries_skipped),
+      .needs = NEEDS_LOG },
+};
+
+enum {
+    LINE_MAX_BYTES = 512,    /* of what one line of a figure may be */
+    FIGURES_MAX = 32 * 1024, /* of all of them, in either form */
+};
+
+/* ------------------------------------------------------- figures as text
+ *
+ * A figure has samples: its one value, or one for each value of its label, or
+ * what a histogram is made of. They are numbered from 0 on, and each has a name
+ * and a value, whatever form it is written in.
+ *
+ * Callers: the admin listener, for put_next_line().
+ */
+
+static unsigned count_bounds(const uint64_t *bounds)
+{
+    unsigned count = 0;
+
+    while (bounds[count])
+        count++;
+    return count;
+}
+
+static unsigned count_samples(const struct figure *figure)
+{
+    unsigned count = 0;
+
+    if (figure->bounds)
+        return count_bounds(figure->bounds) +
+               (figure->type == HISTOGRAM ? 3 : 0);
+    while (figure->values && figure->values[count])
+        count++;
+    return figure->values ? count : 1;
+}
+
+static bool is_told(const struct server *server, const struct figure *figure)
+{
+    return (figure->needs != NEEDS_LOG || is_shared(server)) &&
+           (figure->needs != NEEDS_FILE || server->options.history_file);
+}
+
+/* Of a histogram: the values up to each bound, up to any, their sum, and how
+ * many there are. */
+static uint64_t histogram_sample(const struct histogram *histogram,
+                                 unsigned bounds, unsigned i)
+{
+    uint64_t count = 0;
+
+    if (i == bounds + 1)
+        return histogram->sum;
+    for (unsigned j = 0; j <= i && j <= bounds; j++)
+        count += histogram->counts[j];
+    return count;
+}
+
+static uint64_t sample_value(const struct server *server,
+                             const struct figure *figure, unsigned i)
+{
+    const void *place = (const char *)server + figure->place;
+
+    if (figure->read)
+        return figure->read(server, i);
+    if (figure->type == HISTOGRAM)
+        return histogram_sample(place, count_bounds(figure->bounds), i);
+    return ((const uint64_t *)place)[i];
+}
+
+/* Writes the name of a sample, with its label: NAME{LABEL="VALUE"}. */
+static void name_sample(const struct figure *figure, unsigned i,
+                        char name[LINE_MAX_BYTES])
+{
+    static const char *const rests[] = { "_bucket{le=\"+Inf\"}", "_sum",
+                                         "_count" };
+    unsigned bounds = figure->bounds ? count_bounds(figure->bounds) : 0;
+    bool is_bucket = figure->type == HISTOGRAM;
+
+    assert(!is_bucket || i < bounds + COUNT(rests));
+    if (is_bucket && i >= bounds)
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s%s", figure->name,
+                 rests[i - bounds]);
+    else if (figure->bounds)
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s%s{%s=\"%g\"}", figure->name,
+                 is_bucket ? "_bucket" : "", is_bucket ? "le" : figure->label,
+                 (double)figure->bounds[i] /
+                     (double)(figure->unit ? figure->unit : 1));
+    else if (figure->label)
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s{%s=\"%s\"}", figure->name,
+                 figure->label, figure->values[i]);
+    else
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s", figure->name);
+}
+
+/* Counts are whole; of times, the parts of a second are told. */
+static void put_value(struct text *text, const struct figure *figure,
+                      unsigned i, uint64_t value)
+{
+    unsigned bounds = figure->bounds ? count_bounds(figure->bounds) : 0;
+    bool is_time = figure->type == HISTOGRAM ? i == bounds + 1
+                                             : figure->unit && !figure->bounds;
+
+    if (is_time)
+        text_put(text, "%" PRIu64 ".%0*u", value / figure->unit,
+                 figure->unit == US ? 6 : 3, (unsigned)(value % figure->unit));
+    else
+        text_put(text, "%" PRIu64, value);
+}
+
+/* Adds a sample, unless its value is not known: as a line of /metrics, or as a
+ * member of a JSON object with a comma behind it. */
+static void put_sample(const struct server *server, const struct figure *figure,
+                       unsigned i, bool as_json, struct text *text)
+{
+    uint64_t value = sample_value(server, figure, i);
+    char name[LINE_MAX_BYTES];
+
+    if (value == UNKNOWN)
+        return;
+    name_sample(figure, i, name);
+    if (as_json) {
+        text_put(text, "\"");
+        text_put_json(text, slice_of(name));
+        text_put(text, "\":");
+    } else {
+        text_put(text, "%s ", name);
+    }
+    put_value(text, figure, i, value);
+    text_put(text, as_json ? "," : "\n");
+}
+
+/* Adds what comes next of the figures as they stand in /metrics: the format is
+ * Prometheus's, "Exposition formats", "Text-based format", version 0.0.4. False
+ * if that was all. */
+static bool put_next_line(const struct server *server, struct listing *listing,
+                          struct text *text)
+{
+    const struct figure *figure = &figures[listing->row];
+
+    if (listing->row == COUNT(figures))
+        return false;
+    if (!is_told(server, figure) || listing->line > count_samples(figure)) {
+        listing->row++;
+        listing->line = 0;
+        return true;
+    }
+    if (listing->line == 0)
+        text_put(text, "# HELP ssed_%s %s\n# TYPE ssed_%s %s\n", figure->name,
+                 figure->help, figure->name, type_names[figure->type]);
+    else
+        put_sample(server, figure, listing->line - 1, false, text);
+    listing->line++;
+    return true;
+}
+
+/* Adds all figures, at most FIGURES_MAX bytes: as they stand in /metrics, or as
+ * the members of a JSON object, named as there. */
+__attribute__((unused)) static void put_figures(const struct server *server,
+                                                struct text *text, bool as_json)
+{
+    struct listing listing = { .what = LISTS_FIGURES };
+
+    if (!as_json) {
+        while (put_next_line(server, &listing, text))
+            ;
+        return;
+    }
+    for (const struct figure *figure = figures;
+         figure < figures + COUNT(figures); figure++)
+        for (unsigned i = 0;
+             is_told(server, figure) && i < count_samples(figure); i++)
+            put_sample(server, figure, i, true, text);
+    text->length--; /* the last comma */
+}
+
+/* -------------------------------------------------------------------- lag
+ *
+ * How far subscribers are behind. Only that takes a look at each of them: a
+ * round goes through the table of connections in slices, and is made only if
+ * somebody asks.
+ *
+ * Callers: handle_content() begins a round and waits for its end; run_turn().
+ */
+
+/* Looks at one subscriber: how many events it has not been sent, and how old
+ * the oldest of them is. One that is ahead is behind nothing here. */
+static unsigned scan_subscriber(struct server *server,
+                                struct subscriber *subscriber)
+{
+    const struct ring *ring = &server->ring;
+    struct reader reader = subscriber_reader(subscriber);
+    struct lag *lag = &server->scan.now;
+    uint64_t events = 0, ms = 0, next;
+
+    if (subscriber->is_ahead || reader_overrun(&reader))
+        return reader.count;
+    for (unsigned i = 0; i < reader.count; i++)
+        events += topic_count_after(ring, reader.places[i].topic,
+                                    reader.places[i].last);
+    next = events ? reader_next(ring, &reader) : 0;
+    if (next)
+        ms = ring_age(ring, next);
+    if (events > lag->events)
+        lag->events = events;
+    if (ms > lag->ms)
+        lag->ms = ms;
+    for (unsigned i = 0; event_bounds[i]; i++)
+        lag->behind_events[i] += events > event_bounds[i];
+    for (unsigned i = 0; time_bounds[i]; i++)
+        lag->behind_ms[i] += ms > time_bounds[i];
+    return reader.count;
+}
+
+/* Begins a round, if none is under way. */
+static void scan_begin(struct server *server)
+{
+    struct scan *scan = &server->scan;
+
+    if (scan->running)
+        return;
+    scan->running = true;
+    scan->at = 0;
+    scan->now = (struct lag){ 0 };
+}
+
+static void scan_end(struct server *server)
+{
+    struct scan *scan = &server->scan;
+
+    scan->running = false;
+    scan->last = scan->now;
+    scan->rounds++;
+}
+
+/* A slice of the round, if one is under way. */
+static void scan_slice(struct server *server)
+{
+    struct scan *scan = &server->scan;
+    unsigned steps = 0;
+
+    if (!scan->running)
+        return;
+    for (; steps < SCAN_STEPS && scan->at < server->http.conn_end; scan->at++) {
+        struct conn *conn = conn_at(&server->http, scan->at);
+
+        steps++;
+        if (conn->state == CONN_STREAM)
+            steps += scan_subscriber(server, &conn->subscriber);
+    }
+    if (scan->at >= server->http.conn_end)
+        scan_end(server);
+}
+
+/* ------------------------------------------------------ the admin listener
+ *
+ * --admin: figures and topics, for those who watch the server, by a listener of
+ * its own, which serves nothing else. It goes on accepting during a drain, so
+ * that /healthz can say so. Who can connect may read: no token is needed.
+ *
+ * A page of topics, or of figures, is made while it is sent, in pieces, so that
+ * neither its memory nor its time depends on how long it is. Between two pieces
+ * topics come and go. A page goes on behind the name that it listed last, so it
+ * has each topic that lasts, and none twice.
+ *
+ * Callers: handle_request(); http.c, for handle_content().
+ */
+
+enum {
+    TOPICS_LISTED = 100, /* in a page, if limit= does not say */
+    TOPICS_LISTED_MAX = 1000,
+};
+
+static void put_topic(struct text *text, const struct server *server,
+                      const struct topic *topic)
+{
+    const struct ring *ring = &server->ring;
+
+    text_put(text, "{\"name\":\"%.*s\",\"subscribers\":%u,\"held\":%" PRIu64,
+             (int)topic->name.length, topic->name.data, topic->subscriber_count,
+             topic_count_after(ring, topic, topic_start(topic)));
+    put_id(text, "newest", topic->newest_id);
+    text_put(text, ",\"finished\":%s}",
+             topic_finished(ring, topic) ? "true" : "false");
+}
+
+/* The next topic to be listed, or NULL. The main stream, whose name is empty,
+ * is none. */
+static const struct topic *next_listed(const struct server *server,
+                                       const struct listing *listing)
+{
+    struct slice prefix = { listing->prefix, listing->prefix_length };
+    struct slice after = { listing->after, listing->after_length };
+    bool begins = after.length == 0;
+    const struct topic *topic = topic_next(
+        &server->ring, begins ? prefix : after, begins && prefix.length);
+
+    if (!topic || topic->name.length < prefix.length ||
+        memcmp(topic->name.data, prefix.data, prefix.length) != 0)
+        return NULL;
+    return topic;
+}
+
+static bool put_next_topic(const struct server *server, struct listing *listing,
+                           struct text *text)
+{
+    const struct topic *topic = next_listed(server, listing);
+    bool ends = !topic || listing->left == 0;
+
+    if (listing->line == 0)
+        text_put(text, "{\"topics\":[");
+    if (ends && topic)
+        text_put(text, "],\"next\":\"%.*s\"}\n", (int)listing->after_length,
+                 listing->after);
+    else if (ends)
+        text_put(text, "],\"next\":null}\n");
+    if (ends)
+        return false;
+    if (listing->line > 0)
+        text_put(text, ",");
+    put_topic(text, server, topic);
+    listing->line++;
+    listing->left--;
+    listing->after_length = topic->name.length;
+    memcpy(listing->after, topic->name.data, topic->name.length);
+    return true;
+}
+
+/* A handler: a piece of the answer. The figures wait for a look at all
+ * subscribers that is not older than the request. */
+static bool handle_content(struct server *server, struct conn *conn,
+                           struct text *text)
+{
+    struct listing *listing = &conn->exchange->listing;
+    bool more = true;
+
+    if (listing->what == LISTS_FIGURES && server->scan.rounds < listing->scan) {
+        scan_begin(server);
+        scan_slice(server);
+        if (server->scan.rounds < listing->scan)
+            return true;
+    }
+    while (more && text->room - text->length >= LINE_MAX_BYTES)
+        more = listing->what == LISTS_FIGURES
+                   ? put_next_line(server, listing, text)
+                   : put_next_topic(server, listing, text);
+    return more;
+}
+
+static void respond_figures(struct server *server, struct conn *conn)
+{
+    struct response response = {
+        .status = 200,
+        .type = "text/plain; version=0.0.4; charset=utf-8",
+        .no_cache = true,
+    };
+
+    conn->exchange->listing =
+        (struct listing){ .what = LISTS_FIGURES,
+                          .scan = server->scan.rounds + 1 };
+    respond_made(&server->http, conn, &response);
+}
+
+/* A parameter of /topics that is a name, or begins one. */
+static void take_name(struct slice query, const char *name,
+                      char bytes[TOPIC_NAME_MAX], size_t *length)
+{
+    char value[TOPIC_NAME_MAX + 1];
+    struct slice found = SLICE("");
+
+    http_query(query, name, value, sizeof(value), &found);
+    *length = found.length < TOPIC_NAME_MAX ? found.length : TOPIC_NAME_MAX;
+    memcpy(bytes, found.data, *length);
+}
+
+static void respond_topics(struct server *server, struct conn *conn)
+{
+    struct slice query = conn->exchange->request.query;
+    struct listing *listing = &conn->exchange->listing;
+    struct response response = { .status = 200,
+                                 .type = "application/json",
+                                 .no_cache = true };
+    struct slice limit = SLICE("");
+    char digits[8];
+
+    *listing = (struct listing){ .what = LISTS_TOPICS, .left = TOPICS_LISTED };
+    http_query(query, "limit", digits, sizeof(digits), &limit);
+    if (limit.length &&
+        (!slice_number(limit, TOPICS_LISTED_MAX, &listing->left) ||
+         listing->left == 0)) {
+        respond_error(&server->http, conn, 400,
+                      "limit= is a number from 1 to 1000");
+        return;
+    }
+    take_name(query, "prefix", listing->prefix, &listing->prefix_length);
+    take_name(query, "after", listing->after, &listing->after_length);
+    respond_made(&server->http, conn, &response);
+}
+
+static void route_admin(struct server *server, struct conn *conn)
+{
+    const struct request *request = &conn->exchange->request;
+    bool reads =
+        request->method == METHOD_GET || request->method == METHOD_HEAD;
+    bool is_figures = slice_is(request->path, "/metrics");
+
+    if (slice_is(request->path, "/healthz"))
+        respond_health(server, conn);
+    else if (!is_figures && !slice_is(request->path, "/topics"))
+        respond_error(&server->http, conn, 404,
+                      "here are /metrics, /topics and /healthz; all else is "
+                      "served by --listen");
+    else if (!reads)
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    else if (is_figures)
+        respond_figures(server, conn);
+    else
+        respond_topics(server, conn);
 }
 
 /* ---------------------------------------------------------- other handlers
@@ -2766,10 +3611,30 @@ static void publication_release(struct server *server,
     publication->topic = NULL;
 }
 
+/* Counts the answer to a publish. Of its path, which a body overwrites, only
+ * the topic is left then. */
+static void count_answer(struct server *server, const struct conn *conn,
+                         int status)
+{
+    const struct exchange *exchange = conn->exchange;
+    enum method method = exchange->request.method;
+    struct slice path = exchange->request.path;
+    size_t i = 0;
+
+    if ((method != METHOD_POST && method != METHOD_DELETE) ||
+        (!exchange->publication.topic &&
+         (path.length < 7 || memcmp(path.data, "/events", 7) != 0)))
+        return;
+    while (statuses[i] && statuses[i] != status)
+        i++;
+    server->figures.publishes[i]++;
+}
+
 static void handle_answered(struct server *server, struct conn *conn,
                             int status, uint64_t length)
 {
     log_access(server, conn, status, length);
+    count_answer(server, conn, status);
     publication_release(server, &conn->exchange->publication);
     conn->exchange->asks = 0;
 }
@@ -2789,6 +3654,7 @@ static void unsubscribe(struct server *server, struct conn *conn,
 {
     struct subscriber *subscriber = &conn->subscriber;
     struct place *places = subscriber_places(subscriber);
+    size_t end = 0; /* the last one if it is none of them */
     char peer[PEER_SIZE];
 
     for (unsigned i = 0; i < subscriber->topic_count; i++) {
@@ -2804,6 +3670,9 @@ static void unsubscribe(struct server *server, struct conn *conn,
     set_own(server, subscriber, SLICE(""));
     if (subscriber->topic_count > 1)
         free(subscriber->places);
+    while (end_names[end + 1] && strcmp(end_names[end], reason) != 0)
+        end++;
+    server->figures.ends[end]++;
     if (!may_log(server, LEVEL_INFO))
         return;
     log_event(LEVEL_INFO, "unsubscribed",
@@ -2857,6 +3726,7 @@ static const struct handlers handlers = {
     .silent = handle_silent,
     .body_failed = publication_fail,
     .answered = handle_answered,
+    .content = handle_content,
     .keep_promises = handle_promises,
     .writable = ready_push,
     .expired = handle_expired,
@@ -2964,7 +3834,7 @@ static void begin_drain(struct server *server)
     server->phase = PHASE_DRAIN;
     server->phase_end = server->http.now + server->options.drain;
     server->next_clock = NEVER;
-    http_close_listeners(&server->http);
+    http_close_listeners(&server->http, FLAG_ADMIN);
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
 
@@ -3076,6 +3946,7 @@ static int loop_timeout(const struct server *server)
                               logger.suppressed ? logger.reported + LOG_REPORT
                                                 : NEVER,
                               server->log_wakes ? 0 : NEVER,
+                              server->scan.running ? 0 : NEVER,
                               ring_due(&server->ring) };
     uint64_t until = NEVER;
 
@@ -3102,6 +3973,7 @@ static bool retry_publishers(struct server *server, enum queue_name name)
         if (conn->queue == (uint8_t)name)
             return false;
     }
+    server->http.used_up[BUDGET_PUBLISHERS] += queue->count > 0;
     return true;
 }
 
@@ -3129,8 +4001,11 @@ static void run_turn(struct server *server)
     sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
+    scan_slice(server);
     http_end_turn(&server->http);
     check_phase(server);
+    histogram_add(&server->figures.turns, turn_bounds,
+                  clock_us(CLOCK_MONOTONIC) - server->http.turn);
 }
 
 /* --------------------------------------------------------------- options
@@ -3172,7 +4047,6 @@ static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
 static const char *const print_names[] = { "redis-script", "man", "completion",
                                            "units", NULL };
-#define PLACE(member) offsetof(struct server, member)
 #define OPTION(member) PLACE(options.member)
 
 static const struct spec specs[] = {
@@ -3181,6 +4055,9 @@ static const struct spec specs[] = {
               "unix:PATH[,mode=660]; repeatable" },
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
+    { "admin", "ADDR:PORT", KIND_TEXT, 0, PLACE(http.admin),
+      .help = "where /metrics, /topics are served, and nothing else; or "
+              "unix:PATH" },
     { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
       .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
@@ -3986,7 +4863,8 @@ enum {
     FOR_UNIX = 4,    /* Unix sockets, which are removed at the end */
     FOR_LOG = 8,     /* connections to Redis */
     FOR_INPUT = 16,  /* standard input */
-    FOR_NO_LOG = 32, /* it may be called more freely without those */
+    FOR_ADMIN = 32,  /* the memory of the process */
+    FOR_NO_LOG = 64, /* it may be called more freely without those */
 };
 
 struct filter_wanted {
@@ -4045,6 +4923,7 @@ static const struct call allowed_calls[] = {
 #ifdef SYS_time
     CALL(time), /* likewise */
 #endif
+    CALL_FOR(pread64, FOR_ADMIN), /* /proc/self/statm */
     CALL(getrandom),
     CALL(brk), /* malloc(3), also the next ones */
     CALL(munmap),
@@ -4318,6 +5197,8 @@ static unsigned find_needs(const struct server *server)
         needs |= FOR_ROOT;
     if (options->reads_input)
         needs |= FOR_INPUT;
+    if (server->http.admin)
+        needs |= FOR_ADMIN;
     for (size_t i = 0; i < COUNT(read_late); i++)
         if (file_read_late(server, i))
             needs |= FOR_FILES;
@@ -4564,6 +5445,7 @@ static void init_loop(struct server *server)
     server->on_terminal = isatty(STDOUT_FILENO);
     tzset(); /* the file of the time zone is not read later */
     update_time(server);
+    server->started = (uint64_t)server->ring.time;
     logger.refilled = http->now;
     server->phase_end = server->next_watchdog = NEVER;
     server->next_clock =
@@ -4703,7 +5585,23 @@ static struct http *started;
 
 static void close_listeners(void)
 {
-    http_close_listeners(started);
+    http_close_listeners(started, 0);
+}
+
+/* With --sandbox on no file of /proc can be opened later. */
+static void init_admin(struct server *server)
+{
+    const char *name = server->http.admin;
+    char error[ERROR_SIZE];
+    int outcome;
+
+    server->statm = -1;
+    if (!name)
+        return;
+    server->statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    outcome = http_listen(&server->http, name, FLAG_ADMIN, error);
+    if (outcome != 0)
+        die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--admin: %s", error);
 }
 
 /* The service manager may hand over sockets that it holds, so that connections
@@ -4730,12 +5628,13 @@ static void init_listeners(struct server *server)
     if (options->listen_count + inherited > LISTENERS_MAX)
         die(EXIT_USAGE, "--listen: at most %d listeners", LISTENERS_MAX);
     for (unsigned i = 0; i < options->listen_count; i++) {
-        int outcome = http_listen(&server->http, options->listen[i], error);
+        int outcome = http_listen(&server->http, options->listen[i], 0, error);
 
         if (outcome != 0)
             die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--listen: %s",
                 error);
     }
+    init_admin(server);
 }
 
 static void init_log(struct server *server)
@@ -4750,6 +5649,12 @@ static void init_log(struct server *server)
         die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--redis: %s", error);
 }
 
+/* Whether a listener is that of --admin. */
+static bool is_admin(const struct http *http, unsigned i)
+{
+    return conn_at(http, (uint32_t)http->listeners[i].fd)->flags & FLAG_ADMIN;
+}
+
 /* Says that the server is ready: to its log, the service manager, and people at
  * a terminal. */
 static void announce_ready(const struct server *server)
@@ -4759,9 +5664,14 @@ static void announce_ready(const struct server *server)
     log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64,
               server->ring.newest_id + 1);
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
-    for (unsigned i = 0; server->on_terminal && i < http->listener_count; i++)
+    if (!server->on_terminal || server->phase >= PHASE_DRAIN)
+        return;
+    for (unsigned i = 0; i < http->listener_count; i++)
         dprintf(STDOUT_FILENO,
-                "ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
+                is_admin(http, i)
+                    ? "ssed tells its figures at %s%s/metrics\n"
+                    : "ssed serves %s%s/ and the stream at /events; Ctrl-C "
+                      "ends it\n",
                 strncmp(http->listeners[i].address, "unix:", 5) ? "http://"
                                                                 : "",
                 http->listeners[i].address);
@@ -4777,9 +5687,10 @@ static void announce_ready(const struct server *server)
  *   topics       as many as there can be
  *   connections  the table, with the counts by network; of each its places, its
  *                entries in the arrays of topics, and the small end of its own
- *   requests     --request-memory, the exchanges that are kept, and a buffer
- *                that is moved. Twice that, since what has been small pieces
- *                cannot become pages: see "memory of requests"
+ *   requests     --request-memory, the exchanges that are kept or are of
+ *                --admin, and a buffer that is moved. Twice that, since what
+ *                has been small pieces cannot become pages: see "memory of
+ *                requests"
  *   rest         what has one size always: static memory, libc's own
  */
 static void log_memory(const struct server *server)
@@ -4834,8 +5745,8 @@ static void announce(const struct server *server)
               options->history_bytes, publishers[options->publish]);
     log_memory(server);
     for (unsigned i = 0; i < http->listener_count; i++)
-        log_event(LEVEL_INFO, "listening", "address=%s",
-                  http->listeners[i].address);
+        log_event(LEVEL_INFO, is_admin(http, i) ? "admin" : "listening",
+                  "address=%s", http->listeners[i].address);
 }
 
 /* Standard input is published as the body of a request that never ends. Its
