@@ -1743,26 +1743,34 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
  * Callers: respond_page(); http_serve_root() and sse.c at the start.
  */
 
-/* The bundled pages: a symbol and the file in static/. */
-#define PAGES(PAGE)                      \
-    PAGE(index_html, "index.html")       \
-    PAGE(index_js, "index.js")           \
-    PAGE(chat_html, "chat.html")         \
-    PAGE(chat_js, "chat.js")             \
-    PAGE(progress_html, "progress.html") \
-    PAGE(progress_js, "progress.js")     \
-    PAGE(monitor_html, "monitor.html")   \
-    PAGE(monitor_js, "monitor.js")       \
-    PAGE(inspect_html, "inspect.html")   \
-    PAGE(inspect_js, "inspect.js")       \
-    PAGE(clock_html, "clock.html")       \
-    PAGE(bar_js, "bar.js")               \
-    PAGE(ssed_js, "ssed.js")             \
-    PAGE(style_css, "style.css")
+/* The bundled pages: a symbol, the file in static/, and the listeners that
+ * serve it. */
+enum {
+    ON_PUBLIC = 1,
+    ON_ADMIN = 2,
+};
+
+#define PAGES(PAGE)                                 \
+    PAGE(index_html, "index.html", ON_PUBLIC)       \
+    PAGE(index_js, "index.js", ON_PUBLIC)           \
+    PAGE(chat_html, "chat.html", ON_PUBLIC)         \
+    PAGE(chat_js, "chat.js", ON_PUBLIC)             \
+    PAGE(progress_html, "progress.html", ON_PUBLIC) \
+    PAGE(progress_js, "progress.js", ON_PUBLIC)     \
+    PAGE(monitor_html, "monitor.html", ON_PUBLIC)   \
+    PAGE(monitor_js, "monitor.js", ON_PUBLIC)       \
+    PAGE(inspect_html, "inspect.html", ON_PUBLIC)   \
+    PAGE(inspect_js, "inspect.js", ON_PUBLIC)       \
+    PAGE(clock_html, "clock.html", ON_PUBLIC)       \
+    PAGE(ssed_js, "ssed.js", ON_PUBLIC)             \
+    PAGE(status_html, "status.html", ON_ADMIN)      \
+    PAGE(status_js, "status.js", ON_ADMIN)          \
+    PAGE(bar_js, "bar.js", ON_PUBLIC | ON_ADMIN)    \
+    PAGE(style_css, "style.css", ON_PUBLIC | ON_ADMIN)
 
 /* The assembler puts them into the binary as they are: the server is one file
  * that can be copied anywhere. */
-#define INCLUDE(symbol, name)               \
+#define INCLUDE(symbol, name, where)        \
     __asm__(".pushsection .rodata\n"        \
             "bundle_" #symbol ":\n"         \
             ".incbin \"static/" name "\"\n" \
@@ -1772,10 +1780,11 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     extern const char bundle_##symbol[], bundle_##symbol##_end[];
 PAGES(INCLUDE)
 
-#define BUNDLED(symbol, name) \
-    { "/" name, bundle_##symbol, bundle_##symbol##_end, { 0 } },
+#define BUNDLED(symbol, name, where) \
+    { "/" name, bundle_##symbol, bundle_##symbol##_end, where, { 0 } },
 static struct bundled {
     const char *path, *data, *end;
+    unsigned where;
     struct file file;
 } bundle[] = { PAGES(BUNDLED) };
 
@@ -1810,10 +1819,10 @@ static const char *media_type(struct slice path)
     return "application/octet-stream";
 }
 
-static int open_bundled(struct file *file, const char *path)
+static int open_bundled(struct file *file, unsigned where, const char *path)
 {
     for (size_t i = 0; i < COUNT(bundle); i++) {
-        if (strcmp(bundle[i].path, path) == 0) {
+        if ((bundle[i].where & where) && strcmp(bundle[i].path, path) == 0) {
             *file = bundle[i].file;
             return 0;
         }
@@ -1886,17 +1895,20 @@ void http_bundle_init(time_t modified)
 /* A path that begins with "//" is refused: browsers take it for a host. */
 int http_file_open(struct file *file, int root, struct slice path)
 {
-    char name[REQUEST_LINE_MAX + sizeof("index.html")];
+    char name[REQUEST_LINE_MAX + sizeof("status.html")];
     bool folder = path.length && path.data[path.length - 1] == '/';
+    bool is_admin = root == ROOT_ADMIN;
+    const char *index = is_admin ? "status.html" : "index.html";
     int status;
 
     if (path.length == 0 || path.length > REQUEST_LINE_MAX ||
         (path.length > 1 && path.data[1] == '/'))
         return -404;
     snprintf(name, sizeof(name), "%.*s%s", (int)path.length, path.data,
-             folder ? "index.html" : "");
-    status =
-        root < 0 ? open_bundled(file, name) : open_in_root(file, root, name);
+             folder ? index : "");
+    status = root < 0
+                 ? open_bundled(file, is_admin ? ON_ADMIN : ON_PUBLIC, name)
+                 : open_in_root(file, root, name);
     if (folder && status == -301)
         status = -404; /* its index.html is a folder */
     if (status == 0)
@@ -5394,7 +5406,7 @@ static void begin_table(struct http *http)
     http_update_time(http);
     http->wheel_tick = http->now >> TICK_SHIFT;
     http->accepting = true;
-    http->root = -1;
+    http->root = ROOT_BUNDLED;
 }
 
 int http_init(struct http *http, char error[ERROR_SIZE])

@@ -948,10 +948,18 @@ struct file {
     char etag[64]; /* strong: changes whenever the bytes may have */
 };
 
+/* In the place of a folder's descriptor: the bundled pages of a public
+ * listener, and those of the one of --admin. */
+enum {
+    ROOT_BUNDLED = -1,
+    ROOT_ADMIN = -2,
+};
+
 /*
- * Finds the file for a path: compiled in when `root` is -1, else below that
- * directory, which nothing can lead out of (openat2(2), RESOLVE_BENEATH). A
- * path that ends in a slash means the index.html there. Returns 0, or minus
+ * Finds the file for a path: compiled in when `root` is one of those above,
+ * else below that directory, which nothing can lead out of (openat2(2),
+ * RESOLVE_BENEATH). A path that ends in a slash means the index.html there, or
+ * the status.html of ROOT_ADMIN. Returns 0, or minus
  * the status to answer with: 301 for a folder named without its slash, 404,
  * 501 when the kernel has no openat2, 503 when descriptors or memory have run
  * out.

@@ -1269,15 +1269,15 @@ Test(file, the_bundled_ones)
 
     http_bundle_init(1000);
     for (size_t i = 0; i < COUNT(paths); i++) {
-        cr_assert(http_file_open(&file, -1, slice_of(paths[i])) == 0);
+        cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of(paths[i])) == 0);
         cr_assert(file.data && file.fd == -1 && file.length > 100);
         cr_assert(file.modified == 1000 && file.etag[0] == '"');
     }
-    cr_assert(http_file_open(&again, -1, slice_of("/index.html")) == 0);
+    cr_assert(http_file_open(&again, ROOT_BUNDLED, slice_of("/index.html")) == 0);
     cr_assert(strcmp(file.etag, again.etag) != 0);
-    cr_assert(http_file_open(&file, -1, slice_of("/nothing")) == -404);
-    cr_assert(http_file_open(&file, -1, slice_of("")) == -404);
-    cr_assert(http_file_open(&file, -1, slice_of("//index.html")) == -404);
+    cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of("/nothing")) == -404);
+    cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of("")) == -404);
+    cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of("//index.html")) == -404);
 }
 
 /* A folder with a bit of everything; the test's process may leave it. */
