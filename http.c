@@ -2478,13 +2478,14 @@ static const unsigned next_states[CONN_STATES] = {
     [CONN_LISTENER] = MAY(CONN_FREE),
     [CONN_REDIS] = MAY(CONN_CLOSED),
     [CONN_REQUEST] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_WAITING) |
-                     MAY(CONN_RESPOND) | MAY(CONN_STREAM) | MAY(CONN_LINGER) |
-                     MAY(CONN_CLOSED),
+                     MAY(CONN_RESPOND) | MAY(CONN_STREAM) | MAY(CONN_STATUS) |
+                     MAY(CONN_LINGER) | MAY(CONN_CLOSED),
     [CONN_BODY] = MAY(CONN_REQUEST) | MAY(CONN_WAITING) | MAY(CONN_CLOSED),
     [CONN_WAITING] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_CLOSED),
     [CONN_RESPOND] = MAY(CONN_REQUEST) | MAY(CONN_RESPOND) | MAY(CONN_LINGER) |
                      MAY(CONN_CLOSED),
     [CONN_STREAM] = MAY(CONN_CLOSED),
+    [CONN_STATUS] = MAY(CONN_CLOSED),
     [CONN_LINGER] = MAY(CONN_CLOSED),
     [CONN_CLOSED] = MAY(CONN_FREE),
 };
@@ -2638,7 +2639,7 @@ void conn_close(struct http *http, struct conn *conn, const char *reason)
     if (conn->state == CONN_CLOSED)
         return;
     http->handlers->closing(http->server, conn, reason);
-    if (conn->state != CONN_STREAM)
+    if (conn->state != CONN_STREAM && conn->state != CONN_STATUS)
         conn_release_exchange(http, conn);
     timer_stop(http, conn);
     queue_remove(http, conn);
@@ -2699,12 +2700,13 @@ void conn_resume(struct http *http, struct conn *conn)
     http->handlers->request(http->server, conn);
 }
 
-void conn_begin_stream(struct http *http, struct conn *conn)
+void conn_begin_stream(struct http *http, struct conn *conn,
+                       enum conn_state state)
 {
     queue_remove(http, conn);
     timer_stop(http, conn);
     exchange_release(http, conn->exchange);
-    conn_set_state(http, conn, CONN_STREAM);
+    conn_set_state(http, conn, state);
     conn->subscriber = (struct subscriber){ 0 };
 }
 
@@ -4858,6 +4860,7 @@ void http_event(struct http *http, const struct epoll_event *event)
             conn_close(http, conn, "closed");
         break;
     case CONN_STREAM:
+    case CONN_STATUS:
         /* the peer's FIN ends a stream at once: browsers that go away send no
          * more than that. What a peer sends is thrown away. */
         if (ended || ((event->events & EPOLLIN) && !conn_discard(http, conn)))

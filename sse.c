@@ -881,7 +881,7 @@ static bool stream_begin(struct server *server, struct conn *conn,
     }
     log_access(server, conn, 200, 0);
     log_subscribed(server, conn, reader, start);
-    conn_begin_stream(http, conn);
+    conn_begin_stream(http, conn, CONN_STREAM);
     *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
                                        .topic_count = (uint8_t)reader->count,
                                        .since = (uint32_t)(http->now / 1000),
