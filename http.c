@@ -24,7 +24,6 @@
  * why, in one line for the client to read.
  *
  * The sections, in order. Parsers and formatters: slices, request heads,
- * The sections, in order. Parsers and formatters: slices, request heads,
  * queries and hosts, bodies, replies of Redis, signatures, claims, response
  * heads, files. The table of connections: clock and lists, memory of requests,
  * connections by network, connections, accepting. A request's way through a
@@ -1667,7 +1666,10 @@ static void put_cors(struct head *head, const struct response *response)
 static void put_content(struct head *head, const struct response *response)
 {
     put_field(head, "Content-Type", response->type);
-    if (response->status != 204 && response->status != 304)
+    if (response->made)
+        put_field(head, "Transfer-Encoding",
+                  response->chunked ? "chunked" : NULL);
+    else if (response->status != 204 && response->status != 304)
         put_line(head, "Content-Length: %" PRIu64 "\r\n", response->length);
     put_field(head, "ETag", response->etag);
     if (response->modified) {
@@ -2172,8 +2174,10 @@ void timer_start(struct http *http, struct conn *conn, uint64_t delay)
 static bool memory_take(struct http *http, size_t bytes)
 {
     if (bytes > http->memory_limit ||
-        http->request_memory > http->memory_limit - bytes)
+        http->request_memory > http->memory_limit - bytes) {
+        http->limits_hit[LIMIT_MEMORY]++;
         return false;
+    }
     http->request_memory += bytes;
     return true;
 }
@@ -2316,6 +2320,7 @@ static void exchange_drop_file(struct exchange *exchange)
         close(exchange->file.fd);
     exchange->file.fd = -1;
     exchange->file_left = 0;
+    exchange->makes = false;
 }
 
 static void exchange_release(struct http *http, struct exchange *exchange)
@@ -2561,7 +2566,8 @@ static void work_push(struct http *http, struct conn *conn)
 static void answers_push(struct http *http, struct conn *conn)
 {
     requeue(http, conn, QUEUE_ANSWERS,
-            (conn->flags & FLAG_BUSY) || conn->exchange->file_left);
+            (conn->flags & FLAG_BUSY) || conn->exchange->file_left ||
+                conn->exchange->makes);
 }
 
 struct in6_addr conn_network(const struct conn *conn)
@@ -2576,7 +2582,17 @@ struct in6_addr conn_network(const struct conn *conn)
 /* Whether the connection counts for its network. */
 static bool is_counted(const struct http *http, const struct conn *conn)
 {
-    return http->networks && !(conn->flags & (FLAG_UNIX | FLAG_OWN));
+    return http->networks &&
+           !(conn->flags & (FLAG_UNIX | FLAG_OWN | FLAG_ADMIN));
+}
+
+/* Counts a connection that has begun (1) or ended (-1). */
+static void count_conn(struct http *http, const struct conn *conn, int change)
+{
+    if (conn->flags & FLAG_ADMIN)
+        http->admin_connections += (uint32_t)change;
+    else if (!(conn->flags & FLAG_OWN))
+        http->connections += (uint32_t)change;
 }
 
 static void reap(struct http *http)
@@ -2588,7 +2604,7 @@ static void reap(struct http *http)
         if (!(conn->flags & FLAG_INPUT)) {
             struct in6_addr network = conn_network(conn);
 
-            http->connections -= !(conn->flags & FLAG_OWN);
+            count_conn(http, conn, -1);
             if (is_counted(http, conn))
                 network_remove(http->networks, &network);
             close((int)conn_fd(http, conn));
@@ -2717,18 +2733,27 @@ void conn_begin_stream(struct http *http, struct conn *conn,
  * kernel's queue meanwhile. SURPLUS more than --max-connections are accepted,
  * so that those clients get an answer that says why they are refused. So are
  * ADDRESS_SURPLUS more than --max-per-address, of each network; what comes
- * beyond that is reset at once.
+ * beyond that is reset at once. The listener of --admin has places of its own,
+ * and is accepted from while all others are taken.
  *
  * Callers: http_event(), http_end_turn().
  */
 
-static void accept_pause(struct http *http, bool pause)
+/* Pauses accepting or goes on: by the listener of --admin, and by others. */
+static void accept_pause(struct http *http, bool pause, bool pause_admin)
 {
     http->accepting = !pause;
     http->accept_again = http->now + ACCEPT_PAUSE;
-    for (unsigned i = 0; i < http->listener_count; i++)
-        conn_set_interest(http, conn_at(http, (uint32_t)http->listeners[i].fd),
-                          pause ? 0 : EPOLLIN);
+    for (unsigned i = 0; i < http->listener_count; i++) {
+        int fd = http->listeners[i].fd;
+        struct conn *conn = conn_at(http, fd < 0 ? 0 : (uint32_t)fd);
+        uint32_t interest = EPOLLIN;
+
+        if (conn->flags & FLAG_ADMIN ? pause_admin : pause)
+            interest = 0;
+        if (fd >= 0)
+            conn_set_interest(http, conn, interest);
+    }
 }
 
 /* Decides what a new connection may do. False: there are too many from where it
@@ -2738,14 +2763,21 @@ static bool admit(struct http *http, struct conn *conn)
     struct in6_addr network = conn_network(conn);
     uint64_t count;
 
-    if (http->connections >= http->max_connections)
+    if (conn->flags & FLAG_ADMIN) {
+        http->limits_hit[LIMIT_ADMIN] += http->admin_connections >= ADMIN_MAX;
+        return http->admin_connections < ADMIN_MAX;
+    }
+    if (http->connections >= http->max_connections) {
         conn->flags |= FLAG_SURPLUS;
+        http->limits_hit[LIMIT_CONNECTIONS]++;
+    }
     if (!is_counted(http, conn))
         return true;
     count = network_find(http->networks, &network)->count;
     if (count < http->max_per_address)
         return true;
     conn->flags |= FLAG_SURPLUS | FLAG_CROWDED;
+    http->limits_hit[LIMIT_ADDRESS]++;
     http->handlers->crowded(http->server, conn);
     return count < http->max_per_address + ADDRESS_SURPLUS;
 }
@@ -2779,7 +2811,9 @@ static int conn_open(struct http *http, int fd,
     network = conn_network(conn);
     if (is_counted(http, conn))
         network_add(http->networks, &network);
-    http->connections++;
+    count_conn(http, conn, 1);
+    if (http->conn_end <= (uint32_t)fd)
+        http->conn_end = (uint32_t)fd + 1;
     conn_set_state(http, conn, CONN_REQUEST);
     timer_start(http, conn, http->head_timeout);
     /* most clients send the request at once, so it is looked for in this turn:
@@ -2800,7 +2834,7 @@ static void accept_all(struct http *http, int listener)
     for (int i = 0; i < ACCEPTS_MAX; i++) {
         struct sockaddr_storage peer = { 0 };
         socklen_t length = sizeof(peer);
-        bool full = is_full(http);
+        bool full = !(flags & FLAG_ADMIN) && is_full(http);
         int error = 0;
 
         if (!full) {
@@ -2815,7 +2849,8 @@ static void accept_all(struct http *http, int listener)
             /* told once, and not again while one pause follows another */
             if (http->now >= http->accept_again + 1000)
                 http->handlers->accept_paused(http->server, error);
-            accept_pause(http, true);
+            http->limits_hit[LIMIT_ACCEPT]++;
+            accept_pause(http, true, !full);
             return;
         }
     }
@@ -2904,15 +2939,49 @@ static bool keep_promises(struct http *http, struct conn *conn)
     return false;
 }
 
+/* Puts the next piece of content into `out`, which is empty. False if others
+ * have their turn first. */
+static bool make_content(struct http *http, struct conn *conn)
+{
+    static const char last[] = "0\r\n\r\n";
+    enum {
+        HEAD = 10,
+        TAIL = 2 + sizeof(last)
+    };
+    struct exchange *exchange = conn->exchange;
+    struct buffer *out = &exchange->out;
+    struct text text = { out->bytes + HEAD, out->room - HEAD - TAIL, 0 };
+    char size[HEAD + 1];
+
+    exchange->makes = http->handlers->content(http->server, conn, &text);
+    out->start = HEAD;
+    out->end = HEAD + text.length;
+    if (exchange->chunked && text.length) {
+        snprintf(size, sizeof(size), "%08x\r\n", (unsigned)text.length);
+        memcpy(out->bytes, size, HEAD);
+        out->start = 0;
+        memcpy(out->bytes + out->end, "\r\n", 2);
+        out->end += 2;
+    }
+    if (exchange->chunked && !exchange->makes) {
+        memcpy(out->bytes + out->end, last, strlen(last));
+        out->end += strlen(last);
+    }
+    if (out->start == out->end)
+        out->start = out->end = 0;
+    return text.length > 0 || !exchange->makes;
+}
+
 /* Sends until all is sent, the socket is full, or it is others' turn. MSG_MORE
  * puts a head into one segment with the file's first bytes. */
-static enum io write_answers(const struct http *http, struct conn *conn)
+static enum io write_answers(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
     struct buffer *out = &exchange->out;
     int fd = (int)conn_fd(http, conn);
 
-    for (size_t total = 0; buffer_length(out) > 0 || exchange->file_left;) {
+    for (size_t total = 0;
+         buffer_length(out) > 0 || exchange->file_left || exchange->makes;) {
         size_t length = buffer_length(out);
         size_t part = exchange->file_left < SEND_BUDGET ? exchange->file_left
                                                         : SEND_BUDGET;
@@ -2921,6 +2990,11 @@ static enum io write_answers(const struct http *http, struct conn *conn)
 
         if (total >= SEND_BUDGET)
             return IO_BUDGET;
+        if (!length && exchange->makes) {
+            if (!make_content(http, conn))
+                return IO_BUDGET;
+            continue;
+        }
         if (length)
             sent = send(fd, out->bytes + out->start, length,
                         MSG_NOSIGNAL | (exchange->file_left ? MSG_MORE : 0));
@@ -3031,6 +3105,27 @@ void respond_method(struct http *http, struct conn *conn, const char *allow)
     respond_text(http, conn, response, text);
 }
 
+void respond_made(struct http *http, struct conn *conn,
+                  struct response *response)
+{
+    struct exchange *exchange = conn->exchange;
+    struct buffer *out = &exchange->out;
+    bool head_only = exchange->request.method == METHOD_HEAD;
+
+    response->made = true;
+    response->chunked = exchange->request.minor > 0;
+    response->close = !response->chunked;
+    respond(http, conn, response, SLICE(""));
+    if (head_only)
+        return;
+    /* without memory the pieces are smaller */
+    memory_grow(http, &out->bytes, &out->room, OUT_SIZE);
+    exchange->makes = true;
+    exchange->chunked = response->chunked;
+    conn_set_state(http, conn, CONN_RESPOND);
+    answers_push(http, conn);
+}
+
 size_t stream_head(struct http *http, struct conn *conn,
                    struct response *response, char *bytes, size_t size)
 {
@@ -3050,21 +3145,25 @@ void respond_page(struct http *http, struct conn *conn)
     struct exchange *exchange = conn->exchange;
     enum method method = exchange->request.method;
     struct response response = { .location = exchange->request.path };
+    bool is_admin = conn->flags & FLAG_ADMIN;
+    int root = is_admin ? ROOT_ADMIN : http->root;
 
     if (method != METHOD_GET && method != METHOD_HEAD) {
         respond_method(http, conn, "GET, HEAD, OPTIONS");
         return;
     }
     response.status =
-        -http_file_open(&exchange->file, http->root, exchange->request.path);
+        -http_file_open(&exchange->file, root, exchange->request.path);
     if (response.status != 301)
         response.location.length = 0;
     if (response.status != 0) {
         respond_text(http, conn, response,
                      response.status == 301
                          ? "this is a folder: its path ends in a slash"
-                     : response.status == 404 ? "there is no such page"
-                                              : "no descriptor is free for it");
+                     : response.status != 404 ? "no descriptor is free for it"
+                     : is_admin ? "here are /status.html, /metrics, /topics "
+                                  "and /healthz; --listen serves all else"
+                                : "there is no such page");
         return;
     }
     http_file_response(&exchange->file, &exchange->request, &response,
@@ -4802,7 +4901,8 @@ static void conn_expired(struct http *http, struct conn *conn)
 
 /* Serves the connections of a queue for a part of the turn, or until Redis has
  * something to do. */
-static void serve(struct http *http, enum queue_name queue, unsigned time,
+static void serve(struct http *http, enum queue_name queue, enum budget budget,
+                  unsigned time,
                   void (*act)(struct http *http, struct conn *conn))
 {
     uint64_t end = clock_us(CLOCK_MONOTONIC) + time;
@@ -4810,13 +4910,15 @@ static void serve(struct http *http, enum queue_name queue, unsigned time,
     while (http->queues[queue].count && !redis_has_work(&http->redis) &&
            clock_us(CLOCK_MONOTONIC) < end)
         act(http, queue_pop(http, queue));
+    http->used_up[budget] += http->queues[queue].count > 0;
 }
 
 void http_update_time(struct http *http)
 {
     time_t second = time(NULL);
 
-    http->now = clock_ms(CLOCK_MONOTONIC);
+    http->turn = clock_us(CLOCK_MONOTONIC);
+    http->now = http->turn / 1000;
     if (second != http->date_of)
         http_date(http->date, second);
     http->date_of = second;
@@ -4897,8 +4999,10 @@ void http_expire(struct http *http)
                 continue;
             timer_stop(http, conn);
             conn_expired(http, conn);
-            if (clock_us(CLOCK_MONOTONIC) >= end)
+            if (clock_us(CLOCK_MONOTONIC) >= end) {
+                http->used_up[BUDGET_TIMERS]++;
                 return;
+            }
         }
     }
 }
@@ -4907,12 +5011,13 @@ void http_serve(struct http *http)
 {
     if (http->redis.address)
         redis_serve(http);
-    serve(http, QUEUE_WORK, TURN_WORK, conn_visit);
-    serve(http, QUEUE_WORK_BUSY, TURN_BUSY, conn_visit);
+    serve(http, QUEUE_WORK, BUDGET_REQUESTS, TURN_WORK, conn_visit);
+    serve(http, QUEUE_WORK_BUSY, BUDGET_REQUESTS_BUSY, TURN_BUSY, conn_visit);
     if (http->redis.address)
         redis_flush(http);
-    serve(http, QUEUE_ANSWERS, TURN_WORK, send_answers);
-    serve(http, QUEUE_ANSWERS_BUSY, TURN_BUSY, send_answers);
+    serve(http, QUEUE_ANSWERS, BUDGET_ANSWERS, TURN_WORK, send_answers);
+    serve(http, QUEUE_ANSWERS_BUSY, BUDGET_ANSWERS_BUSY, TURN_BUSY,
+          send_answers);
 }
 
 void http_end_turn(struct http *http)
@@ -4930,7 +5035,7 @@ void http_end_turn(struct http *http)
     }
     reap(http);
     if (!http->accepting && http->now >= http->accept_again)
-        accept_pause(http, is_full(http));
+        accept_pause(http, is_full(http), false);
 }
 
 uint64_t http_next(const struct http *http)
@@ -5040,7 +5145,8 @@ static void remove_stale_socket(const struct sockaddr_un *address)
 
 /* Names a listener by what it is bound to, since with port 0 the kernel has
  * chosen one, and has epoll watch it. */
-static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
+static int add_listener(struct http *http, int fd, uint8_t flags,
+                        char error[ERROR_SIZE])
 {
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = (uint32_t)fd };
     struct listener *listener = &http->listeners[http->listener_count];
@@ -5066,7 +5172,7 @@ static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
         snprintf(listener->address, sizeof(listener->address),
                  address.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host,
                  port);
-    *conn = (struct conn){ .interest = EPOLLIN };
+    *conn = (struct conn){ .flags = flags, .interest = EPOLLIN };
     set_peer(conn, &address);
     if (!(conn->flags & FLAG_UNIX) && conn_is_local(conn))
         conn->flags |= FLAG_LOOPBACK;
@@ -5075,7 +5181,7 @@ static int add_listener(struct http *http, int fd, char error[ERROR_SIZE])
     return 0;
 }
 
-static int listen_on(struct http *http, const char *name,
+static int listen_on(struct http *http, const char *name, uint8_t flags,
                      const struct sockaddr *address, socklen_t length,
                      char error[ERROR_SIZE])
 {
@@ -5091,12 +5197,14 @@ static int listen_on(struct http *http, const char *name,
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (address->sa_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-    if (address->sa_family != AF_UNIX && http->reuse_port)
+    /* the figures are those of one process */
+    if (address->sa_family != AF_UNIX && http->reuse_port &&
+        !(flags & FLAG_ADMIN))
         setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
     if (address->sa_family != AF_UNIX)
         tune_listener(fd);
     if (bind(fd, address, length) == 0 && listen(fd, SOMAXCONN) == 0)
-        return add_listener(http, fd, error);
+        return add_listener(http, fd, flags, error);
     fail_with(error, "cannot listen on '%s': %s%s", name, strerror(errno),
               errno == EADDRINUSE ? "; choose another with --port or --listen"
                                   : "");
@@ -5133,7 +5241,7 @@ static int split_unix(const char *name, struct sockaddr_un *address,
     return 0;
 }
 
-static int listen_unix(struct http *http, const char *name,
+static int listen_unix(struct http *http, const char *name, uint8_t flags,
                        char error[ERROR_SIZE])
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -5150,7 +5258,7 @@ static int listen_unix(struct http *http, const char *name,
     /* bind(2) makes the file: the umask gives it its mode at once, so that
      * there is no moment in which others can connect */
     before = umask(0777 & ~mode);
-    outcome = listen_on(http, name, (const struct sockaddr *)&address,
+    outcome = listen_on(http, name, flags, (const struct sockaddr *)&address,
                         sizeof(address), error);
     umask(before);
     if (outcome == 0 && lstat(address.sun_path, &status) == 0) {
@@ -5184,7 +5292,7 @@ static bool split_address(const char *name, char host[64], const char **port)
     return slice_number(slice_of(*port), 65535, &number);
 }
 
-static int listen_tcp(struct http *http, const char *name,
+static int listen_tcp(struct http *http, const char *name, uint8_t flags,
                       char error[ERROR_SIZE])
 {
     struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
@@ -5203,7 +5311,8 @@ static int listen_tcp(struct http *http, const char *name,
             name);
         return -2;
     }
-    outcome = listen_on(http, name, found->ai_addr, found->ai_addrlen, error);
+    outcome =
+        listen_on(http, name, flags, found->ai_addr, found->ai_addrlen, error);
     freeaddrinfo(found);
     return outcome;
 }
@@ -5240,10 +5349,12 @@ static void open_input(struct http *http)
     close(fd);
 }
 
-int http_listen(struct http *http, const char *name, char error[ERROR_SIZE])
+int http_listen(struct http *http, const char *name, uint8_t flags,
+                char error[ERROR_SIZE])
 {
-    return strncmp(name, "unix:", 5) == 0 ? listen_unix(http, name, error)
-                                          : listen_tcp(http, name, error);
+    return strncmp(name, "unix:", 5) == 0
+               ? listen_unix(http, name, flags, error)
+               : listen_tcp(http, name, flags, error);
 }
 
 /* O_NONBLOCK: another process may accept the connection that epoll has reported
@@ -5265,7 +5376,7 @@ int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE])
         return fail_with(error, "descriptor %d: %s", fd, strerror(errno));
     if (family != AF_UNIX)
         tune_listener(fd);
-    return add_listener(http, fd, error);
+    return add_listener(http, fd, 0, error);
 }
 
 /* O_PATH: whatever somebody else puts at the path, what changes its owner is
@@ -5297,13 +5408,15 @@ int http_give_sockets(struct http *http, uid_t user, gid_t group,
     return 0;
 }
 
-void http_close_listeners(struct http *http)
+void http_close_listeners(struct http *http, uint8_t kept)
 {
-    while (http->listener_count > 0) {
-        const struct listener *listener =
-            &http->listeners[--http->listener_count];
+    for (unsigned i = http->listener_count; i-- > 0;) {
+        struct listener *listener = &http->listeners[i];
+        uint32_t fd = (uint32_t)listener->fd;
         struct stat status;
 
+        if (listener->fd < 0 || (conn_at(http, fd)->flags & kept))
+            continue;
         /* the path may be another server's by now. The listener is still open:
          * a server that starts now finds the socket in use, and no new file can
          * have got the number of its inode. */
@@ -5312,7 +5425,8 @@ void http_close_listeners(struct http *http)
             status.st_ino == listener->inode)
             unlink(listener->unix_path);
         close(listener->fd);
-        conn_set_state(http, conn_at(http, (uint32_t)listener->fd), CONN_FREE);
+        conn_set_state(http, conn_at(http, fd), CONN_FREE);
+        listener->fd = -1;
     }
 }
 
@@ -5374,25 +5488,26 @@ static int raise_limit(struct http *http, char error[ERROR_SIZE])
 {
     uint64_t asked = http->max_connections, allowed = 0;
     uint64_t wanted = asked ? asked : CONNECTIONS_DEFAULT;
+    uint64_t reserve = http->admin ? RESERVE + ADMIN_MAX : RESERVE;
     struct rlimit limit;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
         return fail_with(error, "cannot read the limit on descriptors: %s",
                          strerror(errno));
     limit.rlim_cur =
-        limit.rlim_max > wanted + RESERVE ? wanted + RESERVE : limit.rlim_max;
+        limit.rlim_max > wanted + reserve ? wanted + reserve : limit.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
         return fail_with(error, "cannot raise the limit on descriptors: %s",
                          strerror(errno));
-    if (limit.rlim_cur > RESERVE)
-        allowed = limit.rlim_cur - RESERVE;
+    if (limit.rlim_cur > reserve)
+        allowed = limit.rlim_cur - reserve;
     if (allowed == 0 || allowed < asked)
         return fail_with(error,
                          "--max-connections: the limit on descriptors allows "
                          "%" PRIu64 "; raise it with ulimit -Hn %" PRIu64,
-                         allowed, wanted + RESERVE);
+                         allowed, wanted + reserve);
     http->max_connections = allowed < wanted ? allowed : wanted;
-    http->conn_limit = (uint32_t)(http->max_connections + RESERVE);
+    http->conn_limit = (uint32_t)(http->max_connections + reserve);
     return 0;
 }
 
@@ -5529,7 +5644,7 @@ void http_release(struct http *http)
             conn_close(http, conn, "stopped");
     }
     reap(http);
-    http_close_listeners(http);
+    http_close_listeners(http, 0);
     while (http->spare) {
         struct exchange *exchange = http->spare;
 

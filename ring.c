@@ -602,9 +602,10 @@ static int compare_topics(const void *a, const void *b)
     struct slice x = ((const struct topic *)a)->name;
     struct slice y = ((const struct topic *)b)->name;
 
-    if (x.length != y.length)
-        return x.length < y.length ? -1 : 1;
-    return memcmp(x.data, y.data, x.length);
+    size_t common = x.length < y.length ? x.length : y.length;
+    int order = memcmp(x.data, y.data, common);
+
+    return order ? order : (x.length > y.length) - (x.length < y.length);
 }
 
 struct topic *topic_find(const struct ring *ring, struct slice name)
@@ -613,6 +614,41 @@ struct topic *topic_find(const struct ring *ring, struct slice name)
     struct topic *const *found = tfind(&key, &ring->topics, compare_topics);
 
     return found ? *found : NULL;
+}
+
+/* What note_topic() looks for, and what it has found: tfind(3) hands nothing
+ * on. */
+static struct {
+    const struct topic *key, *found;
+    bool or_same;
+} seek;
+
+/* Of the topics that a search meets, those behind the key come ever nearer to
+ * it: the last one is the next. POSIX does not say which of the two is the
+ * key. */
+static int note_topic(const void *a, const void *b)
+{
+    bool key_first = a == seek.key;
+    int order = compare_topics(a, b);
+
+    if (order == 0 && !seek.or_same)
+        return key_first ? 1 : -1;
+    if (order == 0 || (order < 0) == key_first)
+        seek.found = key_first ? b : a;
+    return order;
+}
+
+const struct topic *topic_next(const struct ring *ring, struct slice name,
+                               bool or_same)
+{
+    struct topic key = { .name = name };
+
+    seek.key = &key;
+    seek.found = NULL;
+    seek.or_same = or_same;
+    tfind(&key, &ring->topics, note_topic);
+    seek.key = NULL;
+    return seek.found;
 }
 
 /* Counts the topics that have no frame. The main stream is no topic. */
@@ -642,6 +678,7 @@ static struct topic *make_topic(struct ring *ring, struct slice name)
         free(topic);
         return NULL;
     }
+    ring->topic_count++;
     count_empty(ring, topic, true);
     return topic;
 }
@@ -718,6 +755,7 @@ static void forget_if_unused(struct ring *ring, struct topic *topic)
 {
     if (topic->references || topic->newest)
         return;
+    ring->topic_count--;
     count_empty(ring, topic, false);
     raise_to(&ring->mark, topic->mark);
     tdelete(topic, &ring->topics, compare_topics);
@@ -897,6 +935,13 @@ void ring_forget(struct ring *ring)
         evict_oldest(ring);
 }
 
+/* When a frame was appended is kept in ticks, so few bits of them that an age
+ * of more than four years is told wrong. */
+enum {
+    TICK_BITS = 6, /* ms of one, as a power of two */
+    TICKS = INT32_MAX,
+};
+
 /* How many of a topic's frames the jump of the one with this number leads
  * back: what the lowest digit stands for. Takes away the greatest digit that
  * is left until nothing is. */
@@ -948,6 +993,7 @@ static void append_entry(struct ring *ring)
     struct frame *frame = frame_at(ring, ring->next);
     struct topic *topic = frame->topic;
 
+    frame->appended = (uint32_t)(ring->now >> TICK_BITS) & TICKS;
     frame->jump = jump_for_next(ring, topic);
     frame->previous = topic->newest;
     frame->number = ++topic->count;
@@ -988,6 +1034,16 @@ const struct frame *ring_frame(const struct ring *ring, uint64_t ordinal)
 {
     assert(ordinal >= ring->oldest && ordinal < ring->next);
     return frame_at(ring, ordinal);
+}
+
+uint64_t ring_age(const struct ring *ring, uint64_t ordinal)
+{
+    uint64_t now = ring->now >> TICK_BITS;
+    int64_t age = ring->time - ring_time(ring, ordinal);
+
+    if (ring->file)
+        return age > 0 ? (uint64_t)age : 0;
+    return ((now - ring_frame(ring, ordinal)->appended) & TICKS) << TICK_BITS;
 }
 
 uint64_t ring_oldest_after(const struct ring *ring, size_t length)

@@ -31,10 +31,11 @@
  * Within a section what is called stands above its caller; what is called in a
  * section further down is declared before.
  *
- * Order: types; log; routes; rights; subscribing; publications; requests to
- * publish; steps; content; publishing; delivery; the history file; the shared
- * log; other handlers; the service manager; phases and signals; the loop;
- * options and their checks; least privilege; the start; --check; --sign; main.
+ * Order: types; log; counting; routes; rights; subscribing; publications;
+ * requests to publish; steps; content; publishing; delivery; the history file;
+ * the shared log; figures; the admin listener; other handlers; the service
+ * manager; phases and signals; the loop; options and their checks; least
+ * privilege; the start; --check; --sign; main.
  */
 #include "sse.h"
 
@@ -102,10 +103,15 @@ enum {
     LOG_REPORT = 1000,       /* ms between two lines about lines left out */
     NOTICE_PAUSE = 10000,    /* ms between two lines of a notice */
     LOG_PATIENCE = 5000,     /* ms for a subscriber to wait for the log */
+    SCAN_STEPS = 1024,       /* of a slice: connections, and their places */
     EXPIRY_LOOK = 60000,     /* ms until the clock is looked at again */
     EXPIRY_PATIENCE = 5000,  /* ms for a stream to end when it has expired */
     RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
     RETRY_SPREAD = 8000,
+    STATUS_STREAMS_MAX = 16,
+    STATUS_PERIOD = 1000,    /* ms from one event to the next */
+    STATUS_PATIENCE = 10000, /* ms for a stream to take some of one */
+    RANKS = 10,
 };
 
 /* The greatest id that a publisher may give. An id near ID_MAX would leave no
@@ -192,6 +198,91 @@ struct notice {
     uint64_t again; /* ms: not before */
 };
 
+/* Values by size. counts[i] are those of at most the figure's bounds[i] that
+ * are not in a count before; the last one is all others. */
+enum {
+    BOUNDS_MAX = 16
+};
+struct histogram {
+    uint64_t counts[BOUNDS_MAX + 1], sum;
+};
+
+/* Why a subscriber was told of a gap. */
+enum gap {
+    GAP_EVICTED, /* what comes after its id may be gone */
+    GAP_AHEAD,   /* its id is greater than the newest: of another history */
+    GAP_INVALID, /* it is no id */
+    GAPS,
+};
+
+/* How publishes are answered; other statuses are counted as the last one. */
+/* clang-format off */
+#define STATUSES(STATUS)                                          \
+    STATUS(201) STATUS(200) STATUS(400) STATUS(401) STATUS(403)   \
+    STATUS(404) STATUS(408) STATUS(409) STATUS(413) STATUS(417)   \
+    STATUS(429) STATUS(500) STATUS(503)
+/* clang-format on */
+#define STATUS_NUMBER(status) status,
+static const int statuses[] = { STATUSES(STATUS_NUMBER) 0 };
+
+/* Why a subscription ended, as the log says it; others are the last one. */
+static const char *const end_names[] = { "closed",  "overrun", "finished",
+                                         "drained", "expired", "gap",
+                                         "stopped", "error",   NULL };
+
+/* What has been counted since the start: see "figures". */
+struct figures {
+    uint64_t events_sent, bytes_sent; /* to subscribers */
+    uint64_t events, bytes;           /* published: of frames */
+    uint64_t subscriptions, replays, events_replayed;
+    uint64_t gaps[GAPS];
+    uint64_t ends[COUNT(end_names) - 1];
+    uint64_t publishes[COUNT(statuses)];
+    uint64_t input_skipped;
+    uint64_t flights_refused, flights_unknown, entries_skipped;
+    struct histogram turns, syncs; /* us */
+};
+
+/* How far subscribers are behind: found by looking at all of them, a slice in a
+ * turn. */
+enum {
+    BEHIND_MAX = 6
+};
+struct lag {
+    uint64_t events, ms; /* the greatest */
+    /* how many are further behind than each of the bounds */
+    uint64_t behind_events[BEHIND_MAX], behind_ms[BEHIND_MAX];
+};
+struct scan {
+    bool running;
+    uint32_t at;          /* the descriptor to look at next */
+    uint64_t rounds;      /* that are over */
+    struct lag now, last; /* of this round, and of the one before */
+};
+
+/* A topic among the first of a ranking. */
+struct rank {
+    uint64_t lag; /* events that the slowest of its subscribers is behind */
+    uint32_t subscribers;
+    uint8_t length;
+    char name[TOPIC_NAME_MAX];
+};
+
+struct ranking {
+    bool by_lag; /* else by subscribers */
+    unsigned count;
+    struct rank ranks[RANKS]; /* the first one is first */
+};
+
+/* The streams of /status, and what is found for their next event. */
+struct status {
+    uint32_t streams[STATUS_STREAMS_MAX]; /* descriptors */
+    unsigned count;
+    uint64_t next; /* ms; NEVER if there is no stream */
+    bool wanted;   /* an event is due when the scan has ended */
+    struct ranking most_subscribers, most_lag;
+};
+
 struct server {
     struct http http;
     struct ring ring;
@@ -223,7 +314,14 @@ struct server {
     unsigned quantum_sends;
     size_t quantum_bytes;
     struct notice address_full, topics_full;
+    struct figures figures;
+    struct scan scan;
+    struct status status;
+    uint64_t started; /* ms since 1970 */
+    int statm;        /* /proc/self/statm, with --admin */
 };
+
+#define PLACE(member) offsetof(struct server, member)
 
 /* ----------------------------------------------------------------- log
  *
@@ -238,6 +336,7 @@ static struct {
     double tokens;       /* lines that clients may cause now */
     uint64_t refilled;   /* ms */
     uint64_t suppressed; /* lines left out since the last report */
+    uint64_t left_out;   /* and before */
     uint64_t reported;   /* ms */
 } logger = { .level = LEVEL_INFO, .tokens = LOG_BURST };
 static const char *const level_names[] = { "error", "warn", "info", "debug",
@@ -357,6 +456,7 @@ static void log_report(uint64_t now)
     if (!suppressed || now < logger.reported + LOG_REPORT)
         return;
     logger.suppressed = 0;
+    logger.left_out += suppressed;
     logger.reported = now;
     log_event(LEVEL_WARN, "log_suppressed", "lines=%" PRIu64, suppressed);
 }
@@ -434,6 +534,36 @@ die(int status, const char *format, ...)
     exit(status);
 }
 
+/* ---------------------------------------------------------------- counting
+ *
+ * How what is counted is put into classes; what it is for says "figures".
+ */
+
+static const uint64_t turn_bounds[] = { 100,    250,     500,   1000,  2500,
+                                        5000,   10000,   25000, 50000, 100000,
+                                        250000, 1000000, 0 };
+static const uint64_t sync_bounds[] = { 100,     500,     1000,   5000,
+                                        10000,   50000,   100000, 500000,
+                                        1000000, 5000000, 0 };
+static const uint64_t event_bounds[] = { 1, 10, 100, 1000, 10000, 0 };
+static const uint64_t time_bounds[] = { 100, 1000, 5000, 15000, 60000, 0 };
+_Static_assert(COUNT(turn_bounds) <= BOUNDS_MAX + 1 &&
+                   COUNT(sync_bounds) <= BOUNDS_MAX + 1 &&
+                   COUNT(event_bounds) <= BEHIND_MAX + 1 &&
+                   COUNT(time_bounds) <= BEHIND_MAX + 1,
+               "there is room for them");
+
+static void histogram_add(struct histogram *histogram, const uint64_t *bounds,
+                          uint64_t value)
+{
+    unsigned i = 0;
+
+    while (bounds[i] && value > bounds[i])
+        i++;
+    histogram->counts[i]++;
+    histogram->sum += value;
+}
+
 /* ------------------------------------------------------------------ routes
  *
  * handle_request(), which http.c calls when a head has been parsed, decides by
@@ -462,17 +592,20 @@ static enum outcome publish_event(struct server *server, struct topic *topic,
                                   struct publication *publication);
 static void stream_send(struct server *server, struct conn *conn,
                         struct slice own);
+static void route_admin(struct server *server, struct conn *conn);
 
 /*
- * With --cors none no page of another origin reads here. A page whose own name
- * is made to resolve to this machine ("DNS rebinding") would count as of this
- * origin, so a loopback listener serves no Host that it does not know.
+ * With --cors none no page of another origin reads here, and never by the
+ * listener of --admin. A page whose own name is made to resolve to this machine
+ * ("DNS rebinding") would count as of this origin, so a loopback listener
+ * serves no Host that it does not know.
  */
 static bool is_misdirected(const struct server *server, const struct conn *conn)
 {
     struct slice host = conn->exchange->request.host;
 
-    if (server->options.cors || !(conn->flags & FLAG_LOOPBACK) || !host.data ||
+    if ((server->options.cors && !(conn->flags & FLAG_ADMIN)) ||
+        !(conn->flags & FLAG_LOOPBACK) || !host.data ||
         http_host_is_local(host))
         return false;
     for (unsigned i = 0; i < server->options.host_count; i++)
@@ -563,8 +696,14 @@ static void handle_request(struct server *server, struct conn *conn)
     if (conn->flags & FLAG_SURPLUS)
         conn->exchange->request.close = true;
     if (is_misdirected(server, conn))
-        respond_error(&server->http, conn, 421,
-                      "this Host is not known here: --host names another");
+        respond_error(
+            &server->http, conn, 421,
+            conn->flags & FLAG_ADMIN
+                ? "this Host is not known here: --admin takes "
+                  "localhost or an IP address"
+                : "this Host is not known here: --host names another");
+    else if (conn->flags & FLAG_ADMIN)
+        route_admin(server, conn);
     else if (refused)
         respond_error(&server->http, conn, 400, refused);
     else if (has_topic || slice_is(path, "/events"))
@@ -635,6 +774,7 @@ static const char *token_refused(struct server *server, const struct conn *conn,
                "ssed_token, or token= in the query";
     response->retry_after = http_failure_wait(http, conn);
     if (response->retry_after) {
+        http->limits_hit[LIMIT_FAILURES]++;
         response->status = 429;
         return "too many wrong tokens from this address: --max-failures";
     }
@@ -861,6 +1001,21 @@ static void log_subscribed(const struct server *server, const struct conn *conn,
               start->replay, start->gap ? "yes" : "no");
 }
 
+static void count_subscription(struct server *server, const struct start *start)
+{
+    struct figures *figures = &server->figures;
+    uint64_t id;
+
+    figures->subscriptions++;
+    figures->replays += start->replay > 0;
+    figures->events_replayed += start->replay;
+    if (start->gap)
+        figures->gaps[start->known ? GAP_EVICTED
+                      : slice_number(start->requested, UINT64_MAX, &id)
+                          ? GAP_AHEAD
+                          : GAP_INVALID]++;
+}
+
 /* Makes the connection a subscriber, which takes over the reader's places and
  * its hold on the topics. False without memory: nothing has changed then. */
 static bool stream_begin(struct server *server, struct conn *conn,
@@ -881,6 +1036,7 @@ static bool stream_begin(struct server *server, struct conn *conn,
     }
     log_access(server, conn, 200, 0);
     log_subscribed(server, conn, reader, start);
+    count_subscription(server, start);
     conn_begin_stream(http, conn, CONN_STREAM);
     *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
                                        .topic_count = (uint8_t)reader->count,
@@ -1000,6 +1156,7 @@ static void log_topics_full(struct server *server)
 {
     uint64_t refused = take_notice(server, &server->topics_full);
 
+    server->http.limits_hit[LIMIT_TOPICS]++;
     if (refused)
         log_event(LEVEL_WARN, "topics_full",
                   "without_event=%" PRIu64 " refused=%" PRIu64,
@@ -1230,6 +1387,7 @@ static void refuse_event(struct server *server, struct conn *conn, int status,
         return;
     }
     conn->exchange->publication.skipped++;
+    server->figures.input_skipped++;
     if (may_log(server, LEVEL_WARN))
         log_event(LEVEL_WARN, "input_skipped", "reason=\"%s\"", why);
 }
@@ -1238,6 +1396,7 @@ static void refuse_too_long(struct server *server, struct conn *conn)
 {
     char why[64];
 
+    server->http.limits_hit[LIMIT_EVENT]++;
     snprintf(why, sizeof(why),
              is_input(conn) ? "more than %" PRIu64 " bytes: --max-event"
                             : "the event has more than %" PRIu64 " bytes",
@@ -1436,6 +1595,7 @@ static void begin_publication(struct server *server, struct conn *conn,
         .content_max = (size_t)(streams ? max_event : max_event + 2),
     };
     if (!publication->topic) {
+        server->http.limits_hit[LIMIT_TOPICS] += errno == EAGAIN;
         respond_error(&server->http, conn, 503,
                       errno == EAGAIN ? NO_TOPIC_TEXT
                                       : "no memory for the topic");
@@ -1968,6 +2128,8 @@ static enum outcome append_event(struct server *server, struct topic *topic,
         begin_kept_ids(server, id);
     ring_append(ring, topic, id, text_slice(&frame), (uint32_t)splice,
                 event->finishes);
+    server->figures.events++;
+    server->figures.bytes += frame.length - FRAME_HEAD - FRAME_TAIL;
     return PUBLISHED;
 }
 
@@ -2128,8 +2290,7 @@ static uint64_t position_of(const struct server *server,
     return server->ring.newest_id;
 }
 
-/* Has more sent to the subscriber after the others have had their turn. A
- * handler too: a full socket has room again. */
+/* Has more sent to the subscriber after the others have had their turn. */
 static void ready_push(struct server *server, struct conn *conn)
 {
     struct reader reader = subscriber_reader(&conn->subscriber);
@@ -2242,9 +2403,12 @@ static void stream_advance(struct server *server, struct subscriber *subscriber,
                            size_t sent, int pieces)
 {
     size_t first = sent < own->length ? sent : own->length;
+    uint32_t events = subscriber->progress.events;
 
     *own = slice_from(*own, first);
     ring_advance(&server->ring, reader, &subscriber->progress, sent - first);
+    server->figures.events_sent += subscriber->progress.events - events;
+    server->figures.bytes_sent += sent;
     subscriber->bytes += sent;
     subscriber->active = (uint32_t)server->http.now;
     server->quantum_sends++;
@@ -2380,6 +2544,7 @@ static void deliver(struct server *server)
         if (!conn_awaits_room(conn) || reader_overrun(&reader))
             stream_send(server, conn, SLICE(""));
     }
+    server->http.used_up[BUDGET_EVENTS] += quantum_is_over(server);
     pass_yield(&server->ring);
     server->quantum_bytes = server->quantum_sends = 0;
     while (ready->count && !quantum_is_over(server)) {
@@ -2391,6 +2556,7 @@ static void deliver(struct server *server)
         server->ready_round--;
         stream_send(server, queue_pop(&server->http, QUEUE_READY), SLICE(""));
     }
+    server->http.used_up[BUDGET_CATCH_UP] += ready->count > 0;
     if (ready->count == 0) {
         server->ready_round = 0;
         server->ready_from = server->ready_from_next = 0;
@@ -2454,7 +2620,14 @@ static void handle_expired(struct server *server, struct conn *conn)
  * could not write, and the next msync(2) would then succeed without them. */
 static void sync_history(struct server *server)
 {
-    if (ring_sync(&server->ring) == 0)
+    uint64_t began = clock_us(CLOCK_MONOTONIC);
+    bool nothing = !server->ring.unsynced;
+    int outcome = ring_sync(&server->ring);
+
+    if (!nothing)
+        histogram_add(&server->figures.syncs, sync_bounds,
+                      clock_us(CLOCK_MONOTONIC) - began);
+    if (outcome == 0)
         return;
     log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
               server->options.history_file, error_name(errno));
@@ -2615,6 +2788,7 @@ static bool handle_entry(struct server *server, const struct log_entry *entry)
             take_event(server, entry->fields[ENTRY_TOPIC], &event, &waits);
     if (waits)
         return false;
+    server->figures.entries_skipped += refused != NULL;
     if (refused && may_log(server, LEVEL_WARN))
         log_event(LEVEL_WARN, "log_skipped",
                   "id=%" PRIu64 "-%" PRIu64 " reason=\"%s\"", entry->ms,
@@ -2716,6 +2890,8 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
             finish_again(server, context);
         return;
     }
+    server->figures.flights_refused += end == FLIGHT_REFUSED;
+    server->figures.flights_unknown += end == FLIGHT_UNKNOWN;
     if (end == FLIGHT_REFUSED && may_log(server, LEVEL_WARN))
         log_event(LEVEL_WARN, "log_refused", "reason=\"%s\"", why);
     publication = &conn->exchange->publication;
@@ -2736,6 +2912,907 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
         settle_promise(server, publication, false);
         respond_published(server, conn, 503, why, true);
     }
+}
+
+/* ---------------------------------------------------------------- figures
+ *
+ * What those who watch the server are told: `figures` has a row for each
+ * metric. /metrics writes it a line at a time, and put_figures() all at once.
+ *
+ * What happens is counted where it happens, in plain counters. What is so at
+ * the moment is read when it is asked for. Only how far subscribers are behind
+ * takes a look at each of them: a scan, which goes through the table of
+ * connections in slices of a turn, and runs only if somebody asks.
+ *
+ * Callers: the admin listener; run_turn(), for the scan.
+ */
+
+#define UNKNOWN UINT64_MAX
+
+static uint32_t subscriber_count(const struct server *server)
+{
+    return server->http.in_state[CONN_STREAM];
+}
+
+static uint64_t read_one(const struct server *server, unsigned i)
+{
+    (void)server;
+    (void)i;
+    return 1;
+}
+
+static uint64_t read_phase(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->phase;
+}
+
+static uint64_t read_subscribers(const struct server *server, unsigned i)
+{
+    (void)i;
+    return subscriber_count(server);
+}
+
+static uint64_t read_connections(const struct server *server, unsigned i)
+{
+    const struct http *http = &server->http;
+    const uint64_t values[] = { http->connections, http->admin_connections };
+
+    return values[i];
+}
+
+/* Those between CONN_REDIS and CONN_CLOSED. */
+static const char *const state_names[] = { "request", "body",   "waiting",
+                                           "respond", "stream", "status",
+                                           "linger",  NULL };
+
+static uint64_t read_states(const struct server *server, unsigned i)
+{
+    return server->http.in_state[CONN_REQUEST + i];
+}
+
+/* The main stream is no topic. */
+static uint64_t read_topics(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->ring.topic_count - 1;
+}
+
+static uint64_t read_held_events(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->ring.next - server->ring.oldest;
+}
+
+static uint64_t read_held_bytes(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->ring.used;
+}
+
+static uint64_t read_age(const struct server *server, unsigned i)
+{
+    const struct ring *ring = &server->ring;
+
+    (void)i;
+    return ring->oldest < ring->next ? ring_age(ring, ring->oldest) : UNKNOWN;
+}
+
+static uint64_t read_log_up(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->http.redis.state == REDIS_READY;
+}
+
+static uint64_t read_flights(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->http.redis.flight_next - server->http.redis.flight_first;
+}
+
+static uint64_t read_left_out(const struct server *server, unsigned i)
+{
+    (void)server;
+    (void)i;
+    return logger.left_out + logger.suppressed;
+}
+
+/* The second number of proc_pid_statm(5), in pages. */
+static uint64_t read_resident(const struct server *server, unsigned i)
+{
+    char text[128], *rest;
+    ssize_t length = pread(server->statm, text, sizeof(text) - 1, 0);
+    uint64_t pages;
+
+    (void)i;
+    if (length <= 0)
+        return UNKNOWN;
+    text[length] = '\0';
+    strtoull(text, &rest, 10);
+    pages = strtoull(rest, NULL, 10);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static const char *const version_names[] = { VERSION, NULL };
+static const char *const connection_names[] = { "public", "admin", NULL };
+static const char *const gap_names[] = { "evicted", "ahead", "invalid", NULL };
+#define STATUS_NAME(status) #status,
+static const char *const status_names[] = { STATUSES(STATUS_NAME) "other",
+                                            NULL };
+static const char *const budget_names[] = {
+    "timers",     "requests", "requests_busy", "answers", "answers_busy",
+    "publishers", "events",   "catch_up",      NULL
+};
+static const char *const limit_names[] = {
+    "max_connections", "max_per_address", "admin_connections",
+    "accept",          "request_memory",  "max_failures",
+    "max_topics",      "max_event",       NULL
+};
+_Static_assert(COUNT(gap_names) == GAPS + 1, "a name for each");
+_Static_assert(COUNT(budget_names) == BUDGETS + 1, "a name for each");
+_Static_assert(COUNT(limit_names) == LIMITS + 1, "a name for each");
+
+/* A value of one figure, read from where it is: of a label's values, the one
+ * with that index. */
+typedef uint64_t read_figure(const struct server *server, unsigned i);
+
+enum figure_type {
+    COUNTER,
+    GAUGE,
+    HISTOGRAM,
+};
+static const char *const type_names[] = { "counter", "gauge", "histogram" };
+
+struct figure {
+    const char *name;
+    enum figure_type type;
+    const char *help;
+    size_t place;      /* in struct server: of a uint64_t, or of one for each
+                          value of the label; or of a struct histogram */
+    read_figure *read; /* or this tells the value */
+    const char *label; /* or NULL */
+    const char *const *values; /* of the label; NULL ends them */
+    const uint64_t *bounds;    /* or they are these; 0 ends them */
+    uint64_t unit;             /* so many are a second */
+    unsigned needs;            /* FOR_LOG or FOR_FILES: only with it */
+};
+
+enum {
+    NEEDS_LOG = 1, /* --redis */
+    NEEDS_FILE,    /* --history-file */
+    MS = 1000,     /* in a second */
+    US = 1000000,
+};
+
+static const struct figure figures[] = {
+    { "build_info", GAUGE, "The version; always 1.", .read = read_one,
+      .label = "version", .values = version_names },
+    { "start_time_seconds", GAUGE, "When the process began, since 1970.",
+      .place = PLACE(started), .unit = MS },
+    { "phase", GAUGE, "0 serves, 1 is about to drain, 2 drains.",
+      .read = read_phase },
+    /* connections */
+    { "subscribers", GAUGE, "Open event streams.", .read = read_subscribers },
+    { "connections", GAUGE, "Open connections, by listener.",
+      .read = read_connections, .label = "listener",
+      .values = connection_names },
+    { "connections_limit", GAUGE, "As many as there may be: --max-connections.",
+      .place = PLACE(http.max_connections) },
+    { "connections_by_state", GAUGE, "Open connections, by what they do.",
+      .read = read_states, .label = "state", .values = state_names },
+    { "subscriptions_total", COUNTER, "Event streams that have begun.",
+      .place = PLACE(figures.subscriptions) },
+    { "unsubscribed_total", COUNTER,
+      "Event streams that have ended, by reason.", .place = PLACE(figures.ends),
+      .label = "reason", .values = end_names },
+    /* events */
+    { "events_published_total", COUNTER, "Events put into the history.",
+      .place = PLACE(figures.events) },
+    { "published_bytes_total", COUNTER, "Their bytes, as they are sent.",
+      .place = PLACE(figures.bytes) },
+    { "events_sent_total", COUNTER, "Events sent, to each subscriber.",
+      .place = PLACE(figures.events_sent) },
+    { "sent_bytes_total", COUNTER, "Bytes sent to subscribers.",
+      .place = PLACE(figures.bytes_sent) },
+    { "publishes_total", COUNTER,
+      "Requests to publish or to finish a topic, by status.",
+      .place = PLACE(figures.publishes), .label = "status",
+      .values = status_names },
+    { "input_skipped_total", COUNTER,
+      "Events on standard input that were refused.",
+      .place = PLACE(figures.input_skipped) },
+    { "replays_total", COUNTER, "Subscriptions that began with older events.",
+      .place = PLACE(figures.replays) },
+    { "events_replayed_total", COUNTER, "Those events.",
+      .place = PLACE(figures.events_replayed) },
+    { "gaps_total", COUNTER, "Subscribers that were told of a gap, by cause.",
+      .place = PLACE(figures.gaps), .label = "cause", .values = gap_names },
+    /* lag */
+    { "lag_events_max", GAUGE, "Events that the last subscriber is behind.",
+      .place = PLACE(scan.last.events) },
+    { "lag_seconds_max", GAUGE, "Age of the oldest event not sent to all.",
+      .place = PLACE(scan.last.ms), .unit = MS },
+    { "subscribers_behind_events", GAUGE,
+      "Subscribers that are more than so many events behind.",
+      .place = PLACE(scan.last.behind_events), .label = "over",
+      .bounds = event_bounds },
+    { "subscribers_behind_seconds", GAUGE,
+      "Subscribers whose next event is older than so many seconds.",
+      .place = PLACE(scan.last.behind_ms), .label = "over",
+      .bounds = time_bounds, .unit = MS },
+    /* the history */
+    { "topics", GAUGE, "Topics that are known.", .read = read_topics },
+    { "topics_without_event", GAUGE, "Topics of which no event is held.",
+      .place = PLACE(ring.empty) },
+    { "topics_without_event_limit", GAUGE, "Of those: --max-topics.",
+      .place = PLACE(ring.max_topics) },
+    { "history_events", GAUGE, "Events held.", .read = read_held_events },
+    { "history_events_limit", GAUGE, "Events held at most: --history.",
+      .place = PLACE(ring.limit) },
+    { "history_bytes", GAUGE, "Bytes held.", .read = read_held_bytes },
+    { "history_bytes_limit", GAUGE, "Bytes held at most: --history-bytes.",
+      .place = PLACE(options.history_bytes) },
+    { "history_age_seconds", GAUGE, "Age of the oldest event that is held.",
+      .read = read_age, .unit = MS },
+    { "newest_id", GAUGE, "Id of the newest event.",
+      .place = PLACE(ring.newest_id) },
+    { "sync_seconds", HISTOGRAM, "Time to bring the history to the disk.",
+      .place = PLACE(figures.syncs), .bounds = sync_bounds, .unit = US,
+      .needs = NEEDS_FILE },
+    /* the loop */
+    { "turn_seconds", HISTOGRAM, "Time of a turn, without its wait.",
+      .place = PLACE(figures.turns), .bounds = turn_bounds, .unit = US },
+    { "used_up_total", COUNTER,
+      "Turns in which something was left, by what had no more time.",
+      .place = PLACE(http.used_up), .label = "budget", .values = budget_names },
+    /* limits */
+    { "limits_hit_total", COUNTER, "How often a limit was met.",
+      .place = PLACE(http.limits_hit), .label = "limit",
+      .values = limit_names },
+    { "request_memory_bytes", GAUGE, "Memory that requests hold.",
+      .place = PLACE(http.request_memory) },
+    { "request_memory_limit_bytes", GAUGE, "At most: --request-memory.",
+      .place = PLACE(http.memory_limit) },
+    { "resident_memory_bytes", GAUGE, "Memory of the process.",
+      .read = read_resident },
+    { "log_lines_left_out_total", COUNTER,
+      "Lines that the log has not, since they were too many.",
+      .read = read_left_out },
+    /* several nodes */
+    { "log_up", GAUGE, "Whether the log in Redis can be used.",
+      .read = read_log_up, .needs = NEEDS_LOG },
+    { "log_flights", GAUGE, "Events on their way to the log.",
+      .read = read_flights, .needs = NEEDS_LOG },
+    { "log_refused_total", COUNTER, "Events that Redis has refused.",
+      .place = PLACE(figures.flights_refused), .needs = NEEDS_LOG },
+    { "log_unknown_total", COUNTER, "Events that may be in the log or not.",
+      .place = PLACE(figures.flights_unknown), .needs = NEEDS_LOG },
+    { "log_skipped_total", COUNTER, "Entries of the log that are no events.",
+      .place = PLACE(figures.entries_skipped), .needs = NEEDS_LOG },
+};
+
+enum {
+    LINE_MAX_BYTES = 512,    /* of what one line of a figure may be */
+    FIGURES_MAX = 32 * 1024, /* of all of them, as JSON */
+    STATUS_SIZE = FIGURES_MAX + 2 * RANKS * (TOPIC_NAME_MAX + 64) + 256,
+};
+
+static unsigned count_bounds(const uint64_t *bounds)
+{
+    unsigned count = 0;
+
+    while (bounds[count])
+        count++;
+    return count;
+}
+
+static unsigned count_samples(const struct figure *figure)
+{
+    unsigned count = 0;
+
+    if (figure->bounds)
+        return count_bounds(figure->bounds) +
+               (figure->type == HISTOGRAM ? 3 : 0);
+    while (figure->values && figure->values[count])
+        count++;
+    return figure->values ? count : 1;
+}
+
+static bool is_told(const struct server *server, const struct figure *figure)
+{
+    return (figure->needs != NEEDS_LOG || is_shared(server)) &&
+           (figure->needs != NEEDS_FILE || server->options.history_file);
+}
+
+/* Of a histogram: the values up to each bound, up to any, their sum, and how
+ * many there are. */
+static uint64_t histogram_sample(const struct histogram *histogram,
+                                 unsigned bounds, unsigned i)
+{
+    uint64_t count = 0;
+
+    if (i == bounds + 1)
+        return histogram->sum;
+    for (unsigned j = 0; j <= i && j <= bounds; j++)
+        count += histogram->counts[j];
+    return count;
+}
+
+static uint64_t sample_value(const struct server *server,
+                             const struct figure *figure, unsigned i)
+{
+    const void *place = (const char *)server + figure->place;
+
+    if (figure->read)
+        return figure->read(server, i);
+    if (figure->type == HISTOGRAM)
+        return histogram_sample(place, count_bounds(figure->bounds), i);
+    return ((const uint64_t *)place)[i];
+}
+
+/* Writes the name of a sample, with its label: NAME{LABEL="VALUE"}. */
+static void name_sample(const struct figure *figure, unsigned i,
+                        char name[LINE_MAX_BYTES])
+{
+    static const char *const rests[] = { "_bucket{le=\"+Inf\"}", "_sum",
+                                         "_count" };
+    unsigned bounds = figure->bounds ? count_bounds(figure->bounds) : 0;
+    bool is_bucket = figure->type == HISTOGRAM;
+
+    if (is_bucket && i >= bounds)
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s%s", figure->name,
+                 rests[i - bounds]);
+    else if (figure->bounds)
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s%s{%s=\"%g\"}", figure->name,
+                 is_bucket ? "_bucket" : "", is_bucket ? "le" : figure->label,
+                 (double)figure->bounds[i] /
+                     (double)(figure->unit ? figure->unit : 1));
+    else if (figure->label)
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s{%s=\"%s\"}", figure->name,
+                 figure->label, figure->values[i]);
+    else
+        snprintf(name, LINE_MAX_BYTES, "ssed_%s", figure->name);
+}
+
+/* Counts are whole; of times, the parts of a second are told. */
+static void put_value(struct text *text, const struct figure *figure,
+                      unsigned i, uint64_t value)
+{
+    unsigned bounds = figure->bounds ? count_bounds(figure->bounds) : 0;
+    bool is_time = figure->type == HISTOGRAM ? i == bounds + 1
+                                             : figure->unit && !figure->bounds;
+
+    if (is_time)
+        text_put(text,
+                 figure->unit == US ? "%" PRIu64 ".%06u" : "%" PRIu64 ".%03u",
+                 value / figure->unit, (unsigned)(value % figure->unit));
+    else
+        text_put(text, "%" PRIu64, value);
+}
+
+/* Adds a sample, unless its value is not known: as a line of /metrics, or as a
+ * member of a JSON object with a comma behind it. */
+static void put_sample(const struct server *server, const struct figure *figure,
+                       unsigned i, bool as_json, struct text *text)
+{
+    uint64_t value = sample_value(server, figure, i);
+    char name[LINE_MAX_BYTES];
+
+    if (value == UNKNOWN)
+        return;
+    name_sample(figure, i, name);
+    if (as_json) {
+        text_put(text, "\"");
+        text_put_json(text, slice_of(name));
+        text_put(text, "\":");
+    } else {
+        text_put(text, "%s ", name);
+    }
+    put_value(text, figure, i, value);
+    text_put(text, as_json ? "," : "\n");
+}
+
+/* Adds what comes next of the figures as they stand in /metrics: the format is
+ * Prometheus's, "Exposition formats", "Text-based format", version 0.0.4. False
+ * if that was all. */
+static bool put_next_line(const struct server *server, struct listing *listing,
+                          struct text *text)
+{
+    const struct figure *figure = &figures[listing->row];
+
+    if (listing->row == COUNT(figures))
+        return false;
+    if (!is_told(server, figure) || listing->line > count_samples(figure)) {
+        listing->row++;
+        listing->line = 0;
+        return true;
+    }
+    if (listing->line == 0)
+        text_put(text, "# HELP ssed_%s %s\n# TYPE ssed_%s %s\n", figure->name,
+                 figure->help, figure->name, type_names[figure->type]);
+    else
+        put_sample(server, figure, listing->line - 1, false, text);
+    listing->line++;
+    return true;
+}
+
+/* Adds all figures, at most FIGURES_MAX bytes: the members of a JSON object,
+ * named as in /metrics. */
+static void put_figures(const struct server *server, struct text *text)
+{
+    for (const struct figure *figure = figures;
+         figure < figures + COUNT(figures); figure++)
+        for (unsigned i = 0;
+             is_told(server, figure) && i < count_samples(figure); i++)
+            put_sample(server, figure, i, true, text);
+    text->length--; /* the last comma */
+}
+
+static void rank_topic(struct server *server, const struct topic *topic,
+                       uint64_t lag);
+static void ranks_done(struct server *server);
+
+/* Looks at one subscriber: how many events it has not been sent, and how old
+ * the oldest of them is. One that is ahead is behind nothing here. */
+static unsigned scan_subscriber(struct server *server,
+                                struct subscriber *subscriber)
+{
+    const struct ring *ring = &server->ring;
+    struct reader reader = subscriber_reader(subscriber);
+    struct lag *lag = &server->scan.now;
+    uint64_t events = 0, ms = 0, next;
+
+    if (subscriber->is_ahead || reader_overrun(&reader))
+        return reader.count;
+    for (unsigned i = 0; i < reader.count; i++) {
+        const struct place *place = &reader.places[i];
+        uint64_t behind = topic_count_after(ring, place->topic, place->last);
+
+        rank_topic(server, place->topic, behind);
+        events += behind;
+    }
+    next = events ? reader_next(ring, &reader) : 0;
+    if (next)
+        ms = ring_age(ring, next);
+    if (events > lag->events)
+        lag->events = events;
+    if (ms > lag->ms)
+        lag->ms = ms;
+    for (unsigned i = 0; event_bounds[i]; i++)
+        lag->behind_events[i] += events > event_bounds[i];
+    for (unsigned i = 0; time_bounds[i]; i++)
+        lag->behind_ms[i] += ms > time_bounds[i];
+    return reader.count;
+}
+
+/* Begins a round, if none is under way. */
+static void scan_begin(struct server *server)
+{
+    struct scan *scan = &server->scan;
+
+    if (scan->running)
+        return;
+    scan->running = true;
+    scan->at = 0;
+    scan->now = (struct lag){ 0 };
+}
+
+static void scan_end(struct server *server)
+{
+    struct scan *scan = &server->scan;
+
+    scan->running = false;
+    scan->last = scan->now;
+    scan->rounds++;
+    ranks_done(server);
+}
+
+/* A slice of the round, if one is under way. */
+static void scan_slice(struct server *server)
+{
+    struct scan *scan = &server->scan;
+    unsigned steps = 0;
+
+    if (!scan->running)
+        return;
+    for (; steps < SCAN_STEPS && scan->at < server->http.conn_end; scan->at++) {
+        struct conn *conn = conn_at(&server->http, scan->at);
+
+        steps++;
+        if (conn->state == CONN_STREAM)
+            steps += scan_subscriber(server, &conn->subscriber);
+    }
+    if (scan->at >= server->http.conn_end)
+        scan_end(server);
+}
+
+/* ------------------------------------------------------- the status stream
+ *
+ * GET /status of the admin listener: an event a second with all figures and
+ * with the topics that are first in something, which status.html shows. Such a
+ * stream reads no topic: it is no subscriber, and holds up no publisher. One
+ * text is made for all of them. What a full socket does not take of it waits in
+ * subscriber->own, and events are left out until that has been sent; a stream
+ * that takes nothing for STATUS_PATIENCE is cut, for there are few.
+ *
+ * When an event is due, begin_status() has all subscribers scanned. The scan
+ * tells rank_topic() of each place, and ranks_done() when it has ended: then
+ * the event is sent. So the ranks are as new as the figures, and no turn looks
+ * at more subscribers than a slice of the scan has.
+ *
+ * Callers: route_admin(); the scan in "figures"; run_turn(); handle_writable(),
+ * handle_closing().
+ */
+
+static uint64_t rank_key(const struct ranking *ranking, unsigned at)
+{
+    return ranking->by_lag ? ranking->ranks[at].lag
+                           : ranking->ranks[at].subscribers;
+}
+
+static bool rank_is(const struct rank *rank, struct slice name)
+{
+    return rank->length == name.length &&
+           memcmp(rank->name, name.data, name.length) == 0;
+}
+
+/* Finds a topic, or makes a place for it at the end; RANKS if the last one is
+ * before it. */
+static unsigned find_rank(struct ranking *ranking, const struct topic *topic,
+                          uint64_t key)
+{
+    struct slice name = topic->name;
+    unsigned at = 0;
+
+    if (key == 0 ||
+        (ranking->count == RANKS && key < rank_key(ranking, RANKS - 1)))
+        return RANKS;
+    while (at < ranking->count && !rank_is(&ranking->ranks[at], name))
+        at++;
+    if (at < ranking->count)
+        return at;
+    if (at == RANKS && key == rank_key(ranking, --at))
+        return RANKS;
+    ranking->count = at + 1;
+    ranking->ranks[at] = (struct rank){ .length = (uint8_t)name.length };
+    memcpy(ranking->ranks[at].name, name.data, name.length);
+    return at;
+}
+
+static void put_rank(struct ranking *ranking, const struct topic *topic,
+                     uint64_t lag)
+{
+    struct rank *ranks = ranking->ranks;
+    unsigned at = find_rank(ranking, topic,
+                            ranking->by_lag ? lag : topic->subscriber_count);
+
+    if (at == RANKS)
+        return;
+    if (lag > ranks[at].lag)
+        ranks[at].lag = lag;
+    ranks[at].subscribers = topic->subscriber_count;
+    for (; at && rank_key(ranking, at) > rank_key(ranking, at - 1); at--) {
+        struct rank lower = ranks[at - 1];
+
+        ranks[at - 1] = ranks[at];
+        ranks[at] = lower;
+    }
+}
+
+/* The scan has come to a subscriber's place in a topic, which is so many events
+ * behind. */
+static void rank_topic(struct server *server, const struct topic *topic,
+                       uint64_t lag)
+{
+    put_rank(&server->status.most_subscribers, topic, lag);
+    put_rank(&server->status.most_lag, topic, lag);
+}
+
+/* The bytes of a topic's name need no escape in JSON. */
+static void put_ranking(struct text *text, const char *name,
+                        const struct ranking *ranking)
+{
+    text_put(text, ",\"%s\":[", name);
+    for (unsigned i = 0; i < ranking->count; i++) {
+        const struct rank *rank = &ranking->ranks[i];
+
+        text_put(text,
+                 "%s{\"topic\":\"%.*s\",\"subscribers\":%u,\"lag\":%" PRIu64
+                 "}",
+                 i ? "," : "", (int)rank->length, rank->name, rank->subscribers,
+                 rank->lag);
+    }
+    text_put(text, "]");
+}
+
+static void put_status(const struct server *server, struct text *text)
+{
+    size_t begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ 0 });
+
+    text_put(text, "data: {\"time\":%" PRId64 ",\"figures\":{",
+             server->ring.time);
+    put_figures(server, text);
+    text_put(text, "}");
+    put_ranking(text, "most_subscribers", &server->status.most_subscribers);
+    put_ranking(text, "most_lag", &server->status.most_lag);
+    text_put(text, "}\n");
+    text_end_block(text, FORM_CHUNKED, begin);
+}
+
+/* Sends what waits for the stream, or if nothing does, `bytes`. */
+static void send_status(struct server *server, struct conn *conn,
+                        struct slice bytes)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct own *own = subscriber->own;
+    struct iovec iov;
+    ssize_t sent;
+
+    if (own)
+        bytes =
+            (struct slice){ own->bytes + own->sent, own->length - own->sent };
+    iov = (struct iovec){ (void *)(uintptr_t)bytes.data, bytes.length };
+    sent = stream_send_iovecs(&server->http, conn, &iov, 1, bytes.length);
+    if (sent < 0 && errno != EAGAIN) {
+        conn_close(&server->http, conn, error_name(errno));
+        return;
+    }
+    if (sent > 0)
+        subscriber->active = (uint32_t)server->http.now;
+    bytes = slice_from(bytes, sent > 0 ? (size_t)sent : 0);
+    if (set_own(server, subscriber, bytes))
+        conn_await_room(&server->http, conn, bytes.length > 0);
+    else
+        conn_close(&server->http, conn, error_name(ENOMEM));
+}
+
+/* The scan has ended: the event that it was begun for is sent. */
+static void ranks_done(struct server *server)
+{
+    static char memory[STATUS_SIZE];
+    struct status *status = &server->status;
+    struct text text = { memory, sizeof(memory), 0 };
+
+    if (status->wanted)
+        put_status(server, &text);
+    for (unsigned i = status->count; i-- > 0 && status->wanted;) {
+        struct conn *conn = conn_at(&server->http, status->streams[i]);
+        const struct subscriber *subscriber = &conn->subscriber;
+        uint32_t silence = (uint32_t)server->http.now - subscriber->active;
+        struct slice bytes = text_slice(&text);
+
+        if (subscriber->form == FORM_PLAIN)
+            bytes = (struct slice){ bytes.data + FRAME_HEAD,
+                                    bytes.length - FRAME_HEAD - FRAME_TAIL };
+        if (!subscriber->own)
+            send_status(server, conn, bytes);
+        else if (silence > STATUS_PATIENCE)
+            conn_cut(&server->http, conn, "stalled");
+    }
+    status->wanted = false;
+    status->most_subscribers.count = status->most_lag.count = 0;
+}
+
+static void begin_status(struct server *server)
+{
+    struct status *status = &server->status;
+    uint64_t now = server->http.now;
+
+    if (now < status->next)
+        return;
+    status->next += STATUS_PERIOD;
+    if (status->next <= now)
+        status->next = now + STATUS_PERIOD;
+    status->wanted = true;
+    scan_begin(server);
+}
+
+static void route_status(struct server *server, struct conn *conn)
+{
+    const struct request *request = &conn->exchange->request;
+    struct status *status = &server->status;
+    struct response head = { .status = 200,
+                             .stream = true,
+                             .chunked = request->minor > 0 };
+    char bytes[OUT_SIZE + RESPONSE_HEAD_MAX];
+    size_t length;
+
+    if (request->method != METHOD_GET && request->method != METHOD_HEAD) {
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    } else if (status->count == STATUS_STREAMS_MAX) {
+        respond_error(&server->http, conn, 503,
+                      "16 streams of /status are open, which is all there are");
+    } else if (request->method == METHOD_HEAD) {
+        respond(&server->http, conn, &head, SLICE(""));
+    } else {
+        length = stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
+        log_access(server, conn, 200, 0);
+        conn_begin_stream(&server->http, conn, CONN_STATUS);
+        conn->subscriber.form = head.chunked ? FORM_CHUNKED : FORM_PLAIN;
+        if (status->count == 0)
+            status->next = server->http.now;
+        status->streams[status->count++] = conn_fd(&server->http, conn);
+        send_status(server, conn, (struct slice){ bytes, length });
+    }
+}
+
+static void leave_status(struct server *server, struct conn *conn)
+{
+    struct status *status = &server->status;
+    unsigned at = 0;
+
+    while (status->streams[at] != conn_fd(&server->http, conn))
+        at++;
+    status->streams[at] = status->streams[--status->count];
+    if (status->count == 0)
+        status->next = NEVER;
+    set_own(server, &conn->subscriber, SLICE(""));
+}
+
+/* ------------------------------------------------------ the admin listener
+ *
+ * --admin: figures and topics, for those who watch the server, by a listener of
+ * its own, which serves nothing else. It goes on accepting during a drain, so
+ * that /healthz can say so. Who can connect may read: no token is needed.
+ *
+ * A page of topics, or of figures, is made while it is sent, in pieces, so that
+ * neither its memory nor its time depends on how long it is. Between two pieces
+ * topics come and go. A page goes on behind the name that it listed last, so it
+ * has each topic that lasts, and none twice.
+ *
+ * Callers: handle_request(); http.c, for handle_content().
+ */
+
+enum {
+    TOPICS_LISTED = 100, /* in a page, if limit= does not say */
+    TOPICS_LISTED_MAX = 1000,
+};
+
+static void put_topic(struct text *text, const struct server *server,
+                      const struct topic *topic)
+{
+    const struct ring *ring = &server->ring;
+
+    text_put(text, "{\"name\":\"%.*s\",\"subscribers\":%u,\"held\":%" PRIu64,
+             (int)topic->name.length, topic->name.data, topic->subscriber_count,
+             topic_count_after(ring, topic, topic_start(topic)));
+    put_id(text, "newest", topic->newest_id);
+    text_put(text, ",\"finished\":%s}",
+             topic_finished(ring, topic) ? "true" : "false");
+}
+
+/* The next topic to be listed, or NULL. The main stream, whose name is empty,
+ * is none. */
+static const struct topic *next_listed(const struct server *server,
+                                       const struct listing *listing)
+{
+    struct slice prefix = { listing->prefix, listing->prefix_length };
+    struct slice after = { listing->after, listing->after_length };
+    bool begins = after.length == 0;
+    const struct topic *topic = topic_next(
+        &server->ring, begins ? prefix : after, begins && prefix.length);
+
+    if (!topic || topic->name.length < prefix.length ||
+        memcmp(topic->name.data, prefix.data, prefix.length) != 0)
+        return NULL;
+    return topic;
+}
+
+static bool put_next_topic(const struct server *server, struct listing *listing,
+                           struct text *text)
+{
+    const struct topic *topic = next_listed(server, listing);
+    bool ends = !topic || listing->left == 0;
+
+    if (listing->line == 0)
+        text_put(text, "{\"topics\":[");
+    if (ends && topic)
+        text_put(text, "],\"next\":\"%.*s\"}\n", (int)listing->after_length,
+                 listing->after);
+    else if (ends)
+        text_put(text, "],\"next\":null}\n");
+    if (ends)
+        return false;
+    if (listing->line > 0)
+        text_put(text, ",");
+    put_topic(text, server, topic);
+    listing->line++;
+    listing->left--;
+    listing->after_length = topic->name.length;
+    memcpy(listing->after, topic->name.data, topic->name.length);
+    return true;
+}
+
+/* A handler: a piece of the answer. The figures wait for a look at all
+ * subscribers that is not older than the request. */
+static bool handle_content(struct server *server, struct conn *conn,
+                           struct text *text)
+{
+    struct listing *listing = &conn->exchange->listing;
+    bool more = true;
+
+    if (listing->what == LISTS_FIGURES && server->scan.rounds < listing->scan) {
+        scan_begin(server);
+        scan_slice(server);
+        if (server->scan.rounds < listing->scan)
+            return true;
+    }
+    while (more && text->room - text->length >= LINE_MAX_BYTES)
+        more = listing->what == LISTS_FIGURES
+                   ? put_next_line(server, listing, text)
+                   : put_next_topic(server, listing, text);
+    return more;
+}
+
+static void respond_figures(struct server *server, struct conn *conn)
+{
+    struct response response = {
+        .status = 200,
+        .type = "text/plain; version=0.0.4; charset=utf-8",
+        .no_cache = true,
+    };
+
+    conn->exchange->listing =
+        (struct listing){ .what = LISTS_FIGURES,
+                          .scan = server->scan.rounds + 1 };
+    respond_made(&server->http, conn, &response);
+}
+
+/* A parameter of /topics that is a name, or begins one. */
+static void take_name(struct slice query, const char *name,
+                      char bytes[TOPIC_NAME_MAX], size_t *length)
+{
+    char value[TOPIC_NAME_MAX + 1];
+    struct slice found = SLICE("");
+
+    http_query(query, name, value, sizeof(value), &found);
+    *length = found.length < TOPIC_NAME_MAX ? found.length : TOPIC_NAME_MAX;
+    memcpy(bytes, found.data, *length);
+}
+
+static void respond_topics(struct server *server, struct conn *conn)
+{
+    struct slice query = conn->exchange->request.query;
+    struct listing *listing = &conn->exchange->listing;
+    struct response response = { .status = 200,
+                                 .type = "application/json",
+                                 .no_cache = true };
+    struct slice limit = SLICE("");
+    char digits[8];
+
+    *listing = (struct listing){ .what = LISTS_TOPICS, .left = TOPICS_LISTED };
+    http_query(query, "limit", digits, sizeof(digits), &limit);
+    if (limit.length &&
+        (!slice_number(limit, TOPICS_LISTED_MAX, &listing->left) ||
+         listing->left == 0)) {
+        respond_error(&server->http, conn, 400,
+                      "limit= is a number from 1 to 1000");
+        return;
+    }
+    take_name(query, "prefix", listing->prefix, &listing->prefix_length);
+    take_name(query, "after", listing->after, &listing->after_length);
+    respond_made(&server->http, conn, &response);
+}
+
+static void route_admin(struct server *server, struct conn *conn)
+{
+    const struct request *request = &conn->exchange->request;
+    bool reads =
+        request->method == METHOD_GET || request->method == METHOD_HEAD;
+    bool is_figures = slice_is(request->path, "/metrics");
+
+    if (slice_is(request->path, "/healthz"))
+        respond_health(server, conn);
+    else if (slice_is(request->path, "/status"))
+        route_status(server, conn);
+    else if (!is_figures && !slice_is(request->path, "/topics"))
+        respond_page(&server->http, conn);
+    else if (!reads)
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    else if (is_figures)
+        respond_figures(server, conn);
+    else
+        respond_topics(server, conn);
 }
 
 /* ---------------------------------------------------------- other handlers
@@ -2762,10 +3839,30 @@ static void publication_release(struct server *server,
     publication->topic = NULL;
 }
 
+/* Counts the answer to a publish. Of its path, which a body overwrites, only
+ * the topic is left then. */
+static void count_answer(struct server *server, const struct conn *conn,
+                         int status)
+{
+    const struct exchange *exchange = conn->exchange;
+    enum method method = exchange->request.method;
+    struct slice path = exchange->request.path;
+    size_t i = 0;
+
+    if ((method != METHOD_POST && method != METHOD_DELETE) ||
+        (!exchange->publication.topic &&
+         (path.length < 7 || memcmp(path.data, "/events", 7) != 0)))
+        return;
+    while (statuses[i] && statuses[i] != status)
+        i++;
+    server->figures.publishes[i]++;
+}
+
 static void handle_answered(struct server *server, struct conn *conn,
                             int status, uint64_t length)
 {
     log_access(server, conn, status, length);
+    count_answer(server, conn, status);
     publication_release(server, &conn->exchange->publication);
     conn->exchange->asks = 0;
 }
@@ -2785,6 +3882,7 @@ static void unsubscribe(struct server *server, struct conn *conn,
 {
     struct subscriber *subscriber = &conn->subscriber;
     struct place *places = subscriber_places(subscriber);
+    size_t end = 0; /* the last one if it is none of them */
     char peer[PEER_SIZE];
 
     for (unsigned i = 0; i < subscriber->topic_count; i++) {
@@ -2800,6 +3898,9 @@ static void unsubscribe(struct server *server, struct conn *conn,
     set_own(server, subscriber, SLICE(""));
     if (subscriber->topic_count > 1)
         free(subscriber->places);
+    while (end_names[end + 1] && strcmp(end_names[end], reason) != 0)
+        end++;
+    server->figures.ends[end]++;
     if (!may_log(server, LEVEL_INFO))
         return;
     log_event(LEVEL_INFO, "unsubscribed",
@@ -2814,6 +3915,10 @@ static void handle_closing(struct server *server, struct conn *conn,
 {
     if (conn->state == CONN_STREAM) {
         unsubscribe(server, conn, reason);
+        return;
+    }
+    if (conn->state == CONN_STATUS) {
+        leave_status(server, conn);
         return;
     }
     if (!conn->exchange)
@@ -2846,14 +3951,23 @@ static void handle_crowded(struct server *server, const struct conn *conn)
                   conn_peer(peer, conn), refused);
 }
 
+static void handle_writable(struct server *server, struct conn *conn)
+{
+    if (conn->state == CONN_STATUS)
+        send_status(server, conn, SLICE(""));
+    else
+        ready_push(server, conn);
+}
+
 static const struct handlers handlers = {
     .request = handle_request,
     .body = handle_body,
     .silent = handle_silent,
     .body_failed = publication_fail,
     .answered = handle_answered,
+    .content = handle_content,
     .keep_promises = handle_promises,
-    .writable = ready_push,
+    .writable = handle_writable,
     .expired = handle_expired,
     .closing = handle_closing,
     .waited = handle_waited,
@@ -2959,7 +4073,7 @@ static void begin_drain(struct server *server)
     server->phase = PHASE_DRAIN;
     server->phase_end = server->http.now + server->options.drain;
     server->next_clock = NEVER;
-    http_close_listeners(&server->http);
+    http_close_listeners(&server->http, FLAG_ADMIN);
     for (uint32_t fd = 0; fd < server->http.conn_limit; fd++) {
         struct conn *conn = conn_at(&server->http, fd);
 
@@ -3071,6 +4185,8 @@ static int loop_timeout(const struct server *server)
                               logger.suppressed ? logger.reported + LOG_REPORT
                                                 : NEVER,
                               server->log_wakes ? 0 : NEVER,
+                              server->status.next,
+                              server->scan.running ? 0 : NEVER,
                               ring_due(&server->ring) };
     uint64_t until = NEVER;
 
@@ -3097,6 +4213,7 @@ static bool retry_publishers(struct server *server, enum queue_name name)
         if (conn->queue == (uint8_t)name)
             return false;
     }
+    server->http.used_up[BUDGET_PUBLISHERS] += queue->count > 0;
     return true;
 }
 
@@ -3124,8 +4241,12 @@ static void run_turn(struct server *server)
     sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
+    begin_status(server);
+    scan_slice(server);
     http_end_turn(&server->http);
     check_phase(server);
+    histogram_add(&server->figures.turns, turn_bounds,
+                  clock_us(CLOCK_MONOTONIC) - server->http.turn);
 }
 
 /* --------------------------------------------------------------- options
@@ -3167,7 +4288,6 @@ static const char *const ids_names[] = { "own", "keep", NULL };
 static const char *const stdin_names[] = { "lines", "events", NULL };
 static const char *const print_names[] = { "redis-script", NULL };
 static const char *const print_texts[] = { redis_script };
-#define PLACE(member) offsetof(struct server, member)
 #define OPTION(member) PLACE(options.member)
 
 static const struct spec specs[] = {
@@ -3176,6 +4296,9 @@ static const struct spec specs[] = {
               "unix:PATH[,mode=660]; repeatable" },
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
+    { "admin", "ADDR:PORT", KIND_TEXT, 0, PLACE(http.admin),
+      .help = "where /metrics, /topics are served, and nothing else; or "
+              "unix:PATH" },
     { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
       .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
@@ -3711,7 +4834,8 @@ enum {
     FOR_UNIX = 4,    /* Unix sockets, which are removed at the end */
     FOR_LOG = 8,     /* connections to Redis */
     FOR_INPUT = 16,  /* standard input */
-    FOR_NO_LOG = 32, /* it may be called more freely without those */
+    FOR_ADMIN = 32,  /* the memory of the process */
+    FOR_NO_LOG = 64, /* it may be called more freely without those */
 };
 
 struct filter_wanted {
@@ -3770,6 +4894,7 @@ static const struct call allowed_calls[] = {
 #ifdef SYS_time
     CALL(time), /* likewise */
 #endif
+    CALL_FOR(pread64, FOR_ADMIN), /* /proc/self/statm */
     CALL(getrandom),
     CALL(brk), /* malloc(3), also the next ones */
     CALL(munmap),
@@ -4043,6 +5168,8 @@ static unsigned find_needs(const struct server *server)
         needs |= FOR_ROOT;
     if (options->reads_input)
         needs |= FOR_INPUT;
+    if (server->http.admin)
+        needs |= FOR_ADMIN;
     for (size_t i = 0; i < COUNT(read_late); i++)
         if (file_read_late(server, i))
             needs |= FOR_FILES;
@@ -4289,8 +5416,10 @@ static void init_loop(struct server *server)
     server->on_terminal = isatty(STDOUT_FILENO);
     tzset(); /* the file of the time zone is not read later */
     update_time(server);
+    server->started = (uint64_t)server->ring.time;
     logger.refilled = http->now;
-    server->phase_end = server->next_watchdog = NEVER;
+    server->phase_end = server->next_watchdog = server->status.next = NEVER;
+    server->status.most_lag.by_lag = true;
     server->next_clock =
         options->interval ? http->now + options->interval : NEVER;
     server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;
@@ -4428,7 +5557,23 @@ static struct http *started;
 
 static void close_listeners(void)
 {
-    http_close_listeners(started);
+    http_close_listeners(started, 0);
+}
+
+/* With --sandbox on no file of /proc can be opened later. */
+static void init_admin(struct server *server)
+{
+    const char *name = server->http.admin;
+    char error[ERROR_SIZE];
+    int outcome;
+
+    server->statm = -1;
+    if (!name)
+        return;
+    server->statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    outcome = http_listen(&server->http, name, FLAG_ADMIN, error);
+    if (outcome != 0)
+        die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--admin: %s", error);
 }
 
 /* The service manager may hand over sockets that it holds, so that connections
@@ -4455,12 +5600,13 @@ static void init_listeners(struct server *server)
     if (options->listen_count + inherited > LISTENERS_MAX)
         die(EXIT_USAGE, "--listen: at most %d listeners", LISTENERS_MAX);
     for (unsigned i = 0; i < options->listen_count; i++) {
-        int outcome = http_listen(&server->http, options->listen[i], error);
+        int outcome = http_listen(&server->http, options->listen[i], 0, error);
 
         if (outcome != 0)
             die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--listen: %s",
                 error);
     }
+    init_admin(server);
 }
 
 static void init_log(struct server *server)
@@ -4475,6 +5621,12 @@ static void init_log(struct server *server)
         die(outcome == -2 ? EXIT_USAGE : EXIT_RUN_TIME, "--redis: %s", error);
 }
 
+/* Whether a listener is that of --admin. */
+static bool is_admin(const struct http *http, unsigned i)
+{
+    return conn_at(http, (uint32_t)http->listeners[i].fd)->flags & FLAG_ADMIN;
+}
+
 /* Says that the server is ready: to its log, the service manager, and people at
  * a terminal. */
 static void announce_ready(const struct server *server)
@@ -4486,7 +5638,10 @@ static void announce_ready(const struct server *server)
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
     for (unsigned i = 0; server->on_terminal && i < http->listener_count; i++)
         dprintf(STDOUT_FILENO,
-                "ssed serves %s%s/ and the stream at /events; Ctrl-C ends it\n",
+                is_admin(http, i)
+                    ? "ssed tells its figures at %s%s/metrics\n"
+                    : "ssed serves %s%s/ and the stream at /events; Ctrl-C "
+                      "ends it\n",
                 strncmp(http->listeners[i].address, "unix:", 5) ? "http://"
                                                                 : "",
                 http->listeners[i].address);
@@ -4560,8 +5715,8 @@ static void announce(const struct server *server)
               options->history_bytes, publishers[options->publish]);
     log_memory(server);
     for (unsigned i = 0; i < http->listener_count; i++)
-        log_event(LEVEL_INFO, "listening", "address=%s",
-                  http->listeners[i].address);
+        log_event(LEVEL_INFO, is_admin(http, i) ? "admin" : "listening",
+                  "address=%s", http->listeners[i].address);
 }
 
 /* Standard input is published as the body of a request that never ends. Its

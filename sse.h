@@ -372,7 +372,8 @@ struct frame {
     uint32_t splice;      /* where the splice text goes in, 0: nowhere */
     char spliced_size[8]; /* the chunk size of the spliced form */
     uint32_t jump;        /* so many ordinals back: see topic_seek(); 0: none */
-    bool end;             /* finishes its topic */
+    uint32_t appended : 31; /* when: see ring_age() */
+    bool end : 1;           /* finishes its topic */
 };
 
 struct history_file;
@@ -399,9 +400,10 @@ struct ring {
     uint64_t mark;      /* of a topic that is made: see "What may be lost" */
     uint64_t emptied; /* the newest id whose eviction left its topic nothing */
     void *topics;     /* owned: a tree by name, tsearch(3) */
-    uint64_t empty;   /* topics without a frame, but the main stream */
-    uint64_t held;    /* topics with a reference */
-    uint64_t max_topics; /* see topic_hold_to_read(); the caller's */
+    uint64_t topic_count; /* all of them */
+    uint64_t empty;       /* topics without a frame, but the main stream */
+    uint64_t held;        /* topics with a reference */
+    uint64_t max_topics;  /* see topic_hold_to_read(); the caller's */
     struct topic *queue_first[TOPIC_QUEUES], *queue_last[TOPIC_QUEUES];
     struct slice splice_text;  /* not owned */
     struct history_file *file; /* owned; NULL: it is in memory alone */
@@ -561,6 +563,10 @@ int ring_end(struct ring *ring);
 /* When a held frame was appended, by its record; 0 without a file. */
 int64_t ring_time(const struct ring *ring, uint64_t ordinal);
 
+/* How many ms ago a held frame came into the ring; with a file, by its record,
+ * else to within 64 ms. */
+uint64_t ring_age(const struct ring *ring, uint64_t ordinal);
+
 /* Why this is not the name of a topic, NULL if it is one. The main stream's
  * name, which is empty, is none. */
 const char *topic_name_refused(struct slice name);
@@ -582,6 +588,13 @@ struct topic *topic_hold_to_read(struct ring *ring, struct slice name);
 struct topic *topic_hold_to_publish(struct ring *ring, struct slice name);
 
 struct topic *topic_find(const struct ring *ring, struct slice name);
+
+/* The topic whose name comes next after a name, in the order of their bytes;
+ * with `or_same`, that of this name if there is one. NULL behind the last.
+ * Logarithmic. */
+const struct topic *topic_next(const struct ring *ring, struct slice name,
+                               bool or_same);
+
 void topic_drop(struct ring *ring, struct topic *topic);
 
 /*
@@ -916,6 +929,7 @@ struct response {
     const char *allow; /* methods */
     const char *cors;  /* Access-Control-Allow-Origin */
     unsigned retry_after;     /* s; at 429 and 503 it is 2 if none is given */
+    bool made;                /* the content is made as it goes: no length */
     const uint64_t *position; /* of a stream: Last-Event-ID */
     const char *etag;      /* of a file, with its quotes; ranges are served */
     time_t modified;       /* Last-Modified */
@@ -1111,6 +1125,35 @@ enum {
     FLAG_OWN = 32,   /* made by this process: counts as no connection */
     /* FLAG_SURPLUS, since its network had --max-per-address */
     FLAG_CROWDED = 64,
+    FLAG_ADMIN = 128, /* the listener of --admin, and what came by it */
+};
+
+/* Limits that clients meet; how often, http->limits_hit counts. */
+enum limit {
+    LIMIT_CONNECTIONS, /* a connection beyond --max-connections */
+    LIMIT_ADDRESS,     /* one beyond --max-per-address */
+    LIMIT_ADMIN,       /* one beyond ADMIN_MAX */
+    LIMIT_ACCEPT,      /* none is accepted for a while: all places are taken,
+                        * or no descriptor is free */
+    LIMIT_MEMORY,      /* --request-memory was asked for more */
+    LIMIT_FAILURES,    /* a token that --max-failures has not looked at */
+    LIMIT_TOPICS,      /* a topic beyond --max-topics */
+    LIMIT_EVENT,       /* an event that is longer than --max-event */
+    LIMITS,
+};
+
+/* What has a part of a turn; how often it was used up before all was done,
+ * http->used_up counts. */
+enum budget {
+    BUDGET_TIMERS,
+    BUDGET_REQUESTS, /* and the same of busy connections */
+    BUDGET_REQUESTS_BUSY,
+    BUDGET_ANSWERS,
+    BUDGET_ANSWERS_BUSY,
+    BUDGET_PUBLISHERS, /* those that waited */
+    BUDGET_EVENTS,     /* to subscribers: new ones */
+    BUDGET_CATCH_UP,   /* to subscribers: in QUEUE_READY */
+    BUDGETS,
 };
 
 /* Bytes [start, end) of `room`, which grows as they arrive. */
@@ -1164,6 +1207,21 @@ struct publication {
     uint64_t logged; /* the id that the log has given the event, 0: none yet */
 };
 
+/* Content that is made while it is sent, and how far it has come: sse.c's as
+ * well. It has to be set when it begins. */
+struct listing {
+    enum {
+        LISTS_FIGURES,
+        LISTS_TOPICS,
+    } what;
+    uint64_t scan; /* of the subscribers: this one has to be over */
+    unsigned row, line;
+    uint64_t left; /* topics */
+    size_t prefix_length, after_length;
+    char prefix[TOPIC_NAME_MAX];
+    char after[TOPIC_NAME_MAX]; /* the topic that came last */
+};
+
 struct subscriber {
     union {
         struct place place;   /* of one topic */
@@ -1208,6 +1266,9 @@ struct exchange {
     struct file file; /* being sent; fd is owned, -1 if none */
     uint64_t file_at; /* the next byte of it */
     uint64_t file_left;
+    struct listing listing;
+    bool makes;    /* content: handlers->content() has more */
+    bool chunked;  /* its framing */
     int error;     /* standard input: what read(2) failed with */
     uint64_t asks; /* the round that has to be over: redis_round() */
     bool streams;  /* the body may be silent for as long as it likes */
@@ -1246,7 +1307,7 @@ struct conn {
 _Static_assert(sizeof(struct conn) <= 120, "an idle subscriber's memory");
 
 struct listener {
-    int fd;
+    int fd;                /* -1: closed */
     const char *unix_path; /* to be unlinked, part of `address`; or NULL */
     dev_t device;          /* what was made there */
     ino_t inode;
@@ -1294,13 +1355,14 @@ enum {
 };
 
 enum {
-    LISTENERS_MAX = 16,
+    LISTENERS_MAX = 16, /* and that of --admin */
     WHEEL_SLOTS = 512,
     /* descriptors beside the subscribers': surplus clients, which still
      * get their answer; and files, listeners, the log */
     SURPLUS = 64,
     RESERVE = SURPLUS + 64,
     ADDRESS_SURPLUS = 8, /* surplus clients of one network */
+    ADMIN_MAX = 64,      /* connections to --admin, with a reserve of its own */
 };
 
 /*
@@ -1440,6 +1502,12 @@ struct handlers {
     void (*answered)(struct server *server, struct conn *conn, int status,
                      uint64_t length);
 
+    /* Adds the next piece of content to the text, at least 512 bytes less than
+     * its room. Nothing: others have their turn first. False if it is the last
+     * piece. */
+    bool (*content)(struct server *server, struct conn *conn,
+                    struct text *text);
+
     /* Answers that promise something are about to be sent. NULL, or why the
      * promise cannot be kept. */
     const char *(*keep_promises)(struct server *server);
@@ -1500,6 +1568,7 @@ struct http {
     uint64_t head_timeout;
     uint64_t idle_timeout;
     uint64_t max_failures; /* tokens a minute, 1 or more */
+    const char *admin;     /* where to listen for those who watch; or NULL */
 
     bool reuse_port; /* other processes may listen on the same address */
     struct redis redis;
@@ -1507,7 +1576,7 @@ struct http {
     int epoll;
     int root; /* the folder whose files are served, -1: bundled pages */
     unsigned listener_count;
-    struct listener listeners[LISTENERS_MAX];
+    struct listener listeners[LISTENERS_MAX + 1];
     bool accepting;
     uint64_t accept_again; /* ms, when !accepting */
     int input_fd;          /* what is read: standard input, or the same pipe
@@ -1516,8 +1585,12 @@ struct http {
     struct conn *conns; /* owned, conn_limit of them */
     uint32_t conn_limit;
     struct networks *networks; /* owned; NULL: they are not counted */
+    uint32_t conn_end; /* no descriptor from here on has been a connection */
     uint32_t connections;
+    uint32_t admin_connections; /* not among them */
     uint32_t in_state[CONN_STATES];
+    uint64_t limits_hit[LIMITS];
+    uint64_t used_up[BUDGETS];
     struct queue queues[QUEUES];
     struct list wheel[WHEEL_SLOTS];
     uint64_t wheel_tick; /* the last one that was looked at */
@@ -1526,6 +1599,7 @@ struct http {
     uint64_t request_memory; /* bytes that requests hold now */
     uint64_t visit_end;      /* us, monotonic */
     unsigned steps;          /* until the next look at the clock */
+    uint64_t turn;           /* us, monotonic: when this turn began */
     uint64_t now;            /* ms, monotonic; of this turn */
     time_t date_of;          /* the second that `date` says */
     char date[HTTP_DATE_SIZE];
@@ -1551,12 +1625,15 @@ uint64_t http_spare_size(void);
 
 /*
  * Listens on "ADDR:PORT", "[V6]:PORT", "PORT" or "unix:PATH[,mode=MODE]"; or on
- * a socket that the service manager has handed over, sd_listen_fds(3). Returns
- * 0, or -1 with `error`; -2 if the name is malformed.
+ * a socket that the service manager has handed over, sd_listen_fds(3). What
+ * comes by it has the flags: 0 or FLAG_ADMIN. Returns 0, or -1 with `error`;
+ * -2 if the name is malformed. http_close_listeners() closes all but those with
+ * a flag of `kept`.
  */
-int http_listen(struct http *http, const char *name, char error[ERROR_SIZE]);
+int http_listen(struct http *http, const char *name, uint8_t flags,
+                char error[ERROR_SIZE]);
 int http_take_listener(struct http *http, int fd, char error[ERROR_SIZE]);
-void http_close_listeners(struct http *http);
+void http_close_listeners(struct http *http, uint8_t kept);
 
 /* Has the Unix sockets that were made belong to a user, and to the group unless
  * their folder has given them one. Returns 0, or -1 with `error`. */
@@ -1710,6 +1787,11 @@ void respond_promise(struct http *http, struct conn *conn,
 /* Answers a request whose method is not among those in `allow`: OPTIONS as it
  * should be, others with 405. */
 void respond_method(struct http *http, struct conn *conn, const char *allow);
+
+/* Answers with content of response->type that handlers->content() makes, piece
+ * by piece, as there is room for it. */
+void respond_made(struct http *http, struct conn *conn,
+                  struct response *response);
 
 /* Answers with the file that the request's path names. */
 void respond_page(struct http *http, struct conn *conn);

@@ -16,7 +16,8 @@ int ssed_main(int argc, char **argv);
 
 enum {
     PID = 4321,
-    EVERYTHING = FOR_ROOT | FOR_FILES | FOR_UNIX | FOR_LOG | FOR_INPUT,
+    EVERYTHING =
+        FOR_ROOT | FOR_FILES | FOR_UNIX | FOR_LOG | FOR_INPUT | FOR_ADMIN,
     NUMBERS = 1001,
 };
 
@@ -156,6 +157,7 @@ static const struct expectation allowed[] = {
     ALWAYS(msync),
     WITH(unlinkat, FOR_UNIX),
     ALWAYS(write),
+    WITH(pread64, FOR_ADMIN),
     /* what a libc does without being asked */
     ALWAYS(brk),
     ALWAYS(munmap),
