@@ -334,7 +334,7 @@ function pointOf(sample, before) {
     bytesOut: sample.rate("ssed_sent_bytes_total", before),
     lag: sample.value("ssed_lag_seconds_max"),
     turn: sample.quantile("ssed_turn_seconds", 0.99, seconds),
-    ring: sample.value("ssed_history_seconds"),
+    ring: sample.value("ssed_history_age_seconds"),
     memory: sample.value("ssed_resident_memory_bytes"),
     cut: sample.parts("ssed_unsubscribed_total").get("overrun") >
       before?.parts("ssed_unsubscribed_total").get("overrun"),
@@ -471,9 +471,9 @@ function findings() {
   };
   const gaps = recent("ssed_gaps_total");
   const turn = sample.quantile("ssed_turn_seconds", 0.99, sampleBefore(10000));
-  const held = value("history_seconds");
+  const held = value("history_age_seconds");
   const phase = [null, "announce", "drain"][value("phase")];
-  const connections = value("connections") / value("connections_limit");
+  const connections = publicConnections(sample) / value("connections_limit");
   const requests = value("request_memory_bytes") /
     value("request_memory_limit_bytes");
 
@@ -497,6 +497,9 @@ function findings() {
   return found;
 }
 
+const publicConnections = (sample) =>
+  sample.parts("ssed_connections").get("public");
+
 // The share of the history's room that is in use, by events or by bytes.
 function ringUse(sample) {
   const use = (what) => sample.value(`ssed_history_${what}`) /
@@ -510,7 +513,7 @@ function ringUse(sample) {
 // What a card says in large and in small, of the newest point and sample.
 const CARDS = {
   subscribers: (point, sample) => [number(point.subscribers), {
-    connections: number(sample.value("ssed_connections")),
+    connections: number(publicConnections(sample)),
     topics: number(sample.value("ssed_topics")) }],
   eventsIn: (point, sample) => [perSecond(point.eventsIn), {
     total: number(sample.value("ssed_events_published_total")) }],
