@@ -20,10 +20,10 @@ const TEXTS = {
     announce: "The server is about to drain: /healthz tells balancers",
     drain: "The server drains: subscribers are sent off",
     restarted: "The server was started anew at {time}",
-    foundOverrun: "{count} subscribers cut for lag in the last minute",
-    foundGap: "{count} gaps told in the last minute",
-    foundLimit: "A limit was hit {count} times in the last minute: {names}",
-    foundFailed: "{count} publishes failed in the last minute: {names}",
+    foundOverrun: "Subscribers cut for lag in the last minute: {count}",
+    foundGap: "Gaps told in the last minute: {count}",
+    foundLimit: "Limits hit in the last minute: {count} ({names})",
+    foundFailed: "Publishes that failed in the last minute: {count} ({names})",
     foundTurn: "A turn takes {time} (p99): new events wait as long",
     foundShort: "The history is full, and holds {time} only",
     foundConnections: "{share} % of --max-connections are there",
@@ -32,7 +32,7 @@ const TEXTS = {
     foundDisk: "The history file cannot be written",
     now: "Figures of now",
     subscribers: "Subscribers",
-    subscribersMore: "{connections} connections, {topics} topics",
+    subscribersMore: "connections: {connections}, topics: {topics}",
     eventsIn: "Events in",
     eventsInMore: "{total} since the start",
     eventsOut: "Events out",
@@ -46,9 +46,9 @@ const TEXTS = {
     turn: "Turn, p99",
     turnMore: "p50 {p50}; of the last 10 seconds",
     lag: "Most lag",
-    lagMore: "{events} events behind",
+    lagMore: "events behind: {events}",
     ring: "History",
-    ringMore: "{events} events, {share} % of its room",
+    ringMore: "events: {events}, {share} % of its room",
     memory: "Memory",
     memoryMore: "{requests} held by requests",
     perSecond: "{count}/s",
@@ -63,7 +63,7 @@ const TEXTS = {
     mainStream: "main stream",
     mostSubscribers: "Most subscribers",
     mostLag: "Most lag",
-    behind: "Events behind",
+    behind: "Behind",
     counts: "Since the start",
     cause: "Cause",
     total: "Total",
@@ -90,8 +90,8 @@ const TEXTS = {
     restarted: "服务器于 {time} 重新启动",
     foundOverrun: "最近一分钟有 {count} 个订阅者因落后被断开",
     foundGap: "最近一分钟告知了 {count} 次缺口",
-    foundLimit: "最近一分钟触及限制 {count} 次：{names}",
-    foundFailed: "最近一分钟有 {count} 次发布失败：{names}",
+    foundLimit: "最近一分钟触及限制 {count} 次（{names}）",
+    foundFailed: "最近一分钟有 {count} 次发布失败（{names}）",
     foundTurn: "每轮循环耗时 {time}（p99）：新事件要等这么久",
     foundShort: "历史已满，且只够保存 {time}",
     foundConnections: "连接数已达 --max-connections 的 {share} %",
@@ -131,7 +131,7 @@ const TEXTS = {
     mainStream: "主事件流",
     mostSubscribers: "订阅者最多",
     mostLag: "落后最多",
-    behind: "落后事件数",
+    behind: "落后",
     counts: "启动以来",
     cause: "原因",
     total: "总数",
@@ -588,6 +588,7 @@ function fillTable({ key, caption, cells, body }, rows) {
     line.className = rows.length ? "" : "faint";
     while (line.cells.length > row.length) line.deleteCell(-1);
     row.forEach((text, j) => say(line.cells[j] ?? line.insertCell(), text));
+    line.cells[0].colSpan = cells.length - row.length + 1;
   });
 }
 

@@ -7,21 +7,13 @@ import socket
 
 from harness import PageTest
 
-ADMIN = re.compile(r"event=admin address=127\.0\.0\.1:(\d+)")
-
 
 class Status(PageTest):
     def begin(self, *options, **view):
         self.start("--interval", "0", "--admin", "127.0.0.1:0", *options)
-        self.admin = self.wait(self.admin_port, "the admin listener")
+        self.admin = self.server.admin_port
         self.open(f"http://127.0.0.1:{self.admin}/", **view)
         self.wait_for_state("well")
-
-    def admin_port(self):
-        for line in list(self.server.log):
-            if found := ADMIN.search(line):
-                return int(found[1])
-        return 0
 
     def subscribe(self, path, size=0):
         """A subscriber that reads nothing."""
@@ -74,7 +66,7 @@ class Status(PageTest):
         return [[float(number) for number in pair.split()]
                 for pair in re.split("[ML]", path) if pair]
 
-    def seconds(self):
+    def points(self):
         """How many events have come."""
         return self.script("return points.length")
 
@@ -92,7 +84,7 @@ class Status(PageTest):
             self.publish("chat/42", f"text {n}")
         self.wait(lambda: "5 since" in self.text("#card-eventsIn .faint"),
                   "five events in")
-        self.wait(lambda: "5 events" in self.text("#card-ring .faint"),
+        self.wait(lambda: "events: 5," in self.text("#card-ring .faint"),
                   "five events held")
         self.assertEqual(self.publish("chat/42", b"\xff")[0], 400)
         self.wait_for_card("refused", "1")
@@ -109,7 +101,7 @@ class Status(PageTest):
         for n in range(4):
             self.publish("", f"text {n}")
         self.subscribe("/events?lastEventId=1")
-        self.wait_for_finding("1 gaps told")
+        self.wait_for_finding("Gaps told in the last minute: 1")
         self.wait_for_state("look")
         self.wait_for_card("gaps", "1")
         self.assertIn("warned",
@@ -119,10 +111,10 @@ class Status(PageTest):
         self.begin()
         self.subscribe("/events")
         self.wait_for_card("subscribers", "1")
-        seen = self.seconds()
+        seen = self.points()
         for n in range(20):
             self.publish("", f"text {n}")
-        self.wait(lambda: self.seconds() > seen + 4, "some seconds")
+        self.wait(lambda: self.points() > seen + 4, "some seconds")
         ins, subscribers = self.line("eventsIn"), self.line("subscribers")
         # on the base line, up, and down again
         self.assertEqual(ins[-1][1], 59)
@@ -143,7 +135,7 @@ class Status(PageTest):
         text = "x" * 60000
         for n in range(40):
             self.publish("big", text)
-        self.wait_for_finding("1 subscribers cut for lag")
+        self.wait_for_finding("Subscribers cut for lag in the last minute: 1")
         self.wait_for_state("look")
         self.wait_for_card("overrun", "1")
         self.wait(lambda: ["overrun", "1", "1"] in self.rows("ended"), "a row")
@@ -170,10 +162,11 @@ class Status(PageTest):
         self.publish("", "text")
         self.wait(lambda: "1 since" in self.text("#card-eventsIn .faint"),
                   "one event in")
-        seen = self.seconds()
+        seen = self.points()
         self.server.kill()
         self.wait_for_state("lost")
         self.assertIn("No contact since", self.text("#state"))
+        self.check_fits()
         self.shot("status-lost")
         options = [option.replace("127.0.0.1:0", f"127.0.0.1:{self.admin}")
                    for option in self.server.options]
@@ -183,7 +176,7 @@ class Status(PageTest):
         self.wait_for_finding("started anew")
         self.assertIn("0 since", self.text("#card-eventsIn .faint"))
         # what was before is still on the charts, and there is a hole
-        self.assertGreater(self.seconds(), seen)
+        self.assertGreater(self.points(), seen)
         path = self.script("return charts[0].nodes.line.getAttribute('d')")
         self.assertEqual(path.count("M"), 2)
 
@@ -251,7 +244,7 @@ class Status(PageTest):
 
     def test_keyboard(self):
         self.begin()
-        self.wait(lambda: self.seconds() > 4, "some seconds")
+        self.wait(lambda: self.points() > 4, "some seconds")
         for _ in range(10):
             if self.script("return document.activeElement.id") == "charts":
                 break
@@ -274,7 +267,7 @@ class Status(PageTest):
             self.subscribe(path)
         self.publish("chat/42", b"\xff")
         self.wait_for_card("refused", "1")
-        self.wait(lambda: self.seconds() > 5, "some seconds")
+        self.wait(lambda: self.points() > 5, "some seconds")
         self.matrix("status")
         for language in ("en", "zh"):
             self.look(360)
