@@ -275,7 +275,7 @@ Test(status, who_does_not_read_holds_up_nothing)
 
         cr_assert(next_status(&late, &block));
         now = number_of(&block, "time");
-        if (before && now - before > longest)
+        if (before > 0 && now - before > longest)
             longest = now - before;
         before = now;
     }
