@@ -2282,8 +2282,9 @@ static size_t exchange_size(const struct exchange *exchange)
 }
 
 /* NULL if there is no memory for it: errno is EAGAIN if --request-memory is
- * used up, else ENOMEM. */
-static struct exchange *exchange_take(struct http *http)
+ * used up, else ENOMEM. Those who watch have theirs whatever others hold: there
+ * are ADMIN_MAX at the most. */
+static struct exchange *exchange_take(struct http *http, bool is_admin)
 {
     struct exchange *exchange = http->spare;
 
@@ -2301,7 +2302,9 @@ static struct exchange *exchange_take(struct http *http)
         errno = ENOMEM;
         return NULL;
     }
-    if (!memory_take(http, exchange_size(exchange))) {
+    if (is_admin) {
+        http->request_memory += exchange_size(exchange);
+    } else if (!memory_take(http, exchange_size(exchange))) {
         exchange_free(exchange);
         errno = EAGAIN;
         return NULL;
@@ -3286,7 +3289,7 @@ static bool body_step(struct http *http, struct conn *conn)
 static bool conn_begin_exchange(struct http *http, struct conn *conn)
 {
     timer_start(http, conn, http->head_timeout);
-    conn->exchange = exchange_take(http);
+    conn->exchange = exchange_take(http, conn->flags & FLAG_ADMIN);
     if (conn->exchange)
         return true;
     if (errno == EAGAIN) {
@@ -5022,7 +5025,8 @@ void http_serve(struct http *http)
 
 void http_end_turn(struct http *http)
 {
-    uint64_t left = http->memory_limit - http->request_memory;
+    uint64_t used = http->request_memory, limit = http->memory_limit;
+    uint64_t left = limit > used ? limit - used : 0;
     uint64_t each = sizeof(struct exchange) + IN_FIRST + OUT_ROOM;
 
     /* those that wait for memory, as far as it goes; at the end of the turn,
@@ -5434,7 +5438,7 @@ struct conn *http_read_input(struct http *http, char error[ERROR_SIZE])
 {
     struct conn *conn = conn_at(http, STDIN_FILENO);
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = STDIN_FILENO };
-    struct exchange *exchange = exchange_take(http);
+    struct exchange *exchange = exchange_take(http, false);
 
     if (!exchange) {
         fail_with(error, "no memory for standard input");
@@ -5558,8 +5562,11 @@ uint64_t http_table_size(const struct http *http)
 uint64_t http_spare_size(void)
 {
     return SPARE_EXCHANGES *
-           (uint64_t)(sizeof(struct exchange) + memory_cost(HEAD_MAX) +
-                      memory_cost(OUT_SIZE));
+               (uint64_t)(sizeof(struct exchange) + memory_cost(HEAD_MAX) +
+                          memory_cost(OUT_SIZE)) +
+           ADMIN_MAX *
+               (uint64_t)(sizeof(struct exchange) + memory_cost(IN_FIRST) +
+                          memory_cost(OUT_ROOM));
 }
 
 /* The address of Redis. */

@@ -2621,12 +2621,13 @@ static void handle_expired(struct server *server, struct conn *conn)
 static void sync_history(struct server *server)
 {
     uint64_t began = clock_us(CLOCK_MONOTONIC);
-    bool nothing = !server->ring.unsynced;
-    int outcome = ring_sync(&server->ring);
+    int outcome;
 
-    if (!nothing)
-        histogram_add(&server->figures.syncs, sync_bounds,
-                      clock_us(CLOCK_MONOTONIC) - began);
+    if (!server->ring.unsynced)
+        return;
+    outcome = ring_sync(&server->ring);
+    histogram_add(&server->figures.syncs, sync_bounds,
+                  clock_us(CLOCK_MONOTONIC) - began);
     if (outcome == 0)
         return;
     log_event(LEVEL_ERROR, "sync_failed", "file=\"%s\" error=%s",
@@ -5657,9 +5658,10 @@ static void announce_ready(const struct server *server)
  *   topics       as many as there can be
  *   connections  the table, with the counts by network; of each its places, its
  *                entries in the arrays of topics, and the small end of its own
- *   requests     --request-memory, the exchanges that are kept, and a buffer
- *                that is moved. Twice that, since what has been small pieces
- *                cannot become pages: see "memory of requests"
+ *   requests     --request-memory, the exchanges that are kept or are of
+ *                --admin, and a buffer that is moved. Twice that, since what
+ *                has been small pieces cannot become pages: see "memory of
+ *                requests"
  *   rest         what has one size always: static memory, libc's own
  */
 static void log_memory(const struct server *server)

@@ -1208,7 +1208,7 @@ struct publication {
 };
 
 /* Content that is made while it is sent, and how far it has come: sse.c's as
- * well. It has to be set when it begins. */
+ * well. */
 struct listing {
     enum {
         LISTS_FIGURES,
@@ -1258,6 +1258,7 @@ struct exchange {
     struct buffer in;  /* has not been parsed */
     struct buffer out; /* has not been sent; OUT_ROOM is left for an answer */
     struct exchange *next_spare;
+    struct listing listing; /* set when it begins */
     /* from here on all is zero for a new one */
     struct request request;
     struct body body;
@@ -1266,7 +1267,6 @@ struct exchange {
     struct file file; /* being sent; fd is owned, -1 if none */
     uint64_t file_at; /* the next byte of it */
     uint64_t file_left;
-    struct listing listing;
     bool makes;    /* content: handlers->content() has more */
     bool chunked;  /* its framing */
     int error;     /* standard input: what read(2) failed with */
@@ -1618,8 +1618,9 @@ struct http {
 int http_init(struct http *http, char error[ERROR_SIZE]);
 void http_release(struct http *http);
 
-/* Bytes that http_init() has allocated; and those that requests may leave
- * behind, to be used again, which are not counted as theirs. */
+/* Bytes that http_init() has allocated; and those that --request-memory does
+ * not bound: what requests may leave behind, to be used again, and what those
+ * who watch have. */
 uint64_t http_table_size(const struct http *http);
 uint64_t http_spare_size(void);
 

@@ -150,7 +150,7 @@ Test(memory, is_bounded_and_comes_back)
     size_t room = 0;
 
     begin(&http, 1);
-    while (count < MANY && (taken[count] = exchange_take(&http)))
+    while (count < MANY && (taken[count] = exchange_take(&http, false)))
         count++;
     cr_assert(count > 100 && count < MANY && errno == EAGAIN);
     cr_assert(http.request_memory <= http.memory_limit);
