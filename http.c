@@ -3151,12 +3151,14 @@ void respond_page(struct http *http, struct conn *conn)
     bool is_admin = conn->flags & FLAG_ADMIN;
     int root = is_admin ? ROOT_ADMIN : http->root;
 
-    if (method != METHOD_GET && method != METHOD_HEAD) {
+    if (method != METHOD_OPTIONS)
+        response.status =
+            -http_file_open(&exchange->file, root, exchange->request.path);
+    if (response.status == 0 && method != METHOD_GET && method != METHOD_HEAD) {
+        exchange_drop_file(exchange);
         respond_method(http, conn, "GET, HEAD, OPTIONS");
         return;
     }
-    response.status =
-        -http_file_open(&exchange->file, root, exchange->request.path);
     if (response.status != 301)
         response.location.length = 0;
     if (response.status != 0) {
