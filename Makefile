@@ -206,6 +206,7 @@ readme: $(SSED) ## run the commands of README.md
 		curl iputils-ping nodejs python3 redis-server redis-tools haproxy $\
 		openssl jq kcat postgresql python3-redis node-redis)
 	@$(call need,npm /usr/lib/python3/dist-packages/jwt,npm python3-jwt)
+	@$(call need,promtool,prometheus)
 	$(Q)$(JOSE)
 	$(Q)test/readme.sh ./$(SSED)
 

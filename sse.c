@@ -2620,11 +2620,12 @@ static void handle_expired(struct server *server, struct conn *conn)
  * could not write, and the next msync(2) would then succeed without them. */
 static void sync_history(struct server *server)
 {
-    uint64_t began = clock_us(CLOCK_MONOTONIC);
+    uint64_t began;
     int outcome;
 
     if (!server->ring.unsynced)
         return;
+    began = clock_us(CLOCK_MONOTONIC);
     outcome = ring_sync(&server->ring);
     histogram_add(&server->figures.syncs, sync_bounds,
                   clock_us(CLOCK_MONOTONIC) - began);
@@ -3049,6 +3050,8 @@ static const char *const limit_names[] = {
     "accept",          "request_memory",  "max_failures",
     "max_topics",      "max_event",       NULL
 };
+_Static_assert(COUNT(state_names) == CONN_CLOSED - CONN_REQUEST + 1,
+               "a name for each");
 _Static_assert(COUNT(gap_names) == GAPS + 1, "a name for each");
 _Static_assert(COUNT(budget_names) == BUDGETS + 1, "a name for each");
 _Static_assert(COUNT(limit_names) == LIMITS + 1, "a name for each");
@@ -3129,9 +3132,11 @@ static const struct figure figures[] = {
     { "gaps_total", COUNTER, "Subscribers that were told of a gap, by cause.",
       .place = PLACE(figures.gaps), .label = "cause", .values = gap_names },
     /* lag */
-    { "lag_events_max", GAUGE, "Events that the last subscriber is behind.",
+    { "lag_events_max", GAUGE,
+      "Events not sent to the subscriber furthest behind.",
       .place = PLACE(scan.last.events) },
-    { "lag_seconds_max", GAUGE, "Age of the oldest event not sent to all.",
+    { "lag_seconds_max", GAUGE,
+      "Age of the oldest event not sent to some subscriber.",
       .place = PLACE(scan.last.ms), .unit = MS },
     { "subscribers_behind_events", GAUGE,
       "Subscribers that are more than so many events behind.",
@@ -5637,7 +5642,9 @@ static void announce_ready(const struct server *server)
     log_event(LEVEL_INFO, "ready", "first_id=%" PRIu64,
               server->ring.newest_id + 1);
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
-    for (unsigned i = 0; server->on_terminal && i < http->listener_count; i++)
+    if (!server->on_terminal || server->phase >= PHASE_DRAIN)
+        return;
+    for (unsigned i = 0; i < http->listener_count; i++)
         dprintf(STDOUT_FILENO,
                 is_admin(http, i)
                     ? "ssed tells its figures at %s%s/metrics\n"

@@ -112,6 +112,28 @@ run 2 "--root static" | expect "a folder of pages" "event=ready"
 run 2 "--history-file history" | expect "a history file" "event=history"
 ./ssed --check history | expect "and what is in it" "^ids  "
 
+# figures: what Prometheus itself says of them, and of its files in README.md
+block "--admin 127" | sed 's/9100/0 --port 0/' | timeout 2 bash 2>&1 |
+    expect "a listener for figures" "event=admin address=127.0.0.1"
+start figures --admin 127.0.0.1:0
+admin=$(sed -n 's/.*event=admin address=.*:\([0-9]*\)$/\1/p' figures.log)
+curl -s -d hello "localhost:$port/events/chat/42" | expect "an event" '"id"'
+block "localhost:9100/metrics" | sed "s/9100/$admin/" | bash -s 2>/dev/null >figures
+expect "its figures" "^ssed_events_published_total 1$" <figures
+expect "its topics" '"name":"chat/42","subscribers":0,"held":1' <figures
+curl -s "localhost:$admin/metrics" | promtool check metrics && echo good |
+    expect "promtool: the figures" good
+yaml() {
+    awk -v text="$1" '
+        /^```yaml$/ { inside = 1; block = ""; next }
+        /^```$/ && inside { inside = 0; if (index(block, text)) printf "%s", block }
+        inside { block = block $0 "\n" }' "$readme"
+}
+yaml scrape_configs >prometheus.yml
+promtool check config prometheus.yml 2>&1 | expect "promtool: what scrapes them" SUCCESS
+yaml "alert:" >rules.yml
+promtool check rules rules.yml 2>&1 | expect "promtool: the alerts" "6 rules found"
+
 # the unit files, where there is somebody to check them
 units=$work/units
 mkdir "$units"

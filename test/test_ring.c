@@ -725,6 +725,82 @@ static struct slice numbered(unsigned number)
     return (struct slice){ name, (size_t)sprintf(name, "topic/%u", number) };
 }
 
+/* In the order of their bytes, whatever has come and gone. */
+Test(topics, follow_one_another_by_name)
+{
+    enum {
+        MANY = 300
+    };
+    static const char *const order[] = { "a",  "a-b", "a/b", "aa",
+                                         "a~", "b",   "ba" };
+    static struct topic *topics[MANY];
+    struct ring ring;
+    const struct topic *topic;
+    char name[16];
+
+    srandom(3);
+    begin(&ring, 4, 4096, 0);
+    for (size_t i = COUNT(order); i > 0; i--)
+        topic_hold(&ring, name_of(order[i - 1]));
+    topic = topic_next(&ring, SLICE(""), true);
+    cr_assert(topic && topic->name.length == 0, "the main stream is the first");
+    topic = topic_next(&ring, SLICE(""), false);
+    for (size_t i = 0; i < COUNT(order); i++) {
+        cr_assert(topic && slice_is(topic->name, order[i]), "%s", order[i]);
+        cr_assert(topic_next(&ring, topic->name, true) == topic);
+        topic = topic_next(&ring, topic->name, false);
+    }
+    cr_assert(!topic);
+    ring_release(&ring);
+    begin(&ring, 4, 4096, 0);
+    for (int round = 0; round < 5000; round++) {
+        int i = (int)random() % MANY, from = (int)random() % MANY;
+        int next = from;
+
+        snprintf(name, sizeof(name), "%03d", i);
+        if (topics[i]) {
+            topic_drop(&ring, topics[i]);
+            topics[i] = NULL;
+        } else {
+            topics[i] = topic_hold(&ring, slice_of(name));
+        }
+        snprintf(name, sizeof(name), "%03d", from);
+        while (next < MANY && !topics[next])
+            next++;
+        cr_assert(topic_next(&ring, slice_of(name), true) ==
+                  (next < MANY ? topics[next] : NULL));
+        for (next = from + 1; next < MANY && !topics[next];)
+            next++;
+        cr_assert(topic_next(&ring, slice_of(name), false) ==
+                  (next < MANY ? topics[next] : NULL));
+    }
+    ring_release(&ring);
+}
+
+/* In memory to within a tick, over its whole range. */
+Test(ring, knows_how_old_a_frame_is)
+{
+    struct ring ring;
+    struct topic *topic = begin(&ring, 4, 4096, 0);
+
+    for (int bit = 0; bit < 62; bit++) {
+        uint64_t began = (UINT64_C(1) << bit) + 17;
+
+        ring.now = began;
+        append(&ring, topic, ring.newest_id + 1, 10, false);
+        for (uint64_t age = 0; age < UINT64_C(100000000000);
+             age = age * 2 + 1) {
+            uint64_t told;
+
+            ring.now = began + age;
+            told = ring_age(&ring, ring.next - 1);
+            cr_assert(told + 64 > age && told < age + 64, "%d: %llu, not %llu",
+                      bit, (unsigned long long)told, (unsigned long long)age);
+        }
+    }
+    ring_release(&ring);
+}
+
 Test(topics, without_an_event_are_bounded_for_readers)
 {
     struct ring ring;

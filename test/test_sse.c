@@ -258,6 +258,175 @@ Test(rights, a_stream_that_expires_at_a_gap_is_told_no_position)
     finish_stream(&server);
 }
 
+/* ------------------------------------------------------------- figures */
+
+/* What /metrics has, from a server without connections. */
+static void put_metrics(const struct server *server, struct text *text)
+{
+    struct listing listing = { .what = LISTS_FIGURES };
+    size_t before = text->length;
+
+    while (put_next_line(server, &listing, text)) {
+        cr_assert(text->length - before < LINE_MAX_BYTES);
+        before = text->length;
+    }
+}
+
+/* Prometheus's data model and its practices for names. */
+Test(figures, have_names_as_they_should)
+{
+    for (size_t i = 0; i < COUNT(figures); i++) {
+        const struct figure *figure = &figures[i];
+        size_t length = strlen(figure->name), help = strlen(figure->help);
+        bool is_total =
+            length > 6 && strcmp(figure->name + length - 6, "_total") == 0;
+
+        cr_assert(strspn(figure->name, "abcdefghijklmnopqrstuvwxyz_") == length,
+                  "%s", figure->name);
+        cr_assert(is_total == (figure->type == COUNTER), "%s", figure->name);
+        cr_assert(help && figure->help[help - 1] == '.' &&
+                      !strpbrk(figure->help, "\\\n"),
+                  "%s", figure->name);
+        cr_assert(!figure->unit || strstr(figure->name, "seconds"), "%s",
+                  figure->name);
+        cr_assert(figure->type != HISTOGRAM || (figure->bounds && figure->unit),
+                  "%s", figure->name);
+        cr_assert(!figure->read != !figure->place, "%s", figure->name);
+        for (size_t j = 0; j < i; j++)
+            cr_assert(strcmp(figures[j].name, figure->name) != 0);
+    }
+}
+
+/* Each line of text is a comment or a sample; each sample comes after the type
+ * of its own figure, and no sample comes twice. */
+Test(figures, are_written_in_the_text_format)
+{
+    static char bytes[FIGURES_MAX];
+    struct text text = { bytes, sizeof(bytes), 0 };
+    struct server server;
+    char name[128], type[32], copy[256];
+    unsigned samples = 0;
+
+    begin(&server);
+    server.options.history_file = "file";
+    server.http.redis.address = "there";
+    memset(&server.figures, 0x7F, sizeof(server.figures));
+    memset(server.http.limits_hit, 0x7F, sizeof(server.http.limits_hit));
+    memset(server.http.used_up, 0x7F, sizeof(server.http.used_up));
+    put_metrics(&server, &text);
+    for (char *line = bytes, *end; line < bytes + text.length; line = end + 1) {
+        end = strchr(line, '\n');
+        cr_assert(end);
+        *end = '\0';
+        if (strncmp(line, "# HELP ", 7) == 0)
+            continue;
+        if (sscanf(line, "# TYPE %127s %31s", name, type) == 2)
+            continue;
+        samples++;
+        cr_assert(strncmp(line, name, strlen(name)) == 0, "%s: %s", name, line);
+        cr_assert(strspn(strrchr(line, ' ') + 1, "0123456789.") ==
+                      strlen(strrchr(line, ' ') + 1),
+                  "%s", line);
+        snprintf(copy, sizeof(copy), "\n%.*s ",
+                 (int)(strrchr(line, ' ') - line), line);
+        cr_assert(!strstr(end + 1, copy), "%s", line);
+    }
+    cr_assert(samples > 100);
+    server.http.redis.address = NULL;
+    finish(&server);
+}
+
+Test(figures, of_a_histogram_count_up_to_each_bound)
+{
+    static const uint64_t bounds[] = { 10, 20, 40, 0 };
+    struct histogram histogram = { 0 };
+
+    for (uint64_t value = 1; value <= 50; value++)
+        histogram_add(&histogram, bounds, value);
+    cr_assert(histogram_sample(&histogram, 3, 0) == 10);
+    cr_assert(histogram_sample(&histogram, 3, 1) == 20);
+    cr_assert(histogram_sample(&histogram, 3, 2) == 40);
+    cr_assert(histogram_sample(&histogram, 3, 3) == 50, "any");
+    cr_assert(histogram_sample(&histogram, 3, 4) == 50 * 51 / 2, "the sum");
+    cr_assert(histogram_sample(&histogram, 3, 5) == 50, "the count");
+}
+
+/* README.md has a row for each, and no other. */
+Test(figures, are_those_of_the_readme)
+{
+    FILE *file = fopen("README.md", "re");
+    char line[4096], name[128];
+    bool found[COUNT(figures)] = { 0 };
+
+    cr_assert(file, "the tests run in the folder of README.md");
+    while (fgets(line, sizeof(line), file)) {
+        size_t i = 0;
+
+        if (sscanf(line, "| `ssed_%127[a-z_]", name) != 1)
+            continue;
+        while (i < COUNT(figures) && strcmp(figures[i].name, name) != 0)
+            i++;
+        cr_assert(i < COUNT(figures), "ssed_%s is no figure", name);
+        cr_assert(!found[i], "ssed_%s twice", name);
+        cr_assert(strstr(line, type_names[figures[i].type]), "%s", line);
+        cr_assert(!figures[i].label || strstr(line, figures[i].label), "%s",
+                  line);
+        for (unsigned k = 0; figures[i].values && figures[i].values[k] &&
+                             figures[i].values != version_names &&
+                             figures[i].values != status_names;
+             k++)
+            cr_assert(strstr(line, figures[i].values[k]), "%s: no %s", name,
+                      figures[i].values[k]);
+        found[i] = true;
+    }
+    fclose(file);
+    for (size_t i = 0; i < COUNT(figures); i++)
+        cr_assert(found[i], "ssed_%s is not there", figures[i].name);
+}
+
+static void scan_all(struct server *server)
+{
+    scan_begin(server);
+    while (server->scan.running)
+        scan_slice(server);
+}
+
+/* Of three events the stream has one; the oldest of the others is 5 s old. */
+Test(figures, of_lag_are_found_in_slices)
+{
+    struct server server;
+    struct conn *conn = begin_stream_of(&server, 0);
+    struct place *place = &conn->subscriber.place;
+    struct event event = { .data = SLICE("x") };
+
+    server.http.conn_end = 5000;
+    server.http.conns = realloc(server.http.conns, 5000 * sizeof(*conn));
+    cr_assert(server.http.conns);
+    conn = conn_at(&server.http, 5);
+    memset(conn + 1, 0, (5000 - 6) * sizeof(*conn));
+    place = &conn->subscriber.place;
+    for (int i = 0; i < 3; i++) {
+        publish_event(&server, place->topic, &event, NULL);
+        server.ring.now += 3200; /* of ticks of 64 ms */
+    }
+    place->last = 1;
+    scan_begin(&server);
+    scan_slice(&server);
+    cr_assert(server.scan.running && server.scan.at <= SCAN_STEPS);
+    scan_all(&server);
+    cr_assert(server.scan.rounds == 1 && !server.scan.running);
+    cr_assert(server.scan.last.events == 2 && server.scan.last.ms == 6400);
+    cr_assert(server.scan.last.behind_events[0] == 1);
+    cr_assert(server.scan.last.behind_events[1] == 0);
+    cr_assert(server.scan.last.behind_ms[2] == 1, "5 s");
+    cr_assert(server.scan.last.behind_ms[3] == 0, "15 s");
+    place->last = 3;
+    scan_all(&server);
+    cr_assert(server.scan.last.events == 0 && server.scan.last.ms == 0);
+    cr_assert(server.scan.last.behind_events[0] == 0);
+    finish_stream(&server);
+}
+
 /* -------------------------------------------------- options and the log */
 
 Test(log, no_byte_ends_a_value)
