@@ -4303,8 +4303,8 @@ static const struct spec specs[] = {
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
     { "admin", "ADDR:PORT", KIND_TEXT, 0, PLACE(http.admin),
-      .help = "where /metrics, /topics are served, and nothing else; or "
-              "unix:PATH" },
+      .help = "where figures are served, a page of them, and nothing else; "
+              "or unix:PATH" },
     { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
       .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),

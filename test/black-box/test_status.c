@@ -69,8 +69,6 @@ static const char *json_end(const char *at)
     unsigned depth = 0;
 
     do {
-        if (depth && *at == ',')
-            at++;
         if (depth && open[depth - 1] == '{')
             at = json_key_end(at);
         if (at && (*at == '{' || *at == '[') && depth < sizeof(open)) {
@@ -84,7 +82,7 @@ static const char *json_end(const char *at)
             depth--;
             at++;
         }
-        if (depth && at && *at != ',')
+        if (depth && at && *at++ != ',')
             return NULL;
     } while (at && depth);
     return at;

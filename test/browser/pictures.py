@@ -18,12 +18,13 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pictures")
 
 
 class Pictures(PageTest):
-    def take(self, name):
-        """What the window shows, in few colours, for it to be small."""
+    def take(self, name, height=2000):
+        """What the page shows at its top, in few colours, for it to be
+        small."""
         path = os.path.join(FOLDER, f"{name}.png")
         subprocess.run(["convert", self.shot(f"picture-{name}"), "-strip",
-                        "+dither", "-colors", "64", f"PNG8:{path}"],
-                       check=True)
+                        "-crop", f"x{height}+0+0", "+repage", "+dither",
+                        "-colors", "64", f"PNG8:{path}"], check=True)
         print(f"  {os.path.getsize(path):,} bytes: {path}")
 
     def pictures_catch_up(self):
@@ -66,7 +67,7 @@ class Pictures(PageTest):
         self.addCleanup(load.stop)
         self.wait(lambda: self.script("return points.length") > 297,
                   "five minutes", seconds=400)
-        self.take("status")
+        self.take("status", height=1245)
 
     def tokens(self, reader):
         return int(self.text(f".reader:nth-child({reader}) .tokens"))
@@ -79,7 +80,8 @@ class Pictures(PageTest):
 
 
 class Load:
-    """Subscribers that come and go, and a publisher whose rate has waves."""
+    """Subscribers that come and go, two that do not read, and a publisher
+    whose rate has waves."""
 
     TOPICS = [f"events/{name}" for name in
               ("chat/42", "chat/43", "jobs/render/7", "jobs/render/8",
@@ -102,26 +104,32 @@ class Load:
     def wave(self, period):
         return 1 + math.sin(time.monotonic() / period)
 
+    def connect(self, topic):
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        peer.connect(("127.0.0.1", self.port))
+        peer.sendall(f"GET /{topic} HTTP/1.1\r\n"
+                     "Host: localhost\r\n\r\n".encode())
+        return peer
+
     def subscribe(self):
         peers, number = selectors.DefaultSelector(), 0
+        slow = [self.connect(topic) for topic in self.TOPICS[2:4]]
         while not self.stopped.is_set():
             wanted = 60 + int(60 * self.wave(30))
             while len(peers.get_map()) < wanted:
                 number += 1
                 # the first topics have the most
                 topic = self.TOPICS[number * number % 121 // 11]
-                peer = socket.create_connection(("127.0.0.1", self.port))
-                peer.sendall(f"GET /{topic} HTTP/1.1\r\n"
-                             "Host: localhost\r\n\r\n".encode())
-                peers.register(peer, selectors.EVENT_READ)
+                peers.register(self.connect(topic), selectors.EVENT_READ)
             while len(peers.get_map()) > wanted:
                 peer = next(iter(peers.get_map().values())).fileobj
                 peers.unregister(peer)
                 peer.close()
             for key, _ in peers.select(0.05):
                 key.fileobj.recv(65536)
-        for key in list(peers.get_map().values()):
-            key.fileobj.close()
+        for peer in slow + [key.fileobj for key in peers.get_map().values()]:
+            peer.close()
 
     def publish(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
