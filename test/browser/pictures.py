@@ -59,15 +59,17 @@ class Pictures(PageTest):
 
     def pictures_status(self):
         """Five minutes of a server with something to do."""
-        self.start("--interval", "0", "--history", "60000", "--admin",
+        self.start("--interval", "0", "--history", "36000", "--admin",
                    "127.0.0.1:0")
         self.open(f"http://127.0.0.1:{self.server.admin_port}/")
         self.look(width=960, height=900)
         load = Load(self.server.port)
-        self.addCleanup(load.stop)
-        self.wait(lambda: self.script("return points.length") > 297,
-                  "five minutes", seconds=400)
-        self.take("status", height=1245)
+        try:
+            self.wait(lambda: self.script("return points.length") > 297,
+                      "five minutes", seconds=400)
+            self.take("status", height=1265)
+        finally:
+            load.stop()
 
     def tokens(self, reader):
         return int(self.text(f".reader:nth-child({reader}) .tokens"))
@@ -80,7 +82,7 @@ class Pictures(PageTest):
 
 
 class Load:
-    """Subscribers that come and go, two that do not read, and a publisher
+    """Subscribers that come and go, some that do not read, and a publisher
     whose rate has waves."""
 
     TOPICS = [f"events/{name}" for name in
@@ -114,8 +116,11 @@ class Load:
 
     def subscribe(self):
         peers, number = selectors.DefaultSelector(), 0
-        slow = [self.connect(topic) for topic in self.TOPICS[2:4]]
+        slow, next_slow = [], time.monotonic()
         while not self.stopped.is_set():
+            if time.monotonic() >= next_slow:
+                slow += [self.connect(topic) for topic in self.TOPICS[2:4]]
+                next_slow += 130
             wanted = 60 + int(60 * self.wave(30))
             while len(peers.get_map()) < wanted:
                 number += 1
