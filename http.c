@@ -2954,12 +2954,13 @@ static bool make_content(struct http *http, struct conn *conn)
     struct exchange *exchange = conn->exchange;
     struct buffer *out = &exchange->out;
     struct text text = { out->bytes + HEAD, out->room - HEAD - TAIL, 0 };
-    char size[HEAD + 1];
 
     exchange->makes = http->handlers->content(http->server, conn, &text);
     out->start = HEAD;
     out->end = HEAD + text.length;
     if (exchange->chunked && text.length) {
+        char size[HEAD + 1];
+
         snprintf(size, sizeof(size), "%08x\r\n", (unsigned)text.length);
         memcpy(out->bytes, size, HEAD);
         out->start = 0;

@@ -33,9 +33,9 @@
  *
  * Order: types; log; counting; routes; rights; subscribing; publications;
  * requests to publish; steps; content; publishing; delivery; the history file;
- * the shared log; figures; the admin listener; other handlers; the service
- * manager; phases and signals; the loop; options and their checks; least
- * privilege; the start; --check; --sign; main.
+ * the shared log; figures; figures as text; lag; the status stream; the admin
+ * listener; other handlers; the service manager; phases and signals; the loop;
+ * options and their checks; least privilege; the start; --check; --sign; main.
  */
 #include "sse.h"
 
@@ -1003,14 +1003,14 @@ static void log_subscribed(const struct server *server, const struct conn *conn,
 
 static void count_subscription(struct server *server, const struct start *start)
 {
-    struct figures *figures = &server->figures;
+    struct figures *counted = &server->figures;
     uint64_t id;
 
-    figures->subscriptions++;
-    figures->replays += start->replay > 0;
-    figures->events_replayed += start->replay;
+    counted->subscriptions++;
+    counted->replays += start->replay > 0;
+    counted->events_replayed += start->replay;
     if (start->gap)
-        figures->gaps[start->known ? GAP_EVICTED
+        counted->gaps[start->known ? GAP_EVICTED
                       : slice_number(start->requested, UINT64_MAX, &id)
                           ? GAP_AHEAD
                           : GAP_INVALID]++;
@@ -2918,15 +2918,9 @@ static void handle_flight_ended(struct server *server, uint32_t fd,
 
 /* ---------------------------------------------------------------- figures
  *
- * What those who watch the server are told: `figures` has a row for each
- * metric. /metrics writes it a line at a time, and put_figures() all at once.
- *
- * What happens is counted where it happens, in plain counters. What is so at
- * the moment is read when it is asked for. Only how far subscribers are behind
- * takes a look at each of them: a scan, which goes through the table of
- * connections in slices of a turn, and runs only if somebody asks.
- *
- * Callers: the admin listener; run_turn(), for the scan.
+ * What those who watch the server are told: `figures` has a row for each. What
+ * happens is counted where it happens, in plain counters. What is so at the
+ * moment is read when it is asked for.
  */
 
 #define UNKNOWN UINT64_MAX
@@ -3069,7 +3063,6 @@ static const char *const type_names[] = { "counter", "gauge", "histogram" };
 
 struct figure {
     const char *name;
-    enum figure_type type;
     const char *help;
     size_t place;      /* in struct server: of a uint64_t, or of one for each
                           value of the label; or of a struct histogram */
@@ -3078,7 +3071,8 @@ struct figure {
     const char *const *values; /* of the label; NULL ends them */
     const uint64_t *bounds;    /* or they are these; 0 ends them */
     uint64_t unit;             /* so many are a second */
-    unsigned needs;            /* FOR_LOG or FOR_FILES: only with it */
+    enum figure_type type;
+    unsigned needs; /* it is told only with this */
 };
 
 enum {
@@ -3089,112 +3083,115 @@ enum {
 };
 
 static const struct figure figures[] = {
-    { "build_info", GAUGE, "The version; always 1.", .read = read_one,
+    { "build_info", "The version; always 1.", .type = GAUGE, .read = read_one,
       .label = "version", .values = version_names },
-    { "start_time_seconds", GAUGE, "When the process began, since 1970.",
-      .place = PLACE(started), .unit = MS },
-    { "phase", GAUGE, "0 serves, 1 is about to drain, 2 drains.",
+    { "start_time_seconds", "When the process began, since 1970.",
+      .type = GAUGE, .place = PLACE(started), .unit = MS },
+    { "phase", "0 serves, 1 is about to drain, 2 drains.", .type = GAUGE,
       .read = read_phase },
     /* connections */
-    { "subscribers", GAUGE, "Open event streams.", .read = read_subscribers },
-    { "connections", GAUGE, "Open connections, by listener.",
+    { "subscribers", "Open event streams.", .type = GAUGE,
+      .read = read_subscribers },
+    { "connections", "Open connections, by listener.", .type = GAUGE,
       .read = read_connections, .label = "listener",
       .values = connection_names },
-    { "connections_limit", GAUGE, "As many as there may be: --max-connections.",
-      .place = PLACE(http.max_connections) },
-    { "connections_by_state", GAUGE, "Open connections, by what they do.",
-      .read = read_states, .label = "state", .values = state_names },
-    { "subscriptions_total", COUNTER, "Event streams that have begun.",
+    { "connections_limit", "As many as there may be: --max-connections.",
+      .type = GAUGE, .place = PLACE(http.max_connections) },
+    { "connections_by_state", "Open connections, by what they do.",
+      .type = GAUGE, .read = read_states, .label = "state",
+      .values = state_names },
+    { "subscriptions_total", "Event streams that have begun.", .type = COUNTER,
       .place = PLACE(figures.subscriptions) },
-    { "unsubscribed_total", COUNTER,
-      "Event streams that have ended, by reason.", .place = PLACE(figures.ends),
-      .label = "reason", .values = end_names },
+    { "unsubscribed_total", "Event streams that have ended, by reason.",
+      .type = COUNTER, .place = PLACE(figures.ends), .label = "reason",
+      .values = end_names },
     /* events */
-    { "events_published_total", COUNTER, "Events put into the history.",
+    { "events_published_total", "Events put into the history.", .type = COUNTER,
       .place = PLACE(figures.events) },
-    { "published_bytes_total", COUNTER, "Their bytes, as they are sent.",
-      .place = PLACE(figures.bytes) },
-    { "events_sent_total", COUNTER, "Events sent, to each subscriber.",
+    { "published_bytes_total", "Their bytes, as they are sent.",
+      .type = COUNTER, .place = PLACE(figures.bytes) },
+    { "events_sent_total", "Events sent, to each subscriber.", .type = COUNTER,
       .place = PLACE(figures.events_sent) },
-    { "sent_bytes_total", COUNTER, "Bytes sent to subscribers.",
+    { "sent_bytes_total", "Bytes sent to subscribers.", .type = COUNTER,
       .place = PLACE(figures.bytes_sent) },
-    { "publishes_total", COUNTER,
-      "Requests to publish or to finish a topic, by status.",
-      .place = PLACE(figures.publishes), .label = "status",
+    { "publishes_total", "Requests to publish or to finish a topic, by status.",
+      .type = COUNTER, .place = PLACE(figures.publishes), .label = "status",
       .values = status_names },
-    { "input_skipped_total", COUNTER,
-      "Events on standard input that were refused.",
-      .place = PLACE(figures.input_skipped) },
-    { "replays_total", COUNTER, "Subscriptions that began with older events.",
-      .place = PLACE(figures.replays) },
-    { "events_replayed_total", COUNTER, "Those events.",
+    { "input_skipped_total", "Events on standard input that were refused.",
+      .type = COUNTER, .place = PLACE(figures.input_skipped) },
+    { "replays_total", "Subscriptions that began with older events.",
+      .type = COUNTER, .place = PLACE(figures.replays) },
+    { "events_replayed_total", "Those events.", .type = COUNTER,
       .place = PLACE(figures.events_replayed) },
-    { "gaps_total", COUNTER, "Subscribers that were told of a gap, by cause.",
-      .place = PLACE(figures.gaps), .label = "cause", .values = gap_names },
+    { "gaps_total", "Subscribers that were told of a gap, by cause.",
+      .type = COUNTER, .place = PLACE(figures.gaps), .label = "cause",
+      .values = gap_names },
     /* lag */
-    { "lag_events_max", GAUGE,
-      "Events not sent to the subscriber furthest behind.",
-      .place = PLACE(scan.last.events) },
-    { "lag_seconds_max", GAUGE,
-      "Age of the oldest event not sent to some subscriber.",
-      .place = PLACE(scan.last.ms), .unit = MS },
-    { "subscribers_behind_events", GAUGE,
-      "Subscribers that are more than so many events behind.",
+    { "lag_events_max", "Events not sent to the subscriber furthest behind.",
+      .type = GAUGE, .place = PLACE(scan.last.events) },
+    { "lag_seconds_max", "Age of the oldest event not sent to some subscriber.",
+      .type = GAUGE, .place = PLACE(scan.last.ms), .unit = MS },
+    { "subscribers_behind_events",
+      "Subscribers that are more than so many events behind.", .type = GAUGE,
       .place = PLACE(scan.last.behind_events), .label = "over",
       .bounds = event_bounds },
-    { "subscribers_behind_seconds", GAUGE,
+    { "subscribers_behind_seconds",
       "Subscribers whose next event is older than so many seconds.",
-      .place = PLACE(scan.last.behind_ms), .label = "over",
+      .type = GAUGE, .place = PLACE(scan.last.behind_ms), .label = "over",
       .bounds = time_bounds, .unit = MS },
     /* the history */
-    { "topics", GAUGE, "Topics that are known.", .read = read_topics },
-    { "topics_without_event", GAUGE, "Topics of which no event is held.",
-      .place = PLACE(ring.empty) },
-    { "topics_without_event_limit", GAUGE, "Of those: --max-topics.",
+    { "topics", "Topics that are known.", .type = GAUGE, .read = read_topics },
+    { "topics_without_event", "Topics of which no event is held.",
+      .type = GAUGE, .place = PLACE(ring.empty) },
+    { "topics_without_event_limit", "Of those: --max-topics.", .type = GAUGE,
       .place = PLACE(ring.max_topics) },
-    { "history_events", GAUGE, "Events held.", .read = read_held_events },
-    { "history_events_limit", GAUGE, "Events held at most: --history.",
+    { "history_events", "Events held.", .type = GAUGE,
+      .read = read_held_events },
+    { "history_events_limit", "Events held at most: --history.", .type = GAUGE,
       .place = PLACE(ring.limit) },
-    { "history_bytes", GAUGE, "Bytes held.", .read = read_held_bytes },
-    { "history_bytes_limit", GAUGE, "Bytes held at most: --history-bytes.",
-      .place = PLACE(options.history_bytes) },
-    { "history_age_seconds", GAUGE, "Age of the oldest event that is held.",
-      .read = read_age, .unit = MS },
-    { "newest_id", GAUGE, "Id of the newest event.",
+    { "history_bytes", "Bytes held.", .type = GAUGE, .read = read_held_bytes },
+    { "history_bytes_limit", "Bytes held at most: --history-bytes.",
+      .type = GAUGE, .place = PLACE(options.history_bytes) },
+    { "history_age_seconds", "Age of the oldest event that is held.",
+      .type = GAUGE, .read = read_age, .unit = MS },
+    { "newest_id", "Id of the newest event.", .type = GAUGE,
       .place = PLACE(ring.newest_id) },
-    { "sync_seconds", HISTOGRAM, "Time to bring the history to the disk.",
-      .place = PLACE(figures.syncs), .bounds = sync_bounds, .unit = US,
-      .needs = NEEDS_FILE },
+    { "sync_seconds", "Time to bring the history to the disk.",
+      .type = HISTOGRAM, .place = PLACE(figures.syncs), .bounds = sync_bounds,
+      .unit = US, .needs = NEEDS_FILE },
     /* the loop */
-    { "turn_seconds", HISTOGRAM, "Time of a turn, without its wait.",
+    { "turn_seconds", "Time of a turn, without its wait.", .type = HISTOGRAM,
       .place = PLACE(figures.turns), .bounds = turn_bounds, .unit = US },
-    { "used_up_total", COUNTER,
+    { "used_up_total",
       "Turns in which something was left, by what had no more time.",
-      .place = PLACE(http.used_up), .label = "budget", .values = budget_names },
+      .type = COUNTER, .place = PLACE(http.used_up), .label = "budget",
+      .values = budget_names },
     /* limits */
-    { "limits_hit_total", COUNTER, "How often a limit was met.",
+    { "limits_hit_total", "How often a limit was met.", .type = COUNTER,
       .place = PLACE(http.limits_hit), .label = "limit",
       .values = limit_names },
-    { "request_memory_bytes", GAUGE, "Memory that requests hold.",
+    { "request_memory_bytes", "Memory that requests hold.", .type = GAUGE,
       .place = PLACE(http.request_memory) },
-    { "request_memory_limit_bytes", GAUGE, "At most: --request-memory.",
+    { "request_memory_limit_bytes", "At most: --request-memory.", .type = GAUGE,
       .place = PLACE(http.memory_limit) },
-    { "resident_memory_bytes", GAUGE, "Memory of the process.",
+    { "resident_memory_bytes", "Memory of the process.", .type = GAUGE,
       .read = read_resident },
-    { "log_lines_left_out_total", COUNTER,
-      "Lines that the log has not, since they were too many.",
+    { "log_lines_left_out_total",
+      "Lines that the log has not, since they were too many.", .type = COUNTER,
       .read = read_left_out },
     /* several nodes */
-    { "log_up", GAUGE, "Whether the log in Redis can be used.",
+    { "log_up", "Whether the log in Redis can be used.", .type = GAUGE,
       .read = read_log_up, .needs = NEEDS_LOG },
-    { "log_flights", GAUGE, "Events on their way to the log.",
+    { "log_flights", "Events on their way to the log.", .type = GAUGE,
       .read = read_flights, .needs = NEEDS_LOG },
-    { "log_refused_total", COUNTER, "Events that Redis has refused.",
+    { "log_refused_total", "Events that Redis has refused.", .type = COUNTER,
       .place = PLACE(figures.flights_refused), .needs = NEEDS_LOG },
-    { "log_unknown_total", COUNTER, "Events that may be in the log or not.",
-      .place = PLACE(figures.flights_unknown), .needs = NEEDS_LOG },
-    { "log_skipped_total", COUNTER, "Entries of the log that are no events.",
-      .place = PLACE(figures.entries_skipped), .needs = NEEDS_LOG },
+    { "log_unknown_total", "Events that may be in the log or not.",
+      .type = COUNTER, .place = PLACE(figures.flights_unknown),
+      .needs = NEEDS_LOG },
+    { "log_skipped_total", "Entries of the log that are no events.",
+      .type = COUNTER, .place = PLACE(figures.entries_skipped),
+      .needs = NEEDS_LOG },
 };
 
 enum {
@@ -3202,6 +3199,16 @@ enum {
     FIGURES_MAX = 32 * 1024, /* of all of them, as JSON */
     STATUS_SIZE = FIGURES_MAX + 2 * RANKS * (TOPIC_NAME_MAX + 64) + 256,
 };
+
+/* ------------------------------------------------------- figures as text
+ *
+ * A figure has samples: its one value, or one for each value of its label, or
+ * what a histogram is made of. They are numbered from 0 on, and each has a name
+ * and a value, whatever form it is written in.
+ *
+ * Callers: the admin listener, for put_next_line(); put_status(), for
+ * put_figures().
+ */
 
 static unsigned count_bounds(const uint64_t *bounds)
 {
@@ -3265,6 +3272,7 @@ static void name_sample(const struct figure *figure, unsigned i,
     unsigned bounds = figure->bounds ? count_bounds(figure->bounds) : 0;
     bool is_bucket = figure->type == HISTOGRAM;
 
+    assert(!is_bucket || i < bounds + COUNT(rests));
     if (is_bucket && i >= bounds)
         snprintf(name, LINE_MAX_BYTES, "ssed_%s%s", figure->name,
                  rests[i - bounds]);
@@ -3289,9 +3297,8 @@ static void put_value(struct text *text, const struct figure *figure,
                                              : figure->unit && !figure->bounds;
 
     if (is_time)
-        text_put(text,
-                 figure->unit == US ? "%" PRIu64 ".%06u" : "%" PRIu64 ".%03u",
-                 value / figure->unit, (unsigned)(value % figure->unit));
+        text_put(text, "%" PRIu64 ".%0*u", value / figure->unit,
+                 figure->unit == US ? 6 : 3, (unsigned)(value % figure->unit));
     else
         text_put(text, "%" PRIu64, value);
 }
@@ -3353,6 +3360,16 @@ static void put_figures(const struct server *server, struct text *text)
             put_sample(server, figure, i, true, text);
     text->length--; /* the last comma */
 }
+
+/* -------------------------------------------------------------------- lag
+ *
+ * How far subscribers are behind. Only that takes a look at each of them: a
+ * round goes through the table of connections in slices, and is made only if
+ * somebody asks.
+ *
+ * Callers: handle_content() begins a round and waits for its end,
+ * begin_status() begins one; run_turn().
+ */
 
 static void rank_topic(struct server *server, const struct topic *topic,
                        uint64_t lag);
@@ -3446,7 +3463,7 @@ static void scan_slice(struct server *server)
  * the event is sent. So the ranks are as new as the figures, and no turn looks
  * at more subscribers than a slice of the scan has.
  *
- * Callers: route_admin(); the scan in "figures"; run_turn(); handle_writable(),
+ * Callers: route_admin(); the round in "lag"; run_turn(); handle_writable(),
  * handle_closing().
  */
 

@@ -121,8 +121,8 @@ curl -s -d hello "localhost:$port/events/chat/42" | expect "an event" '"id"'
 block "localhost:9100/metrics" | sed "s/9100/$admin/" | bash -s 2>/dev/null >figures
 expect "its figures" "^ssed_events_published_total 1$" <figures
 expect "its topics" '"name":"chat/42","subscribers":0,"held":1' <figures
-curl -s "localhost:$admin/metrics" | promtool check metrics && echo good |
-    expect "promtool: the figures" good
+{ curl -s "localhost:$admin/metrics" | promtool check metrics && echo good; } \
+    2>&1 | expect "promtool: the figures" "^good"
 yaml() {
     awk -v text="$1" '
         /^```yaml$/ { inside = 1; block = ""; next }

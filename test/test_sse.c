@@ -395,10 +395,11 @@ static void scan_all(struct server *server)
 Test(figures, of_lag_are_found_in_slices)
 {
     struct server server;
-    struct conn *conn = begin_stream_of(&server, 0);
-    struct place *place = &conn->subscriber.place;
     struct event event = { .data = SLICE("x") };
+    struct place *place;
+    struct conn *conn;
 
+    begin_stream_of(&server, 0);
     server.http.conn_end = 5000;
     server.http.conns = realloc(server.http.conns, 5000 * sizeof(*conn));
     cr_assert(server.http.conns);
