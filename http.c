@@ -1745,26 +1745,34 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
  * Callers: respond_page(); http_serve_root() and sse.c at the start.
  */
 
-/* The bundled pages: a symbol and the file in static/. */
-#define PAGES(PAGE)                      \
-    PAGE(index_html, "index.html")       \
-    PAGE(index_js, "index.js")           \
-    PAGE(chat_html, "chat.html")         \
-    PAGE(chat_js, "chat.js")             \
-    PAGE(progress_html, "progress.html") \
-    PAGE(progress_js, "progress.js")     \
-    PAGE(monitor_html, "monitor.html")   \
-    PAGE(monitor_js, "monitor.js")       \
-    PAGE(inspect_html, "inspect.html")   \
-    PAGE(inspect_js, "inspect.js")       \
-    PAGE(clock_html, "clock.html")       \
-    PAGE(bar_js, "bar.js")               \
-    PAGE(ssed_js, "ssed.js")             \
-    PAGE(style_css, "style.css")
+/* The bundled pages: a symbol, the file in static/, and the listeners that
+ * serve it. */
+enum {
+    ON_PUBLIC = 1,
+    ON_ADMIN = 2,
+};
+
+#define PAGES(PAGE)                                 \
+    PAGE(index_html, "index.html", ON_PUBLIC)       \
+    PAGE(index_js, "index.js", ON_PUBLIC)           \
+    PAGE(chat_html, "chat.html", ON_PUBLIC)         \
+    PAGE(chat_js, "chat.js", ON_PUBLIC)             \
+    PAGE(progress_html, "progress.html", ON_PUBLIC) \
+    PAGE(progress_js, "progress.js", ON_PUBLIC)     \
+    PAGE(monitor_html, "monitor.html", ON_PUBLIC)   \
+    PAGE(monitor_js, "monitor.js", ON_PUBLIC)       \
+    PAGE(inspect_html, "inspect.html", ON_PUBLIC)   \
+    PAGE(inspect_js, "inspect.js", ON_PUBLIC)       \
+    PAGE(clock_html, "clock.html", ON_PUBLIC)       \
+    PAGE(ssed_js, "ssed.js", ON_PUBLIC)             \
+    PAGE(status_html, "status.html", ON_ADMIN)      \
+    PAGE(status_js, "status.js", ON_ADMIN)          \
+    PAGE(bar_js, "bar.js", ON_PUBLIC | ON_ADMIN)    \
+    PAGE(style_css, "style.css", ON_PUBLIC | ON_ADMIN)
 
 /* The assembler puts them into the binary as they are: the server is one file
  * that can be copied anywhere. */
-#define INCLUDE(symbol, name)               \
+#define INCLUDE(symbol, name, where)        \
     __asm__(".pushsection .rodata\n"        \
             "bundle_" #symbol ":\n"         \
             ".incbin \"static/" name "\"\n" \
@@ -1774,10 +1782,11 @@ size_t http_head(char *buffer, size_t size, const struct response *response)
     extern const char bundle_##symbol[], bundle_##symbol##_end[];
 PAGES(INCLUDE)
 
-#define BUNDLED(symbol, name) \
-    { "/" name, bundle_##symbol, bundle_##symbol##_end, { 0 } },
+#define BUNDLED(symbol, name, where) \
+    { "/" name, bundle_##symbol, bundle_##symbol##_end, where, { 0 } },
 static struct bundled {
     const char *path, *data, *end;
+    unsigned where;
     struct file file;
 } bundle[] = { PAGES(BUNDLED) };
 
@@ -1812,10 +1821,10 @@ static const char *media_type(struct slice path)
     return "application/octet-stream";
 }
 
-static int open_bundled(struct file *file, const char *path)
+static int open_bundled(struct file *file, unsigned where, const char *path)
 {
     for (size_t i = 0; i < COUNT(bundle); i++) {
-        if (strcmp(bundle[i].path, path) == 0) {
+        if ((bundle[i].where & where) && strcmp(bundle[i].path, path) == 0) {
             *file = bundle[i].file;
             return 0;
         }
@@ -1888,17 +1897,20 @@ void http_bundle_init(time_t modified)
 /* A path that begins with "//" is refused: browsers take it for a host. */
 int http_file_open(struct file *file, int root, struct slice path)
 {
-    char name[REQUEST_LINE_MAX + sizeof("index.html")];
+    char name[REQUEST_LINE_MAX + sizeof("status.html")];
     bool folder = path.length && path.data[path.length - 1] == '/';
+    bool is_admin = root == ROOT_ADMIN;
+    const char *index = is_admin ? "status.html" : "index.html";
     int status;
 
     if (path.length == 0 || path.length > REQUEST_LINE_MAX ||
         (path.length > 1 && path.data[1] == '/'))
         return -404;
     snprintf(name, sizeof(name), "%.*s%s", (int)path.length, path.data,
-             folder ? "index.html" : "");
-    status =
-        root < 0 ? open_bundled(file, name) : open_in_root(file, root, name);
+             folder ? index : "");
+    status = root < 0
+                 ? open_bundled(file, is_admin ? ON_ADMIN : ON_PUBLIC, name)
+                 : open_in_root(file, root, name);
     if (folder && status == -301)
         status = -404; /* its index.html is a folder */
     if (status == 0)
@@ -2480,13 +2492,14 @@ static const unsigned next_states[CONN_STATES] = {
     [CONN_LISTENER] = MAY(CONN_FREE),
     [CONN_REDIS] = MAY(CONN_CLOSED),
     [CONN_REQUEST] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_WAITING) |
-                     MAY(CONN_RESPOND) | MAY(CONN_STREAM) | MAY(CONN_LINGER) |
-                     MAY(CONN_CLOSED),
+                     MAY(CONN_RESPOND) | MAY(CONN_STREAM) | MAY(CONN_STATUS) |
+                     MAY(CONN_LINGER) | MAY(CONN_CLOSED),
     [CONN_BODY] = MAY(CONN_REQUEST) | MAY(CONN_WAITING) | MAY(CONN_CLOSED),
     [CONN_WAITING] = MAY(CONN_REQUEST) | MAY(CONN_BODY) | MAY(CONN_CLOSED),
     [CONN_RESPOND] = MAY(CONN_REQUEST) | MAY(CONN_RESPOND) | MAY(CONN_LINGER) |
                      MAY(CONN_CLOSED),
     [CONN_STREAM] = MAY(CONN_CLOSED),
+    [CONN_STATUS] = MAY(CONN_CLOSED),
     [CONN_LINGER] = MAY(CONN_CLOSED),
     [CONN_CLOSED] = MAY(CONN_FREE),
 };
@@ -2651,7 +2664,7 @@ void conn_close(struct http *http, struct conn *conn, const char *reason)
     if (conn->state == CONN_CLOSED)
         return;
     http->handlers->closing(http->server, conn, reason);
-    if (conn->state != CONN_STREAM)
+    if (conn->state != CONN_STREAM && conn->state != CONN_STATUS)
         conn_release_exchange(http, conn);
     timer_stop(http, conn);
     queue_remove(http, conn);
@@ -2712,12 +2725,13 @@ void conn_resume(struct http *http, struct conn *conn)
     http->handlers->request(http->server, conn);
 }
 
-void conn_begin_stream(struct http *http, struct conn *conn)
+void conn_begin_stream(struct http *http, struct conn *conn,
+                       enum conn_state state)
 {
     queue_remove(http, conn);
     timer_stop(http, conn);
     exchange_release(http, conn->exchange);
-    conn_set_state(http, conn, CONN_STREAM);
+    conn_set_state(http, conn, state);
     conn->subscriber = (struct subscriber){ 0 };
 }
 
@@ -3141,21 +3155,27 @@ void respond_page(struct http *http, struct conn *conn)
     struct exchange *exchange = conn->exchange;
     enum method method = exchange->request.method;
     struct response response = { .location = exchange->request.path };
+    bool is_admin = conn->flags & FLAG_ADMIN;
+    int root = is_admin ? ROOT_ADMIN : http->root;
 
-    if (method != METHOD_GET && method != METHOD_HEAD) {
+    if (method != METHOD_OPTIONS)
+        response.status =
+            -http_file_open(&exchange->file, root, exchange->request.path);
+    if (response.status == 0 && method != METHOD_GET && method != METHOD_HEAD) {
+        exchange_drop_file(exchange);
         respond_method(http, conn, "GET, HEAD, OPTIONS");
         return;
     }
-    response.status =
-        -http_file_open(&exchange->file, http->root, exchange->request.path);
     if (response.status != 301)
         response.location.length = 0;
     if (response.status != 0) {
         respond_text(http, conn, response,
                      response.status == 301
                          ? "this is a folder: its path ends in a slash"
-                     : response.status == 404 ? "there is no such page"
-                                              : "no descriptor is free for it");
+                     : response.status != 404 ? "no descriptor is free for it"
+                     : is_admin ? "here are /status.html, /metrics, /topics "
+                                  "and /healthz; --listen serves all else"
+                                : "there is no such page");
         return;
     }
     http_file_response(&exchange->file, &exchange->request, &response,
@@ -4972,6 +4992,7 @@ void http_event(struct http *http, const struct epoll_event *event)
             conn_close(http, conn, "closed");
         break;
     case CONN_STREAM:
+    case CONN_STATUS:
         /* the peer's FIN ends a stream at once: browsers that go away send no
          * more than that. What a peer sends is thrown away. */
         if (ended || ((event->events & EPOLLIN) && !conn_discard(http, conn)))
@@ -5534,7 +5555,7 @@ static void begin_table(struct http *http)
     http_update_time(http);
     http->wheel_tick = http->now >> TICK_SHIFT;
     http->accepting = true;
-    http->root = -1;
+    http->root = ROOT_BUNDLED;
 }
 
 int http_init(struct http *http, char error[ERROR_SIZE])

@@ -33,9 +33,10 @@
  *
  * Order: types; log; counting; routes; rights; subscribing; publications;
  * requests to publish; steps; content; publishing; delivery; the history file;
- * the shared log; figures; figures as text; lag; the admin listener; other
- * handlers; the service manager; phases and signals; the loop; options;
- * --print; their checks; least privilege; the start; --check; --sign; main.
+ * the shared log; figures; figures as text; lag; the status stream; the admin
+ * listener; other handlers; the service manager; phases and signals; the loop;
+ * options; --print; their checks; least privilege; the start; --check; --sign;
+ * main.
  */
 #include "sse.h"
 
@@ -111,6 +112,10 @@ enum {
     EXPIRY_PATIENCE = 5000,  /* ms for a stream to end when it has expired */
     RETRY_LATER = 2000,      /* ms at least, if a subscriber has no room */
     RETRY_SPREAD = 8000,
+    STATUS_STREAMS_MAX = 16,
+    STATUS_PERIOD = 1000,    /* ms from one event to the next */
+    STATUS_PATIENCE = 10000, /* ms for a stream to take some of one */
+    RANKS = 10,
 };
 
 /* The greatest id that a publisher may give. An id near ID_MAX would leave no
@@ -259,6 +264,29 @@ struct scan {
     struct lag now, last; /* of this round, and of the one before */
 };
 
+/* A topic among the first of a ranking. */
+struct rank {
+    uint64_t lag; /* events that the slowest of its subscribers is behind */
+    uint32_t subscribers;
+    uint8_t length;
+    char name[TOPIC_NAME_MAX];
+};
+
+struct ranking {
+    bool by_lag; /* else by subscribers */
+    unsigned count;
+    struct rank ranks[RANKS]; /* the first one is first */
+};
+
+/* The streams of /status, and what is found for their next event. */
+struct status {
+    uint32_t streams[STATUS_STREAMS_MAX]; /* descriptors */
+    unsigned count;
+    uint64_t next; /* ms; NEVER if there is no stream */
+    bool wanted;   /* an event is due when the scan has ended */
+    struct ranking most_subscribers, most_lag;
+};
+
 struct server {
     struct http http;
     struct ring ring;
@@ -292,6 +320,7 @@ struct server {
     struct notice address_full, topics_full;
     struct figures figures;
     struct scan scan;
+    struct status status;
     uint64_t started; /* ms since 1970 */
     int statm;        /* /proc/self/statm, with --admin */
 };
@@ -1012,7 +1041,7 @@ static bool stream_begin(struct server *server, struct conn *conn,
     log_access(server, conn, 200, 0);
     log_subscribed(server, conn, reader, start);
     count_subscription(server, start);
-    conn_begin_stream(http, conn);
+    conn_begin_stream(http, conn, CONN_STREAM);
     *subscriber = (struct subscriber){ .form = (uint8_t)reader->form,
                                        .topic_count = (uint8_t)reader->count,
                                        .since = (uint32_t)(http->now / 1000),
@@ -2265,8 +2294,7 @@ static uint64_t position_of(const struct server *server,
     return server->ring.newest_id;
 }
 
-/* Has more sent to the subscriber after the others have had their turn. A
- * handler too: a full socket has room again. */
+/* Has more sent to the subscriber after the others have had their turn. */
 static void ready_push(struct server *server, struct conn *conn)
 {
     struct reader reader = subscriber_reader(&conn->subscriber);
@@ -2935,8 +2963,8 @@ static uint64_t read_connections(const struct server *server, unsigned i)
 
 /* Those between CONN_REDIS and CONN_CLOSED. */
 static const char *const state_names[] = { "request", "body",   "waiting",
-                                           "respond", "stream", "linger",
-                                           NULL };
+                                           "respond", "stream", "status",
+                                           "linger",  NULL };
 
 static uint64_t read_states(const struct server *server, unsigned i)
 {
@@ -3172,7 +3200,8 @@ static const struct figure figures[] = {
 
 enum {
     LINE_MAX_BYTES = 512,    /* of what one line of a figure may be */
-    FIGURES_MAX = 32 * 1024, /* of all of them, in either form */
+    FIGURES_MAX = 32 * 1024, /* of all of them, as JSON */
+    STATUS_SIZE = FIGURES_MAX + 2 * RANKS * (TOPIC_NAME_MAX + 64) + 256,
 };
 
 /* ------------------------------------------------------- figures as text
@@ -3181,7 +3210,8 @@ enum {
  * what a histogram is made of. They are numbered from 0 on, and each has a name
  * and a value, whatever form it is written in.
  *
- * Callers: the admin listener, for put_next_line().
+ * Callers: the admin listener, for put_next_line(); put_status(), for
+ * put_figures().
  */
 
 static unsigned count_bounds(const uint64_t *bounds)
@@ -3323,18 +3353,10 @@ static bool put_next_line(const struct server *server, struct listing *listing,
     return true;
 }
 
-/* Adds all figures, at most FIGURES_MAX bytes: as they stand in /metrics, or as
- * the members of a JSON object, named as there. */
-__attribute__((unused)) static void put_figures(const struct server *server,
-                                                struct text *text, bool as_json)
+/* Adds all figures, at most FIGURES_MAX bytes: the members of a JSON object,
+ * named as in /metrics. */
+static void put_figures(const struct server *server, struct text *text)
 {
-    struct listing listing = { .what = LISTS_FIGURES };
-
-    if (!as_json) {
-        while (put_next_line(server, &listing, text))
-            ;
-        return;
-    }
     for (const struct figure *figure = figures;
          figure < figures + COUNT(figures); figure++)
         for (unsigned i = 0;
@@ -3349,8 +3371,13 @@ __attribute__((unused)) static void put_figures(const struct server *server,
  * round goes through the table of connections in slices, and is made only if
  * somebody asks.
  *
- * Callers: handle_content() begins a round and waits for its end; run_turn().
+ * Callers: handle_content() begins a round and waits for its end,
+ * begin_status() begins one; run_turn().
  */
+
+static void rank_topic(struct server *server, const struct topic *topic,
+                       uint64_t lag);
+static void ranks_done(struct server *server);
 
 /* Looks at one subscriber: how many events it has not been sent, and how old
  * the oldest of them is. One that is ahead is behind nothing here. */
@@ -3364,9 +3391,13 @@ static unsigned scan_subscriber(struct server *server,
 
     if (subscriber->is_ahead || reader_overrun(&reader))
         return reader.count;
-    for (unsigned i = 0; i < reader.count; i++)
-        events += topic_count_after(ring, reader.places[i].topic,
-                                    reader.places[i].last);
+    for (unsigned i = 0; i < reader.count; i++) {
+        const struct place *place = &reader.places[i];
+        uint64_t behind = topic_count_after(ring, place->topic, place->last);
+
+        rank_topic(server, place->topic, behind);
+        events += behind;
+    }
     next = events ? reader_next(ring, &reader) : 0;
     if (next)
         ms = ring_age(ring, next);
@@ -3400,6 +3431,7 @@ static void scan_end(struct server *server)
     scan->running = false;
     scan->last = scan->now;
     scan->rounds++;
+    ranks_done(server);
 }
 
 /* A slice of the round, if one is under way. */
@@ -3419,6 +3451,229 @@ static void scan_slice(struct server *server)
     }
     if (scan->at >= server->http.conn_end)
         scan_end(server);
+}
+
+/* ------------------------------------------------------- the status stream
+ *
+ * GET /status of the admin listener: an event a second with all figures and
+ * with the topics that are first in something, which status.html shows. Such a
+ * stream reads no topic: it is no subscriber, and holds up no publisher. One
+ * text is made for all of them. What a full socket does not take of it waits in
+ * subscriber->own, and events are left out until that has been sent; a stream
+ * that takes nothing for STATUS_PATIENCE is cut, for there are few.
+ *
+ * When an event is due, begin_status() has all subscribers scanned. The scan
+ * tells rank_topic() of each place, and ranks_done() when it has ended: then
+ * the event is sent. So the ranks are as new as the figures, and no turn looks
+ * at more subscribers than a slice of the scan has.
+ *
+ * Callers: route_admin(); the round in "lag"; run_turn(); handle_writable(),
+ * handle_closing().
+ */
+
+static uint64_t rank_key(const struct ranking *ranking, unsigned at)
+{
+    return ranking->by_lag ? ranking->ranks[at].lag
+                           : ranking->ranks[at].subscribers;
+}
+
+static bool rank_is(const struct rank *rank, struct slice name)
+{
+    return rank->length == name.length &&
+           memcmp(rank->name, name.data, name.length) == 0;
+}
+
+/* Finds a topic, or makes a place for it at the end; RANKS if the last one is
+ * before it. */
+static unsigned find_rank(struct ranking *ranking, const struct topic *topic,
+                          uint64_t key)
+{
+    struct slice name = topic->name;
+    unsigned at = 0;
+
+    if (key == 0 ||
+        (ranking->count == RANKS && key < rank_key(ranking, RANKS - 1)))
+        return RANKS;
+    while (at < ranking->count && !rank_is(&ranking->ranks[at], name))
+        at++;
+    if (at < ranking->count)
+        return at;
+    if (at == RANKS && key == rank_key(ranking, --at))
+        return RANKS;
+    ranking->count = at + 1;
+    ranking->ranks[at] = (struct rank){ .length = (uint8_t)name.length };
+    memcpy(ranking->ranks[at].name, name.data, name.length);
+    return at;
+}
+
+static void put_rank(struct ranking *ranking, const struct topic *topic,
+                     uint64_t lag)
+{
+    struct rank *ranks = ranking->ranks;
+    unsigned at = find_rank(ranking, topic,
+                            ranking->by_lag ? lag : topic->subscriber_count);
+
+    if (at == RANKS)
+        return;
+    if (lag > ranks[at].lag)
+        ranks[at].lag = lag;
+    ranks[at].subscribers = topic->subscriber_count;
+    for (; at && rank_key(ranking, at) > rank_key(ranking, at - 1); at--) {
+        struct rank lower = ranks[at - 1];
+
+        ranks[at - 1] = ranks[at];
+        ranks[at] = lower;
+    }
+}
+
+/* The scan has come to a subscriber's place in a topic, which is so many events
+ * behind. */
+static void rank_topic(struct server *server, const struct topic *topic,
+                       uint64_t lag)
+{
+    put_rank(&server->status.most_subscribers, topic, lag);
+    put_rank(&server->status.most_lag, topic, lag);
+}
+
+/* The bytes of a topic's name need no escape in JSON. */
+static void put_ranking(struct text *text, const char *name,
+                        const struct ranking *ranking)
+{
+    text_put(text, ",\"%s\":[", name);
+    for (unsigned i = 0; i < ranking->count; i++) {
+        const struct rank *rank = &ranking->ranks[i];
+
+        text_put(text,
+                 "%s{\"topic\":\"%.*s\",\"subscribers\":%u,\"lag\":%" PRIu64
+                 "}",
+                 i ? "," : "", (int)rank->length, rank->name, rank->subscribers,
+                 rank->lag);
+    }
+    text_put(text, "]");
+}
+
+static void put_status(const struct server *server, struct text *text)
+{
+    size_t begin = text_begin_block(text, FORM_CHUNKED, &(struct block){ 0 });
+
+    text_put(text, "data: {\"time\":%" PRId64 ",\"figures\":{",
+             server->ring.time);
+    put_figures(server, text);
+    text_put(text, "}");
+    put_ranking(text, "most_subscribers", &server->status.most_subscribers);
+    put_ranking(text, "most_lag", &server->status.most_lag);
+    text_put(text, "}\n");
+    text_end_block(text, FORM_CHUNKED, begin);
+}
+
+/* Sends what waits for the stream, or if nothing does, `bytes`. */
+static void send_status(struct server *server, struct conn *conn,
+                        struct slice bytes)
+{
+    struct subscriber *subscriber = &conn->subscriber;
+    struct own *own = subscriber->own;
+    struct iovec iov;
+    ssize_t sent;
+
+    if (own)
+        bytes =
+            (struct slice){ own->bytes + own->sent, own->length - own->sent };
+    iov = (struct iovec){ (void *)(uintptr_t)bytes.data, bytes.length };
+    sent = stream_send_iovecs(&server->http, conn, &iov, 1, bytes.length);
+    if (sent < 0 && errno != EAGAIN) {
+        conn_close(&server->http, conn, error_name(errno));
+        return;
+    }
+    if (sent > 0)
+        subscriber->active = (uint32_t)server->http.now;
+    bytes = slice_from(bytes, sent > 0 ? (size_t)sent : 0);
+    if (set_own(server, subscriber, bytes))
+        conn_await_room(&server->http, conn, bytes.length > 0);
+    else
+        conn_close(&server->http, conn, error_name(ENOMEM));
+}
+
+/* The scan has ended: the event that it was begun for is sent. */
+static void ranks_done(struct server *server)
+{
+    static char memory[STATUS_SIZE];
+    struct status *status = &server->status;
+    struct text text = { memory, sizeof(memory), 0 };
+
+    if (status->wanted)
+        put_status(server, &text);
+    for (unsigned i = status->count; i-- > 0 && status->wanted;) {
+        struct conn *conn = conn_at(&server->http, status->streams[i]);
+        const struct subscriber *subscriber = &conn->subscriber;
+        uint32_t silence = (uint32_t)server->http.now - subscriber->active;
+        struct slice bytes = text_slice(&text);
+
+        if (subscriber->form == FORM_PLAIN)
+            bytes = (struct slice){ bytes.data + FRAME_HEAD,
+                                    bytes.length - FRAME_HEAD - FRAME_TAIL };
+        if (!subscriber->own)
+            send_status(server, conn, bytes);
+        else if (silence > STATUS_PATIENCE)
+            conn_cut(&server->http, conn, "stalled");
+    }
+    status->wanted = false;
+    status->most_subscribers.count = status->most_lag.count = 0;
+}
+
+static void begin_status(struct server *server)
+{
+    struct status *status = &server->status;
+    uint64_t now = server->http.now;
+
+    if (now < status->next)
+        return;
+    status->next += STATUS_PERIOD;
+    if (status->next <= now)
+        status->next = now + STATUS_PERIOD;
+    status->wanted = true;
+    scan_begin(server);
+}
+
+static void route_status(struct server *server, struct conn *conn)
+{
+    const struct request *request = &conn->exchange->request;
+    struct status *status = &server->status;
+    struct response head = { .status = 200,
+                             .stream = true,
+                             .chunked = request->minor > 0 };
+    char bytes[OUT_SIZE + RESPONSE_HEAD_MAX];
+    size_t length;
+
+    if (request->method != METHOD_GET && request->method != METHOD_HEAD) {
+        respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
+    } else if (status->count == STATUS_STREAMS_MAX) {
+        respond_error(&server->http, conn, 503,
+                      "16 streams of /status are open, which is all there are");
+    } else if (request->method == METHOD_HEAD) {
+        respond(&server->http, conn, &head, SLICE(""));
+    } else {
+        length = stream_head(&server->http, conn, &head, bytes, sizeof(bytes));
+        log_access(server, conn, 200, 0);
+        conn_begin_stream(&server->http, conn, CONN_STATUS);
+        conn->subscriber.form = head.chunked ? FORM_CHUNKED : FORM_PLAIN;
+        if (status->count == 0)
+            status->next = server->http.now;
+        status->streams[status->count++] = conn_fd(&server->http, conn);
+        send_status(server, conn, (struct slice){ bytes, length });
+    }
+}
+
+static void leave_status(struct server *server, struct conn *conn)
+{
+    struct status *status = &server->status;
+    unsigned at = 0;
+
+    while (status->streams[at] != conn_fd(&server->http, conn))
+        at++;
+    status->streams[at] = status->streams[--status->count];
+    if (status->count == 0)
+        status->next = NEVER;
+    set_own(server, &conn->subscriber, SLICE(""));
 }
 
 /* ------------------------------------------------------ the admin listener
@@ -3575,10 +3830,10 @@ static void route_admin(struct server *server, struct conn *conn)
 
     if (slice_is(request->path, "/healthz"))
         respond_health(server, conn);
+    else if (slice_is(request->path, "/status"))
+        route_status(server, conn);
     else if (!is_figures && !slice_is(request->path, "/topics"))
-        respond_error(&server->http, conn, 404,
-                      "here are /metrics, /topics and /healthz; all else is "
-                      "served by --listen");
+        respond_page(&server->http, conn);
     else if (!reads)
         respond_method(&server->http, conn, "GET, HEAD, OPTIONS");
     else if (is_figures)
@@ -3689,6 +3944,10 @@ static void handle_closing(struct server *server, struct conn *conn,
         unsubscribe(server, conn, reason);
         return;
     }
+    if (conn->state == CONN_STATUS) {
+        leave_status(server, conn);
+        return;
+    }
     if (!conn->exchange)
         return;
     if (is_input(conn) && conn->exchange->error)
@@ -3720,6 +3979,14 @@ static void handle_crowded(struct server *server, const struct conn *conn)
               conn_peer(peer, conn), refused);
 }
 
+static void handle_writable(struct server *server, struct conn *conn)
+{
+    if (conn->state == CONN_STATUS)
+        send_status(server, conn, SLICE(""));
+    else
+        ready_push(server, conn);
+}
+
 static const struct handlers handlers = {
     .request = handle_request,
     .body = handle_body,
@@ -3728,7 +3995,7 @@ static const struct handlers handlers = {
     .answered = handle_answered,
     .content = handle_content,
     .keep_promises = handle_promises,
-    .writable = ready_push,
+    .writable = handle_writable,
     .expired = handle_expired,
     .closing = handle_closing,
     .waited = handle_waited,
@@ -3946,6 +4213,7 @@ static int loop_timeout(const struct server *server)
                               logger.suppressed ? logger.reported + LOG_REPORT
                                                 : NEVER,
                               server->log_wakes ? 0 : NEVER,
+                              server->status.next,
                               server->scan.running ? 0 : NEVER,
                               ring_due(&server->ring) };
     uint64_t until = NEVER;
@@ -4001,6 +4269,7 @@ static void run_turn(struct server *server)
     sync_when_due(server);
     feed_watchdog(server);
     deliver(server);
+    begin_status(server);
     scan_slice(server);
     http_end_turn(&server->http);
     check_phase(server);
@@ -4056,8 +4325,8 @@ static const struct spec specs[] = {
     { "port", "N", KIND_LISTEN, 'p', .maximum = 65535,
       .help = "short for --listen 127.0.0.1:N" },
     { "admin", "ADDR:PORT", KIND_TEXT, 0, PLACE(http.admin),
-      .help = "where /metrics, /topics are served, and nothing else; or "
-              "unix:PATH" },
+      .help = "where figures are served, a page of them, and nothing else; "
+              "or unix:PATH" },
     { "reuse-port", NULL, KIND_FLAG, 0, PLACE(http.reuse_port),
       .help = "several ssed may listen on one port: the kernel spreads" },
     { "root", "DIR", KIND_TEXT, 'r', OPTION(root),
@@ -5447,7 +5716,8 @@ static void init_loop(struct server *server)
     update_time(server);
     server->started = (uint64_t)server->ring.time;
     logger.refilled = http->now;
-    server->phase_end = server->next_watchdog = NEVER;
+    server->phase_end = server->next_watchdog = server->status.next = NEVER;
+    server->status.most_lag.by_lag = true;
     server->next_clock =
         options->interval ? http->now + options->interval : NEVER;
     server->next_sync = options->sync < SYNC_NEVER ? http->now : NEVER;

@@ -962,10 +962,18 @@ struct file {
     char etag[64]; /* strong: changes whenever the bytes may have */
 };
 
+/* In the place of a folder's descriptor: the bundled pages of a public
+ * listener, and those of the one of --admin. */
+enum {
+    ROOT_BUNDLED = -1,
+    ROOT_ADMIN = -2,
+};
+
 /*
- * Finds the file for a path: compiled in when `root` is -1, else below that
- * directory, which nothing can lead out of (openat2(2), RESOLVE_BENEATH). A
- * path that ends in a slash means the index.html there. Returns 0, or minus
+ * Finds the file for a path: compiled in when `root` is one of those above,
+ * else below that directory, which nothing can lead out of (openat2(2),
+ * RESOLVE_BENEATH). A path that ends in a slash means the index.html there, or
+ * the status.html of ROOT_ADMIN. Returns 0, or minus
  * the status to answer with: 301 for a folder named without its slash, 404,
  * 501 when the kernel has no openat2, 503 when descriptors or memory have run
  * out.
@@ -1059,6 +1067,7 @@ struct log_entry {
  *   FREE -> REQUEST <-> RESPOND          a request, its answer, the next one
  *           REQUEST <-> BODY <-> WAITING a body to publish; room in the ring
  *           REQUEST  -> STREAM           a subscriber
+ *           REQUEST  -> STATUS           watches the server
  *           REQUEST <-> WAITING          one that is ahead of this node's log
  *           REQUEST, RESPOND -> LINGER   the last answer has been sent
  *   FREE -> BODY                         standard input
@@ -1078,6 +1087,7 @@ enum conn_state {
                     * or is to subscribe, and waits for the log */
     CONN_RESPOND,  /* sending a file, or answers to a full socket */
     CONN_STREAM,   /* subscribes */
+    CONN_STATUS,   /* a stream as well, of the server's figures */
     CONN_LINGER,   /* has sent the last answer; reads until the peer ends */
     CONN_CLOSED,   /* until the end of the turn */
     CONN_STATES,
@@ -1290,7 +1300,7 @@ struct conn {
     struct in6_addr address;
     union {
         struct exchange *exchange;    /* owned; NULL while idle */
-        struct subscriber subscriber; /* CONN_STREAM */
+        struct subscriber subscriber; /* CONN_STREAM, CONN_STATUS */
     };
 };
 
@@ -1833,15 +1843,16 @@ static inline uint64_t redis_round(const struct redis *redis)
 }
 
 /*
- * The connection becomes a stream: before it, stream_head() puts what is to go
- * before its first byte into `bytes`: answers to earlier requests that have not
- * been sent, and the head. Returns the length; 0 if a promise among the answers
- * could not be kept, and the connection ends with that answer. conn->subscriber
- * is zero then.
+ * The connection becomes a stream, CONN_STREAM or CONN_STATUS. Before it,
+ * stream_head() puts what is to go before its first byte into `bytes`: answers
+ * to earlier requests that have not been sent, and the head. Returns the
+ * length; 0 if a promise among the answers could not be kept, and the
+ * connection ends with that answer. conn->subscriber is zero then.
  */
 size_t stream_head(struct http *http, struct conn *conn,
                    struct response *response, char *bytes, size_t size);
-void conn_begin_stream(struct http *http, struct conn *conn);
+void conn_begin_stream(struct http *http, struct conn *conn,
+                       enum conn_state state);
 
 /* Why sending has stopped. */
 enum io {

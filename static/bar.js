@@ -37,7 +37,8 @@ function store(key, value) {
   }
 }
 
-const PAGES = [
+// what a public listener serves, and what the one of --admin does
+const PUBLIC = [
   { file: "./", en: "Catch up", zh: "续传" },
   { file: "chat.html", en: "Chat", zh: "对话" },
   { file: "progress.html", en: "Picture", zh: "图像" },
@@ -45,6 +46,14 @@ const PAGES = [
   { file: "inspect.html", en: "Inspect", zh: "检查" },
   { file: "clock.html", en: "Clock", zh: "时钟" },
 ];
+const ADMIN = [
+  { file: "./", en: "Status", zh: "状态" },
+  { file: "metrics", en: "Metrics", zh: "指标" },
+  { file: "topics", en: "Topics", zh: "主题" },
+];
+const isAdmin = document.body.dataset.listener === "admin";
+const PAGES = isAdmin ? ADMIN : PUBLIC;
+const HOME = isAdmin ? "status.html" : "index.html";
 const LANGUAGE = "ssed_language";
 const REFUSED = {
   en: "The server does not let this page read: {reason}",
@@ -93,7 +102,7 @@ function ssedPage(texts = { en: {}, zh: {} }, render = () => {}) {
     const link = document.createElement("a");
 
     link.href = file;
-    if (here === file || (here === "index.html" && file === "./"))
+    if (here === file || (here === HOME && file === "./"))
       link.setAttribute("aria-current", "page");
     return link;
   });

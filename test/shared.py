@@ -225,6 +225,12 @@ class Server:
     def url(self):
         return f"http://127.0.0.1:{self.port}/"
 
+    @property
+    def admin_port(self):
+        """That of --admin 127.0.0.1:0."""
+        found = re.search(r"event=admin address=\S+:(\d+)", "".join(self.log))
+        return int(found[1])
+
     def end(self, sent):
         if self not in Server.running:
             return

@@ -1269,15 +1269,40 @@ Test(file, the_bundled_ones)
 
     http_bundle_init(1000);
     for (size_t i = 0; i < COUNT(paths); i++) {
-        cr_assert(http_file_open(&file, -1, slice_of(paths[i])) == 0);
+        cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of(paths[i])) == 0);
         cr_assert(file.data && file.fd == -1 && file.length > 100);
         cr_assert(file.modified == 1000 && file.etag[0] == '"');
     }
-    cr_assert(http_file_open(&again, -1, slice_of("/index.html")) == 0);
+    cr_assert(http_file_open(&again, ROOT_BUNDLED, slice_of("/index.html")) ==
+              0);
     cr_assert(strcmp(file.etag, again.etag) != 0);
-    cr_assert(http_file_open(&file, -1, slice_of("/nothing")) == -404);
-    cr_assert(http_file_open(&file, -1, slice_of("")) == -404);
-    cr_assert(http_file_open(&file, -1, slice_of("//index.html")) == -404);
+    cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of("/nothing")) ==
+              -404);
+    cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of("")) == -404);
+    cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of("//index.html")) ==
+              -404);
+}
+
+/* The listener of --admin has a page of its own, and no other. */
+Test(file, the_bundled_ones_of_the_admin_listener)
+{
+    static const char *const shared[] = { "/bar.js", "/style.css" };
+    static const char *const admin[] = { "/status.html", "/status.js" };
+    struct file file, index;
+
+    http_bundle_init(1000);
+    for (size_t i = 0; i < 2; i++) {
+        cr_assert(http_file_open(&file, ROOT_ADMIN, slice_of(shared[i])) == 0);
+        cr_assert(http_file_open(&file, ROOT_ADMIN, slice_of(admin[i])) == 0);
+        cr_assert(http_file_open(&file, ROOT_BUNDLED, slice_of(admin[i])) ==
+                  -404);
+    }
+    cr_assert(http_file_open(&file, ROOT_ADMIN, SLICE("/index.html")) == -404);
+    cr_assert(http_file_open(&file, ROOT_ADMIN, SLICE("/ssed.js")) == -404);
+    cr_assert(http_file_open(&index, ROOT_ADMIN, SLICE("/")) == 0);
+    cr_assert(http_file_open(&file, ROOT_ADMIN, SLICE("/status.html")) == 0);
+    cr_assert_str_eq(index.etag, file.etag);
+    cr_assert_str_eq(index.type, "text/html; charset=utf-8");
 }
 
 /* A folder with a bit of everything; the test's process may leave it. */

@@ -453,3 +453,87 @@ Test(log, no_byte_ends_a_value)
         cr_assert(strlen(buffer) < size && buffer[0] == '"');
     }
 }
+
+/* ----------------------------------------------------------------- ranks */
+
+enum {
+    RANKED = 40
+};
+
+/* What the scan finds of a topic. */
+static struct ranked {
+    struct topic topic;
+    char name[16];
+    uint64_t lag; /* of the subscriber that is behind most */
+} ranked[RANKED];
+
+static uint64_t ranked_key(const struct ranked *one, bool by_lag)
+{
+    return by_lag ? one->lag : one->topic.subscriber_count;
+}
+
+/* Whether a ranking has the topics with the greatest keys, each once, the
+ * greatest first. Which of those with equal keys come last is open. */
+static void expect_ranking(const struct ranking *ranking)
+{
+    bool by_lag = ranking->by_lag, has[RANKED] = { false };
+    uint64_t least = UINT64_MAX;
+    unsigned counted = 0;
+
+    for (unsigned i = 0; i < ranking->count; i++) {
+        unsigned at = 0;
+
+        while (!rank_is(&ranking->ranks[i], ranked[at].topic.name))
+            at++;
+        cr_assert(!has[at]);
+        has[at] = true;
+        cr_assert(rank_key(ranking, i) == ranked_key(&ranked[at], by_lag));
+        cr_assert(ranking->ranks[i].lag == ranked[at].lag);
+        cr_assert(rank_key(ranking, i) <= least);
+        least = rank_key(ranking, i);
+    }
+    for (unsigned at = 0; at < RANKED; at++) {
+        uint64_t key = ranked_key(&ranked[at], by_lag);
+
+        counted += key > 0;
+        cr_assert(has[at] || key == 0 || (counted && key <= least));
+    }
+    cr_assert(ranking->count == (counted < RANKS ? counted : RANKS));
+}
+
+Test(ranks, are_those_of_a_sort)
+{
+    srandom(7);
+    for (int round = 0; round < 2000; round++) {
+        struct ranking subscribers = { 0 }, lag = { .by_lag = true };
+        unsigned left[RANKED], topics = (unsigned)random() % (RANKED + 1);
+        unsigned all = 0;
+
+        memset(ranked, 0, sizeof(ranked));
+        for (unsigned i = 0; i < RANKED; i++) {
+            int length = snprintf(ranked[i].name, sizeof(ranked[i].name),
+                                  "%.*s%u", (int)i % 4, "xyz", i);
+
+            ranked[i].topic.name =
+                (struct slice){ ranked[i].name, (size_t)length };
+            left[i] = i < topics ? 1 + (unsigned)random() % 12 : 0;
+            ranked[i].topic.subscriber_count = left[i];
+            all += left[i];
+        }
+        while (all > 0) { /* the subscribers in any order */
+            unsigned i = (unsigned)random() % RANKED;
+            uint64_t behind = (uint64_t)random() % 15;
+
+            if (left[i] == 0)
+                continue;
+            left[i]--;
+            all--;
+            if (behind > ranked[i].lag)
+                ranked[i].lag = behind;
+            put_rank(&subscribers, &ranked[i].topic, behind);
+            put_rank(&lag, &ranked[i].topic, behind);
+        }
+        expect_ranking(&subscribers);
+        expect_ranking(&lag);
+    }
+}

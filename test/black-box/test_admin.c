@@ -149,7 +149,8 @@ Test(admin, serves_nothing_but_its_own_and_others_do_not_have_that)
 {
     static const char *const own[] = { "/metrics", "/topics" };
     static const char *const others[] = {
-        "/events", "/events/t", "/", "/index.html", "/style", "/metrics/",
+        "/events",       "/events/t", "/index.html",
+        "/monitor.html", "/style",    "/metrics/",
     };
     char request[256];
 

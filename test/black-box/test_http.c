@@ -60,6 +60,8 @@ Test(http, answers_what_is_well_formed)
         { "options of a page", "OPTIONS / HTTP/1.1\r\n" HOST "\r\n", 204,
           false },
         { "no such page", "GET /nothing HTTP/1.1\r\n" HOST "\r\n", 404, false },
+        { "nor a method of it", "DELETE /nothing HTTP/1.1\r\n" HOST "\r\n", 404,
+          false },
         { "no such method here", "DELETE / HTTP/1.1\r\n" HOST "\r\n", 405,
           false },
         { "known elsewhere", "PATCH /events HTTP/1.1\r\n" HOST "\r\n", 405,
