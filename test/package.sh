@@ -51,8 +51,12 @@ tar -xf "$debian" -C "$system"
 systemd-nspawn --quiet --directory "$system" --register=no --keep-unit --boot \
     </dev/null >"$work/boot.log" 2>&1 &
 nspawn=$!
-await pgrep -P $nspawn
-leader=$(pgrep -P $nspawn)
+
+# the first process in it: before that, nspawn has others for a moment
+find_leader() {
+    leader=$(pgrep -P $nspawn -x systemd)
+}
+await find_leader
 
 # inside COMMAND...: in it
 inside() {
