@@ -282,7 +282,8 @@ function duration(seconds) {
   if (!(seconds >= 0.001)) return withUnit(seconds * 1e6, ["µs"], 1000);
   if (seconds < 1) return withUnit(seconds * 1e3, ["ms"], 1000);
   if (seconds < 100) return `${number(seconds, seconds < 10 ? 1 : 0)} s`;
-  if (seconds < 6000) return `${number(seconds / 60)} min`;
+  if (seconds < 6000)
+    return `${number(seconds / 60, seconds < 600 ? 1 : 0)} min`;
   if (seconds < 360000) return `${number(seconds / 3600, 1)} h`;
   return `${number(seconds / 86400)} d`;
 }
