@@ -169,8 +169,8 @@ class Sample {
     for (const [series, value] of Object.entries(this.figures)) {
       const [, name, labels] = /^(\w+)\{(.*)\}$/.exec(series) ?? [];
       if (!name) continue;
-      const said = [...labels.matchAll(/\w+="((?:[^"\\]|\\.)*)"/g)];
-      const key = said.map(([, text]) => text.replace(/\\(.)/g, "$1")).join(" ");
+      const key = [...labels.matchAll(/\w+="([^"]*)"/g)]
+        .map(([, text]) => text).join(" ");
       if (!this.labelled.has(name)) this.labelled.set(name, new Map());
       this.labelled.get(name).set(key, value);
     }
