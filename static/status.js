@@ -169,8 +169,8 @@ class Sample {
     for (const [series, value] of Object.entries(this.figures)) {
       const [, name, labels] = /^(\w+)\{(.*)\}$/.exec(series) ?? [];
       if (!name) continue;
-      const said = [...labels.matchAll(/\w+="((?:[^"\\]|\\.)*)"/g)];
-      const key = said.map(([, text]) => text.replace(/\\(.)/g, "$1")).join(" ");
+      const key = [...labels.matchAll(/\w+="([^"]*)"/g)]
+        .map(([, text]) => text).join(" ");
       if (!this.labelled.has(name)) this.labelled.set(name, new Map());
       this.labelled.get(name).set(key, value);
     }
@@ -282,7 +282,8 @@ function duration(seconds) {
   if (!(seconds >= 0.001)) return withUnit(seconds * 1e6, ["µs"], 1000);
   if (seconds < 1) return withUnit(seconds * 1e3, ["ms"], 1000);
   if (seconds < 100) return `${number(seconds, seconds < 10 ? 1 : 0)} s`;
-  if (seconds < 6000) return `${number(seconds / 60)} min`;
+  if (seconds < 6000)
+    return `${number(seconds / 60, seconds < 600 ? 1 : 0)} min`;
   if (seconds < 360000) return `${number(seconds / 3600, 1)} h`;
   return `${number(seconds / 86400)} d`;
 }

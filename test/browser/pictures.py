@@ -59,7 +59,7 @@ class Pictures(PageTest):
 
     def pictures_status(self):
         """Five minutes of a server with something to do."""
-        self.start("--interval", "0", "--history", "36000", "--admin",
+        self.start("--interval", "0", "--history", "30000", "--admin",
                    "127.0.0.1:0")
         self.open(f"http://127.0.0.1:{self.server.admin_port}/")
         self.look(width=960, height=900)
@@ -67,7 +67,7 @@ class Pictures(PageTest):
         try:
             self.wait(lambda: self.script("return points.length") > 297,
                       "five minutes", seconds=400)
-            self.take("status", height=1265)
+            self.take("status", height=1245)
         finally:
             load.stop()
 
