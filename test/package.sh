@@ -188,6 +188,21 @@ inside systemctl is-enabled ssed.socket ssed.service | tr '\n' ' ' |
     expect "the units are enabled" "^enabled enabled $"
 serves "installed"
 
+# a secret of root's, by systemd
+mkdir -p "$system/etc/ssed" "$system/etc/systemd/system/ssed.service.d"
+(umask 077; head -c 32 /dev/urandom | base64 >"$system/etc/ssed/secret")
+grep -B1 '^LoadCredential=' "$readme" \
+    >"$system/etc/systemd/system/ssed.service.d/override.conf"
+secret=$(grep -o -- '--secret-file /run[^`]*' "$readme")
+echo "SSED_OPTIONS=\"$secret\"" >"$system/etc/default/ssed"
+inside sh -c "systemctl daemon-reload && systemctl restart ssed"
+curl -s -d hello localhost:3000/events/jobs | expect "nobody publishes" "takes a token"
+token=$(inside ssed --secret-file /etc/ssed/secret --sign 'write=jobs exp=1h')
+curl -s -d hello -H "Authorization: Bearer $token" localhost:3000/events/jobs |
+    expect "but who has a token" '"id"'
+rm -r "$system/etc/ssed" "$system/etc/systemd/system/ssed.service.d"
+inside systemctl daemon-reload
+
 # the next version comes with another /etc/default/ssed
 echo 'SSED_OPTIONS="--history 1234"' >"$system/etc/default/ssed"
 dpkg-deb -R "$work/one/$deb" "$work/next"
