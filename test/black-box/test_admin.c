@@ -392,6 +392,7 @@ Test(figures, count_what_is_published)
     body_send(&client, "data: a\n\ndata: b\n\n");
     body_end(&client, &response);
     cr_assert(response.status == 201);
+    client_close(&client);
     for (size_t i = 0; i < COUNT(refused); i++)
         expect_status(&server, refused[i].request, refused[i].status, NULL);
     await_figures({ "ssed_events_published_total", 7 + 1 + 1 + 2 },
