@@ -114,6 +114,43 @@ yaml scrape_configs >prometheus.yml
 promtool check config prometheus.yml 2>&1 | expect "promtool: what scrapes them" SUCCESS
 yaml "alert:" >rules.yml
 promtool check rules rules.yml 2>&1 | expect "promtool: the alerts" "6 rules found"
+# what each of them is for goes on for a quarter of an hour, on one of two servers
+cat >alerts.yml <<'END'
+rule_files: [rules.yml]
+tests:
+  - interval: 1m
+    input_series:
+      - { series: 'up{job="ssed",instance="a"}', values: '0x15' }
+      - { series: 'up{job="ssed",instance="b"}', values: '1x15' }
+      - { series: 'ssed_turn_seconds_bucket{instance="a",le="0.025"}', values: '0+90x15' }
+      - { series: 'ssed_turn_seconds_bucket{instance="a",le="0.1"}', values: '0+100x15' }
+      - { series: 'ssed_turn_seconds_bucket{instance="a",le="+Inf"}', values: '0+100x15' }
+      - { series: 'ssed_turn_seconds_bucket{instance="b",le="0.025"}', values: '0+100x15' }
+      - { series: 'ssed_turn_seconds_bucket{instance="b",le="+Inf"}', values: '0+100x15' }
+      - { series: 'ssed_subscribers{instance="a"}', values: '100x15' }
+      - { series: 'ssed_subscribers{instance="b"}', values: '100x15' }
+      - { series: 'ssed_unsubscribed_total{instance="a",reason="overrun"}', values: '0+1x15' }
+      - { series: 'ssed_unsubscribed_total{instance="b",reason="closed"}', values: '0+1x15' }
+      - { series: 'ssed_gaps_total{instance="a",cause="evicted"}', values: '0+1x15' }
+      - { series: 'ssed_gaps_total{instance="b",cause="invalid"}', values: '0+1x15' }
+      - { series: 'ssed_connections{instance="a",listener="public"}', values: '91x15' }
+      - { series: 'ssed_connections{instance="b",listener="public"}', values: '89x15' }
+      - { series: 'ssed_connections_limit{instance="a"}', values: '100x15' }
+      - { series: 'ssed_connections_limit{instance="b"}', values: '100x15' }
+      - { series: 'ssed_publishes_total{instance="a",status="503"}', values: '0+1x15' }
+      - { series: 'ssed_publishes_total{instance="b",status="400"}', values: '0+1x15' }
+    promql_expr_test:
+      - expr: count by (alertname, instance) (ALERTS{alertstate="firing"})
+        eval_time: 12m
+        exp_samples:
+          - { labels: '{alertname="SsedDown",instance="a"}', value: 1 }
+          - { labels: '{alertname="SsedSlow",instance="a"}', value: 1 }
+          - { labels: '{alertname="SsedOverruns",instance="a"}', value: 1 }
+          - { labels: '{alertname="SsedGaps",instance="a"}', value: 1 }
+          - { labels: '{alertname="SsedFull",instance="a"}', value: 1 }
+          - { labels: '{alertname="SsedRefuses",instance="a"}', value: 1 }
+END
+promtool test rules alerts.yml 2>&1 | expect "each alert tells what it is for" SUCCESS
 
 ./ssed --print units >units
 awk '/^# ssed.socket$/ { inside = 1 } /^```$/ { inside = 0 } inside' "$readme" |
