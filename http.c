@@ -3173,7 +3173,7 @@ void respond_page(struct http *http, struct conn *conn)
                      response.status == 301
                          ? "this is a folder: its path ends in a slash"
                      : response.status != 404 ? "no descriptor is free for it"
-                     : is_admin ? "here are /status.html, /metrics, /topics "
+                     : is_admin ? "here are /, /status, /metrics, /topics "
                                   "and /healthz; --listen serves all else"
                                 : "there is no such page");
         return;
@@ -5216,6 +5216,7 @@ static int listen_on(struct http *http, const char *name, uint8_t flags,
                      const struct sockaddr *address, socklen_t length,
                      char error[ERROR_SIZE])
 {
+    const char *way_out;
     int one = 1;
     int fd = socket(address->sa_family,
                     SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -5236,9 +5237,14 @@ static int listen_on(struct http *http, const char *name, uint8_t flags,
         tune_listener(fd);
     if (bind(fd, address, length) == 0 && listen(fd, SOMAXCONN) == 0)
         return add_listener(http, fd, flags, error);
+    way_out = errno != EADDRINUSE ? ""
+              : address->sa_family == AF_UNIX
+                  ? ": a server listens there, or it "
+                    "is a file of another kind"
+              : flags & FLAG_ADMIN ? "; choose another with --admin"
+                                   : "; choose another with --port or --listen";
     fail_with(error, "cannot listen on '%s': %s%s", name, strerror(errno),
-              errno == EADDRINUSE ? "; choose another with --port or --listen"
-                                  : "");
+              way_out);
     close(fd);
     return -1;
 }

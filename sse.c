@@ -4148,8 +4148,11 @@ static void load_credentials(struct server *server, bool again)
                        : http_load_secret(&server->http, file, &mode, error);
     if (outcome < 0) {
         if (!again)
-            die(EXIT_RUN_TIME, "--%s-file: no %s in '%s': %s", what, what, file,
-                error);
+            die(EXIT_RUN_TIME, "--%s-file: no %s in '%s': %s%s", what, what,
+                file, error,
+                strcmp(error, strerror(EACCES)) == 0
+                    ? " (it is opened without root's rights: --user)"
+                    : "");
         snprintf(event, sizeof(event), "%s_not_reloaded", what);
         log_event(LEVEL_ERROR, event,
                   "file=%s reason=\"%s\" kept=\"the one before\"", path, error);
@@ -4369,7 +4372,7 @@ static const struct spec specs[] = {
       .help = "print a token: 'read=chat/42 write=jobs/* exp=1h'" },
     { "publish", "WHO", KIND_NAME, 0, OPTION(publish), .names = publish_names,
       .initial = UNGIVEN,
-      .help = "who may publish without a token: local, unix, none (local)" },
+      .help = "without a token: local, unix; or none: nobody at all (local)" },
     { "max-event", "SIZE", KIND_SIZE, 0, OPTION(max_event), 1, 16 << 20,
       64 << 10, .help = "of an event's data (64K)" },
     { "max-connections", "N", KIND_NUMBER, 'c', PLACE(http.max_connections), 1,
@@ -4378,7 +4381,7 @@ static const struct spec specs[] = {
       1 << 28,
       .help = "connections of an IPv4 address or an IPv6 /64; 0: any (0)" },
     { "max-topics", "N", KIND_NUMBER, 0, OPTION(max_topics), 1, TOPICS_MAX,
-      1000000, .help = "without an event, that clients wait for (1000000)" },
+      1000000, .help = "topics without an event, at most (1000000)" },
     { "request-memory", "SIZE", KIND_SIZE, 0, PLACE(http.memory_limit), 1 << 20,
       UINT64_C(1) << 40, 256 << 20,
       .help = "that all requests together may hold (256M)" },
@@ -4422,7 +4425,7 @@ static const struct spec specs[] = {
     { "print", "WHAT", KIND_PRINT, 0, .names = print_names,
       .help = "redis-script, what appends to the log; man; completion, "
               "bash's; units, systemd's" },
-    { "help", NULL, KIND_HELP, 'h', .help = "this text" },
+    { "help", NULL, KIND_HELP, 'h', .help = "a list of the options" },
     { "version", NULL, KIND_VERSION, 'V', .help = "the version" },
 };
 
@@ -4731,13 +4734,14 @@ static const char man_tail[] =
     ".EX\n"
     "ssed \\-\\-history\\-file history\n"
     "curl \\-d hello http://localhost:3000/events/chat/42\n"
-    "curl \\-N http://localhost:3000/events/chat/42?lastEventId=earliest\n"
+    "curl \\-N 'http://localhost:3000/events/chat/42?lastEventId=earliest'\n"
     ".EE\n"
     ".PP\n"
     "Publish a log, line by line:\n"
     ".PP\n"
     ".EX\n"
-    "tail \\-F /var/log/messages | ssed \\- \\-\\-topic log\n"
+    "tail \\-F /var/log/dpkg.log |\n"
+    "  ssed \\- \\-\\-topic log \\-\\-port 3001 \\-\\-cors none\n"
     ".EE\n"
     ".SH SEE ALSO\n"
     ".BR curl (1),\n"
@@ -5936,15 +5940,19 @@ static void announce_ready(const struct server *server)
     notify("READY=1\nSTATUS=serving on %s\n", http->listeners[0].address);
     if (!server->on_terminal || server->phase >= PHASE_DRAIN)
         return;
-    for (unsigned i = 0; i < http->listener_count; i++)
-        dprintf(STDOUT_FILENO,
-                is_admin(http, i)
-                    ? "ssed tells its figures at %s%s/metrics\n"
-                    : "ssed serves %s%s/ and the stream at /events; Ctrl-C "
-                      "ends it\n",
-                strncmp(http->listeners[i].address, "unix:", 5) ? "http://"
-                                                                : "",
-                http->listeners[i].address);
+    for (unsigned i = 0; i < http->listener_count; i++) {
+        const char *address = http->listeners[i].address;
+        char line[256];
+
+        /* not printf(3): stdio makes calls that the sandbox refuses */
+        snprintf(line, sizeof(line),
+                 is_admin(http, i) ? "ssed tells its figures at %s%s/\n"
+                                   : "ssed serves %s%s/ and the stream at "
+                                     "/events; Ctrl-C ends it\n",
+                 strncmp(address, "unix:", 5) ? "http://" : "", address);
+        if (write(STDOUT_FILENO, line, strlen(line)) < 0)
+            return; /* the terminal is gone */
+    }
 }
 
 /*

@@ -250,7 +250,8 @@ void server_start_list(struct server *server, const char *const options[])
     server_start_list_input(server, STDIN_FILENO, options);
 }
 
-static void launch(struct server *server, int input, int listener,
+/* `output` and `listener` are 0 for none: the output is the log then. */
+static void launch(struct server *server, int input, int output, int listener,
                    const char *const options[])
 {
     const char *all[OPTIONS_MAX] = { "--interval", "0" };
@@ -269,18 +270,19 @@ static void launch(struct server *server, int input, int listener,
     all[count] = NULL;
     *server = (struct server){ .log = memfd_create("log", MFD_CLOEXEC) };
     server->pid = start_child(
-        all, (struct standard){ input, server->log, server->log, listener });
+        all, (struct standard){ input, output ? output : server->log,
+                                server->log, listener });
 }
 
 void server_launch(struct server *server, const char *const options[])
 {
-    launch(server, STDIN_FILENO, 0, options);
+    launch(server, STDIN_FILENO, 0, 0, options);
 }
 
-static void start_list(struct server *server, int input, int listener,
-                       const char *const options[])
+static void start_list(struct server *server, int input, int output,
+                       int listener, const char *const options[])
 {
-    launch(server, input, listener, options);
+    launch(server, input, output, listener, options);
     server_await_either(server, "event=ready", "event=log state=away");
     find_address(server);
 }
@@ -288,14 +290,20 @@ static void start_list(struct server *server, int input, int listener,
 void server_start_list_input(struct server *server, int input,
                              const char *const options[])
 {
-    start_list(server, input, 0, options);
+    start_list(server, input, 0, 0, options);
+}
+
+void server_start_list_output(struct server *server, int output,
+                              const char *const options[])
+{
+    start_list(server, STDIN_FILENO, output, 0, options);
 }
 
 void server_start_handed(struct server *server, int listener,
                          const char *const options[])
 {
     setenv("LISTEN_FDS", "1", 1);
-    start_list(server, STDIN_FILENO, listener, options);
+    start_list(server, STDIN_FILENO, 0, listener, options);
     unsetenv("LISTEN_FDS");
 }
 

@@ -108,6 +108,10 @@ int run_to_end(const char *const options[], char *out, char *err);
 int run_to_end_handed(const char *const options[], int handed, char *out,
                       char *err);
 
+/* As server_start_list(), with a descriptor as its standard output. */
+void server_start_list_output(struct server *server, int output,
+                              const char *const options[]);
+
 /* As if a server with the default sizes had run with this history file in
  * another boot of the machine, until that crashed. */
 void run_in_another_boot(const char *path, bool kept_ids);

@@ -383,3 +383,31 @@ Test(sandbox, connects_to_the_log)
     snprintf(local.sun_path, sizeof(local.sun_path), "%s", unix_path);
     expect_connections((void *)&local, sizeof(local), unix_path);
 }
+
+Test(sandbox, a_terminal_is_told_the_address)
+{
+    int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    struct pollfd terminal = { .fd = master, .events = POLLIN };
+    char expected[64], line[256] = "";
+    size_t length = 0;
+    int slave;
+
+    cr_assert(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
+    slave = open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    cr_assert(slave >= 0);
+    server_start_list_output(&server, slave, (const char *[]){ NULL });
+    snprintf(expected, sizeof(expected), "ssed serves http://127.0.0.1:%d/ ",
+             server.port);
+    while (!strchr(line, '\n')) {
+        ssize_t n = -1;
+
+        if (poll(&terminal, 1, patience()) == 1)
+            n = read(master, line + length, sizeof(line) - 1 - length);
+        cr_assert(n > 0, "waited for the address, have: %s", line);
+        length += (size_t)n;
+    }
+    cr_assert(strncmp(line, expected, strlen(expected)) == 0, "%s", line);
+    close(slave);
+    close(master);
+    server_stop(&server);
+}
