@@ -4367,7 +4367,7 @@ static const struct spec specs[] = {
       .help = "all may read it: TOPIC, PREFIX/*, *, '' (the main stream); "
               "repeatable" },
     { "max-failures", "N", KIND_NUMBER, 0, PLACE(http.max_failures), 1, 1 << 20,
-      UNGIVEN, .help = "wrong tokens a minute from one address (100)" },
+      UNGIVEN, .help = "wrong signed tokens a minute from an address (100)" },
     { "sign", "CLAIMS", KIND_TEXT, 0, OPTION(sign),
       .help = "print a token: 'read=chat/42 write=jobs/* exp=1h'" },
     { "publish", "WHO", KIND_NAME, 0, OPTION(publish), .names = publish_names,

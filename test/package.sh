@@ -200,8 +200,15 @@ curl -s -d hello localhost:3000/events/jobs | expect "nobody publishes" "takes a
 token=$(inside ssed --secret-file /etc/ssed/secret --sign 'write=jobs exp=1h')
 curl -s -d hello -H "Authorization: Bearer $token" localhost:3000/events/jobs |
     expect "but who has a token" '"id"'
-rm -r "$system/etc/ssed" "$system/etc/systemd/system/ssed.service.d"
-inside systemctl daemon-reload
+mkdir "$system/etc/systemd/system/ssed.socket.d"
+grep -B2 '^ListenStream=0' "$readme" \
+    >"$system/etc/systemd/system/ssed.socket.d/override.conf"
+inside sh -c "systemctl daemon-reload && systemctl restart ssed.socket ssed.service"
+curl -s localhost:80/healthz | expect "at another address" "^ok$"
+{ curl -s localhost:3000/healthz || echo gone; } | expect "not at the first" "^gone$"
+rm -r "$system/etc/ssed" "$system/etc/systemd/system/ssed.service.d" \
+    "$system/etc/systemd/system/ssed.socket.d" "$system/etc/default/ssed"
+inside sh -c "systemctl daemon-reload && systemctl restart ssed.socket ssed.service"
 
 # the next version comes with another /etc/default/ssed
 echo 'SSED_OPTIONS="--history 1234"' >"$system/etc/default/ssed"
