@@ -2322,10 +2322,12 @@ static struct exchange *exchange_take(struct http *http, bool is_admin)
     return exchange;
 }
 
-static void exchange_drop_file(struct exchange *exchange)
+static void exchange_drop_file(struct http *http, struct exchange *exchange)
 {
-    if (exchange->file.fd >= 0)
+    if (exchange->file.fd >= 0) {
         close(exchange->file.fd);
+        http->files--;
+    }
     exchange->file.fd = -1;
     exchange->file_left = 0;
     exchange->makes = false;
@@ -2333,7 +2335,7 @@ static void exchange_drop_file(struct exchange *exchange)
 
 static void exchange_release(struct http *http, struct exchange *exchange)
 {
-    exchange_drop_file(exchange);
+    exchange_drop_file(http, exchange);
     memory_return(http, exchange_size(exchange));
     if (http->spare_count >= SPARE_EXCHANGES) {
         exchange_free(exchange);
@@ -2385,26 +2387,30 @@ static uint32_t network_entries(uint32_t connections)
     return entries;
 }
 
+/* False with errno if there are no random numbers. */
+static bool fill_random(void *bytes, size_t size)
+{
+    for (size_t got = 0; got < size;) {
+        ssize_t n = getrandom((char *)bytes + got, size - got, 0);
+
+        if (n < 0 && errno != EINTR)
+            return false;
+        got += n < 0 ? 0 : (size_t)n;
+    }
+    return true;
+}
+
 /* Returns NULL without memory, or without random numbers. */
 static struct networks *networks_make(uint32_t connections)
 {
     uint32_t entries = network_entries(connections);
     struct networks *networks = calloc(1, networks_size(entries));
-    char *key = networks ? (char *)networks->random : NULL;
 
-    for (size_t got = 0; networks && got < sizeof(networks->random);) {
-        ssize_t n = getrandom(key + got, sizeof(networks->random) - got, 0);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            free(networks);
-            return NULL;
-        }
-        got += (size_t)n;
+    if (!networks || !fill_random(networks->random, sizeof(networks->random))) {
+        free(networks);
+        return NULL;
     }
-    if (networks)
-        networks->mask = entries - 1;
+    networks->mask = entries - 1;
     return networks;
 }
 
@@ -2742,8 +2748,10 @@ void conn_begin_stream(struct http *http, struct conn *conn,
  * kernel's queue meanwhile. SURPLUS more than --max-connections are accepted,
  * so that those clients get an answer that says why they are refused. So are
  * ADDRESS_SURPLUS more than --max-per-address, of each network; what comes
- * beyond that is reset at once. The listener of --admin has places of its own,
- * and is accepted from while all others are taken.
+ * beyond that is reset at once. A file that is being sent takes the place of a
+ * connection, since it has a descriptor as well, or of half the surplus. The
+ * listener of --admin has places of its own, and is accepted from while all
+ * others are taken.
  *
  * Callers: http_event(), http_end_turn().
  */
@@ -2833,7 +2841,7 @@ static int conn_open(struct http *http, int fd,
 
 static bool is_full(const struct http *http)
 {
-    return http->connections >= http->max_connections + SURPLUS;
+    return http->connections + http->files >= http->max_connections + SURPLUS;
 }
 
 static void accept_all(struct http *http, int listener)
@@ -2859,7 +2867,7 @@ static void accept_all(struct http *http, int listener)
             if (http->now >= http->accept_again + 1000)
                 http->handlers->accept_paused(http->server, error);
             http->limits_hit[LIMIT_ACCEPT]++;
-            accept_pause(http, true, !full);
+            accept_pause(http, true, flags & FLAG_ADMIN);
             return;
         }
     }
@@ -2942,7 +2950,7 @@ static bool keep_promises(struct http *http, struct conn *conn)
     if (!why)
         return true;
     exchange->out.end = exchange->promise;
-    exchange_drop_file(exchange);
+    exchange_drop_file(http, exchange);
     respond_text(http, conn, (struct response){ .status = 503, .close = true },
                  why);
     return false;
@@ -3037,7 +3045,7 @@ static void answers_sent(struct http *http, struct conn *conn)
 {
     struct exchange *exchange = conn->exchange;
 
-    exchange_drop_file(exchange);
+    exchange_drop_file(http, exchange);
     conn_set_interest(http, conn, READABLE);
     conn_set_state(http, conn, exchange->close ? CONN_LINGER : CONN_REQUEST);
     exchange->left = buffer_length(&exchange->in) > 0;
@@ -3161,8 +3169,14 @@ void respond_page(struct http *http, struct conn *conn)
     if (method != METHOD_OPTIONS)
         response.status =
             -http_file_open(&exchange->file, root, exchange->request.path);
+    if (response.status == 0 && exchange->file.fd >= 0 &&
+        ++http->files + http->connections >
+            http->max_connections + SURPLUS / 2) {
+        exchange_drop_file(http, exchange);
+        response.status = 503;
+    }
     if (response.status == 0 && method != METHOD_GET && method != METHOD_HEAD) {
-        exchange_drop_file(exchange);
+        exchange_drop_file(http, exchange);
         respond_method(http, conn, "GET, HEAD, OPTIONS");
         return;
     }
@@ -3183,7 +3197,7 @@ void respond_page(struct http *http, struct conn *conn)
     respond(http, conn, &response, SLICE(""));
     if (method == METHOD_HEAD || response.status == 304 ||
         response.length == 0) {
-        exchange_drop_file(exchange);
+        exchange_drop_file(http, exchange);
         return;
     }
     exchange->file_left = response.length;
@@ -3744,14 +3758,17 @@ enum {
     FAILURE_TIME = 60 * 1000, /* ms */
 };
 
-/* Multiplied by odd constants that look random: the top bits depend on all. */
-static size_t failure_set(const struct in6_addr *network)
+/* By a random key, so that nobody knows which networks share a set. Multiplied
+ * by odd numbers: the top bits depend on all. */
+static size_t failure_set(const struct http *http,
+                          const struct in6_addr *network)
 {
     uint64_t first, last;
 
     memcpy(&first, network->s6_addr, 8);
     memcpy(&last, network->s6_addr + 8, 8);
-    return (first ^ last * UINT64_C(0x9E3779B97F4A7C15)) *
+    return (first * (http->failure_key[0] | 1) ^
+            last * (http->failure_key[1] | 1)) *
                UINT64_C(0xC2B2AE3D27D4EB4F) >>
            56;
 }
@@ -3765,7 +3782,8 @@ static bool is_of_network(const struct failures *failures,
 unsigned http_failure_wait(const struct http *http, const struct conn *conn)
 {
     struct in6_addr network = conn_network(conn);
-    const struct failures *failures = http->failures[failure_set(&network)];
+    const struct failures *failures =
+        http->failures[failure_set(http, &network)];
 
     if (conn_is_local(conn))
         return 0;
@@ -3779,7 +3797,7 @@ unsigned http_failure_wait(const struct http *http, const struct conn *conn)
 void http_count_failure(struct http *http, const struct conn *conn)
 {
     struct in6_addr network = conn_network(conn);
-    struct failures *set = http->failures[failure_set(&network)];
+    struct failures *set = http->failures[failure_set(http, &network)];
     struct failures *place = set;
 
     if (conn_is_local(conn))
@@ -5573,6 +5591,9 @@ int http_init(struct http *http, char error[ERROR_SIZE])
         return fail_with(error,
                          "no memory for %u connections: --max-connections",
                          http->conn_limit);
+    if (!fill_random(http->failure_key, sizeof(http->failure_key)))
+        return fail_with(error, "cannot get random numbers: %s",
+                         strerror(errno));
     if (http->max_per_address)
         http->networks = networks_make(http->conn_limit);
     if (http->max_per_address && !http->networks)

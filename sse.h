@@ -1351,7 +1351,7 @@ struct failures {
 
 enum {
     FAILURE_SETS = 256, /* 8 bits of a hash */
-    FAILURE_WAYS = 4,   /* networks of one hash that are known at once */
+    FAILURE_WAYS = 8,   /* networks of one hash that are known at once */
 };
 
 enum {
@@ -1587,6 +1587,7 @@ struct http {
     struct networks *networks; /* owned; NULL: they are not counted */
     uint32_t conn_end; /* no descriptor from here on has been a connection */
     uint32_t connections;
+    uint32_t files;             /* of --root that are open, to be sent */
     uint32_t admin_connections; /* not among them */
     uint32_t in_state[CONN_STATES];
     uint64_t limits_hit[LIMITS];
@@ -1607,6 +1608,7 @@ struct http {
     size_t token_length;
     bool has_secret;
     uint8_t secret[SECRET_KEY];
+    uint64_t failure_key[2];
     struct failures failures[FAILURE_SETS][FAILURE_WAYS];
 };
 

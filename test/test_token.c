@@ -1241,7 +1241,7 @@ Test(throttle, neighbours_do_not_share_a_set)
 
             conn.address.s6_addr[bytes[base]] = (uint8_t)i;
             network = conn_network(&conn);
-            in_set[failure_set(&network)]++;
+            in_set[failure_set(&http, &network)]++;
         }
         for (unsigned i = 0; i < FAILURE_SETS; i++) {
             used += in_set[i] > 0;

@@ -814,3 +814,40 @@ Test(listing, a_page_goes_on_when_it_is_read)
     client_close(&client);
     server_stop(&server);
 }
+
+/* Downloads that stand still hold two descriptors each. There are enough left
+ * for those who watch, and for what the server itself has to open. */
+Test(admin, files_do_not_use_up_all_descriptors)
+{
+    enum {
+        CLIENTS = 300
+    };
+    static struct client clients[CLIENTS];
+    char folder[] = "/tmp/ssed-admin-XXXXXX", token[64], page[64];
+    FILE *file;
+
+    if (getenv("SSED_UNDER"))
+        cr_skip_test("emulators know no openat2(2)");
+    cr_assert(mkdtemp(folder));
+    snprintf(token, sizeof(token), "%s/token", folder);
+    snprintf(page, sizeof(page), "%s/page", folder);
+    file = fopen(token, "we");
+    cr_assert(file && fputs("secret", file) >= 0 && fclose(file) == 0);
+    file = fopen(page, "we");
+    cr_assert(file && fclose(file) == 0 && truncate(page, 32 << 20) == 0);
+    start("--root", folder, "--token-file", token, "--max-connections", "400");
+    for (int i = 0; i < CLIENTS; i++) {
+        client_connect(&clients[i], &server);
+        client_send(&clients[i], "GET /page HTTP/1.1\r\n" HOST "\r\n");
+    }
+    server_await_log(&server, "event=accept_paused");
+    expect_status(&admin, "GET /healthz HTTP/1.1\r\n" HOST "\r\n", 200, "ok");
+    kill(server.pid, SIGHUP);
+    server_await_log(&server, "event=token_reloaded");
+    for (int i = 0; i < CLIENTS; i++)
+        client_close(&clients[i]);
+    server_stop(&server);
+    unlink(token);
+    unlink(page);
+    rmdir(folder);
+}

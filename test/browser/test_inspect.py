@@ -114,10 +114,12 @@ class Inspect(PageTest):
         self.assertTrue(any("End: the topic x is finished" in row
                             for row in self.rows()))
         # a number is shown as it was written
-        row = next(row for row in self.find_all("#space > div")
-                   if "json" in row.text)
-        row.click()
-        self.script("document.querySelectorAll('#details details')[1].open = 1")
+        self.wait(lambda: self.script("""
+            [...document.querySelectorAll("#space > div")]
+              .find((row) => row.innerText.includes("json"))?.click();
+            const values = document.querySelectorAll("#details details")[1];
+            if (values) values.open = true;
+            return !!values"""), "the event's values")
         self.wait(lambda: "2.50" in self.text("#details .tree"), "2.50")
         self.assertIn("12345678901234567890", self.text("#details .tree"))
 
