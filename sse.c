@@ -3773,6 +3773,8 @@ static bool handle_content(struct server *server, struct conn *conn,
 
 static void respond_figures(struct server *server, struct conn *conn)
 {
+    /* one that is under way may have passed subscribers before the request */
+    uint64_t rounds = server->scan.rounds + server->scan.running;
     struct response response = {
         .status = 200,
         .type = "text/plain; version=0.0.4; charset=utf-8",
@@ -3780,8 +3782,7 @@ static void respond_figures(struct server *server, struct conn *conn)
     };
 
     conn->exchange->listing =
-        (struct listing){ .what = LISTS_FIGURES,
-                          .scan = server->scan.rounds + 1 };
+        (struct listing){ .what = LISTS_FIGURES, .scan = rounds + 1 };
     respond_made(&server->http, conn, &response);
 }
 
@@ -5399,7 +5400,8 @@ static void put_argument_rules(struct filter *filter)
     const uint32_t stream = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
     const struct checked_call rows[] = {
         /* an address connects as well (MSG_FASTOPEN), and Landlock is not
-         * asked; without connections of its own ssed has no socket for that */
+         * asked; without connections of its own ssed has no TCP socket for
+         * that */
         { CALL_FOR(sendto, FOR_LOG), { IS(LOW(4), 0), IS(HIGH(4), 0) } },
         /* not the others, which make a socket that can connect of a listener */
         { CALL(shutdown), { IS(LOW(1), SHUT_WR) } },
