@@ -123,7 +123,7 @@ echo "== two builds"
 mkdir -p "$work/one" "$work/another/folder"
 for copy in "$work/one" "$work/another/folder"; do
     cp -R Makefile README.md .debian ./*.c ./*.h static "$copy"
-    check "a build in ${copy#"$work/"}" env "TZ=XXX$((${#copy} % 10))" make -C "$copy" \
+    check "a build in ${copy#"$work/"}" env "TZ=UTC$((${#copy} % 10))" make -C "$copy" \
         VERSION="$version" SOURCE_DATE_EPOCH=1700000000 all deb
 done
 deb=.build/deb/ssed_${version}_$(dpkg --print-architecture).deb

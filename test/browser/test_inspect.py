@@ -114,9 +114,11 @@ class Inspect(PageTest):
         self.assertTrue(any("End: the topic x is finished" in row
                             for row in self.rows()))
         # a number is shown as it was written
-        self.wait(lambda: self.script("""
+        self.script("""
             [...document.querySelectorAll("#space > div")]
-              .find((row) => row.innerText.includes("json"))?.click();
+              .find((row) => !row.hidden && row.innerText.includes("json"))
+              .click()""")
+        self.wait(lambda: self.script("""
             const values = document.querySelectorAll("#details details")[1];
             if (values) values.open = true;
             return !!values"""), "the event's values")
