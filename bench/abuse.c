@@ -312,17 +312,24 @@ struct server {
     bool ready, errors; /* what the log says */
 };
 
-static char secret_path[64];
+static char secret_path[] = "/tmp/ssed-abuse-XXXXXX";
+static pid_t secret_owner;
 
-/* The secret's file, which is in memory. */
+static void remove_secret(void)
+{
+    if (getpid() == secret_owner)
+        unlink(secret_path);
+}
+
 static void make_secret(void)
 {
-    int fd = memfd_create("secret", MFD_CLOEXEC);
+    int fd = mkstemp(secret_path);
 
-    if (fd < 0 || fchmod(fd, 0600) < 0 ||
-        write(fd, SECRET, sizeof(SECRET) - 1) != sizeof(SECRET) - 1)
+    if (fd < 0 || write(fd, SECRET, sizeof(SECRET) - 1) != sizeof(SECRET) - 1)
         fail("the secret");
-    snprintf(secret_path, sizeof(secret_path), "/proc/%d/fd/%d", getpid(), fd);
+    close(fd);
+    secret_owner = getpid();
+    atexit(remove_secret);
 }
 
 static void make_guess(void)
