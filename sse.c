@@ -2961,6 +2961,18 @@ static uint64_t read_connections(const struct server *server, unsigned i)
     return values[i];
 }
 
+static uint64_t read_files(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->http.files;
+}
+
+static uint64_t read_descriptors(const struct server *server, unsigned i)
+{
+    (void)i;
+    return server->http.conn_limit;
+}
+
 /* Those between CONN_REDIS and CONN_CLOSED. */
 static const char *const state_names[] = { "request", "body",   "waiting",
                                            "respond", "stream", "status",
@@ -3101,6 +3113,10 @@ static const struct figure figures[] = {
       .values = connection_names },
     { "connections_limit", "As many as there may be: --max-connections.",
       .type = GAUGE, .place = PLACE(http.max_connections) },
+    { "files", "Files of --root that are being sent.", .type = GAUGE,
+      .read = read_files },
+    { "descriptors_limit", "Descriptors for connections, files and all else.",
+      .type = GAUGE, .read = read_descriptors },
     { "connections_by_state", "Open connections, by what they do.",
       .type = GAUGE, .read = read_states, .label = "state",
       .values = state_names },

@@ -842,6 +842,11 @@ Test(admin, files_do_not_use_up_all_descriptors)
     }
     server_await_log(&server, "event=accept_paused");
     expect_status(&admin, "GET /healthz HTTP/1.1\r\n" HOST "\r\n", 200, "ok");
+    fetch("/metrics");
+    cr_assert(value_of("ssed_files") > 100);
+    cr_assert(value_of("ssed_files") +
+                  value_of("ssed_connections{listener=\"public\"}") <
+              value_of("ssed_descriptors_limit") - 100);
     kill(server.pid, SIGHUP);
     server_await_log(&server, "event=token_reloaded");
     for (int i = 0; i < CLIENTS; i++)
